@@ -1,0 +1,88 @@
+"""Errors that speak to the user: what went wrong, where, and what to do about it.
+
+Every error raised on purpose is a `TlsegError`; anything else that escapes is a defect
+of this program. Exit codes follow BEP027 and `sysexits.h`.
+"""
+
+from __future__ import annotations
+
+
+class TlsegError(Exception):
+    """A sentence for the user.
+
+    Parameters
+    ----------
+    what : str
+        What is wrong, with the offending value.
+    where : str or path-like
+        The file, option or column that holds it; empty if there is none.
+    hint : str
+        What the user can do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, where: object = "", hint: str = "") -> None:
+        self.what, self.where, self.hint = what, str(where), hint
+        super().__init__(what, self.where, hint)
+
+    def __str__(self) -> str:
+        return " – ".join(part for part in (self.what, self.where, self.hint) if part)
+
+
+class ScanError(TlsegError):
+    """One scan cannot be processed; the others go on (exit code 1 at the end)."""
+
+
+class NotBidsError(TlsegError):
+    """The input folder is not a BIDS dataset."""
+
+    exit_code = 16
+
+
+class UnknownLevelError(TlsegError):
+    """The analysis level is neither `participant` nor `group`."""
+
+    exit_code = 17
+
+
+class NothingSelectedError(TlsegError):
+    """The filters match no scan."""
+
+    exit_code = 18
+
+
+class UsageError(TlsegError):
+    """An option, or a combination of options, makes no sense."""
+
+    exit_code = 64
+
+
+class DataError(TlsegError):
+    """A file that the whole run depends on is damaged (a card, weights, a table)."""
+
+    exit_code = 65
+
+
+class NoInputError(TlsegError):
+    """A file or folder that was named does not exist."""
+
+    exit_code = 66
+
+
+class CannotCreateError(TlsegError):
+    """The output folder, or a file in it, cannot be created."""
+
+    exit_code = 73
+
+
+class OutputError(TlsegError):
+    """Writing failed on the way, for example on a full disk."""
+
+    exit_code = 74
+
+
+class LockedError(TlsegError):
+    """Another run holds the output folder; try again later."""
+
+    exit_code = 75

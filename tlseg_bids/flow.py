@@ -1,0 +1,114 @@
+"""THE DATA MODEL ON ONE PAGE: what a scan is at each door of the house.
+
+``Scan → Job → Prepared → Prediction → Segmentation → Outcome``. Every one is frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.volume import Grid, Volume
+from tlseg_bids.zoo.card import ModelCard
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A model that was not chosen, and why."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scan and the model that will label it, decided before a voxel is read.
+
+    `key` is the content key: a hash of the input file, its sidecar, the card, the weights and the
+    program's version. A finished scan with the same key is reused.
+    """
+
+    scan: Scan
+    card: ModelCard
+    reason: str
+    refused: tuple[Refusal, ...]
+    warnings: tuple[str, ...]
+    key: str
+    device: str
+    memory_gib: float
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A scan that will not be processed, and why (for example a dangling link)."""
+
+    scan: Scan
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the run is going to do; written to `logs/` before a voxel is read."""
+
+    jobs: tuple[Job, ...]
+    skips: tuple[Skip, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The image as the model wants it.
+
+    `image` is float32 (C, I, J, K) on `grid`; `grid.affine` lies in the native world, so
+    `native.index_from(grid)` is the 4×4 from model voxels to native voxels. `template_from_native`
+    is the 4×4 from native millimetres to template millimetres.
+    """
+
+    image: np.ndarray
+    grid: Grid
+    native: Volume
+    template_from_native: np.ndarray
+    skull_stripped: bool
+    steps: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Class probabilities on the model's output grid: float16 (channels, I, J, K)."""
+
+    probabilities: np.ndarray
+    grid: Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Labels on the native grid.
+
+    `labels` int16; `confidence` uint8 (255 = certain), both on the native grid. `volumes` has a
+    row per label of the protocol: index, name, hard_mm3, soft_mm3, voxels, mean_confidence.
+    """
+
+    labels: Volume
+    confidence: np.ndarray
+    brain_mask: np.ndarray
+    volumes: pd.DataFrame
+    qc: dict[str, float] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a scan: `status` is ``done``, ``reused`` or ``failed``."""
+
+    scan: Scan
+    status: str
+    files: tuple[Path, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_gib: float = 0.0
+    error: str = ""
+    hint: str = ""

@@ -1,0 +1,100 @@
+"""What integers mean: label protocols, read from `protocols/*.tsv`.
+
+No integer label is written in Python code; a protocol is asked by name, group or hemisphere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib import resources
+
+import numpy as np
+import pandas as pd
+
+from tlseg_bids.errors import DataError
+
+COLUMNS = (
+    "index", "name", "abbreviation", "color", "hemisphere", "mirror", "group", "subcortical14",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class LabelProtocol:
+    """A numbered list of structures; row order is the channel order of a network's output.
+
+    Parameters
+    ----------
+    name : str
+        Value of the BIDS entity ``seg``.
+    table : DataFrame
+        Columns `COLUMNS`; row 0 is the background with index 0.
+    """
+
+    name: str
+    table: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        table, where = self.table, f"label protocol '{self.name}'"
+        missing = [column for column in COLUMNS if column not in table]
+        if missing:
+            raise DataError(f"columns {missing} are missing", where, "add them to the TSV")
+        if table["index"].duplicated().any():
+            twice = table["index"][table["index"].duplicated()].tolist()
+            raise DataError(f"indices {twice} occur twice", where, "give each structure its own")
+        if int(table["index"].iloc[0]) != 0:
+            raise DataError("the first row is not background 0", where, "put index 0 first")
+        mirror = dict(zip(table["index"], table["mirror"], strict=True))
+        broken = [int(i) for i, m in mirror.items() if mirror.get(m) != i]
+        if broken:
+            raise DataError(
+                f"left/right partners of {broken} do not point at each other", where,
+                "mend the column 'mirror'",
+            )  # fmt: skip
+
+    @cached_property
+    def indices(self) -> np.ndarray:
+        """Label of each channel, int16, shape (channels,)."""
+        return self.table["index"].to_numpy(np.int16)
+
+    @cached_property
+    def mirror(self) -> np.ndarray:
+        """Channel of the mirrored structure for each channel, shape (channels,)."""
+        channel = {int(label): c for c, label in enumerate(self.indices)}
+        return np.array([channel[int(label)] for label in self.table["mirror"]])
+
+    def channels(self, **where: object) -> np.ndarray:
+        """Channels of the rows in which every named column has the given value."""
+        keep = np.ones(len(self.table), bool)
+        for column, value in where.items():
+            keep &= (self.table[column] == value).to_numpy()
+        return np.flatnonzero(keep)
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(left label, right label) of every paired structure."""
+        left = self.table[self.table["hemisphere"] == "left"]
+        return [(int(i), int(m)) for i, m in zip(left["index"], left["mirror"], strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+@lru_cache
+def load_protocol(name: str) -> LabelProtocol:
+    """Read `protocols/<name>.tsv`.
+
+    Raises
+    ------
+    DataError
+        If there is no such protocol.
+    """
+    file = resources.files("tlseg_bids.labels") / "protocols" / f"{name}.tsv"
+    if not file.is_file():
+        known = sorted(
+            f.name.removesuffix(".tsv")
+            for f in (resources.files("tlseg_bids.labels") / "protocols").iterdir()
+            if f.name.endswith(".tsv")
+        )
+        raise DataError(f"no label protocol '{name}'", "", f"known are {', '.join(known)}")
+    with file.open(encoding="utf-8") as stream:
+        return LabelProtocol(name, pd.read_csv(stream, sep="\t", keep_default_na=False))

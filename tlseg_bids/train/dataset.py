@@ -1,0 +1,214 @@
+"""Labelled scans for training: label maps with, where there are any, their images."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+
+from tlseg_bids.errors import NoInputError
+from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
+from tlseg_bids.preprocess.register import affine, centroids
+
+HERE = Path(__file__).parent
+IGNORE = 255
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """What a training label map distinguishes; row order is the class number used below.
+
+    `target` is the protocol channel of each class, `mirror` its left/right partner, `tissue` the
+    row of the contrast table it takes its intensity from (-1: free).
+    """
+
+    index: np.ndarray
+    target: np.ndarray
+    mirror: np.ndarray
+    tissue: np.ndarray
+    extra: np.ndarray
+    contrasts: pd.DataFrame
+
+
+def load_classes(protocol: LabelProtocol) -> Classes:
+    """Read `classes.tsv` and `contrasts.tsv`."""
+    table = pd.read_csv(HERE / "classes.tsv", sep="\t")
+    contrasts = pd.read_csv(HERE / "contrasts.tsv", sep="\t", index_col="tissue")
+    channel = {int(i): c for c, i in enumerate(protocol.indices)}
+    row = {int(i): n for n, i in enumerate(table["index"])}
+    return Classes(
+        index=table["index"].to_numpy(),
+        target=np.array([channel[t] for t in table["target"]]),
+        mirror=np.array([row[m] for m in table["mirror"]]),
+        tissue=np.array([
+            contrasts.index.get_loc(t) if t in contrasts.index else -1 for t in table["tissue"]
+        ]),
+        extra=table["tissue"].str.startswith("extra-").to_numpy(),
+        contrasts=contrasts,
+    )
+
+
+@dataclass(eq=False)
+class Sample:
+    """One labelled scan.
+
+    `classes` uint8 (I, J, K) class numbers, `IGNORE` where nothing is known; `images` float32
+    (I, J, K) each, on the same voxels; `template_from_voxel` (4, 4); `group` (channels,): the
+    merged channel that each protocol channel belongs to in this scan's (partial) labels.
+    """
+
+    name: str
+    dataset: str
+    classes: torch.Tensor
+    images: dict[str, torch.Tensor]
+    world_from_voxel: np.ndarray
+    group: np.ndarray
+    sha256: str
+    template_from_voxel: np.ndarray = field(default_factory=lambda: np.eye(4))
+
+
+def _canonical(path: Path) -> nib.Nifti1Image:
+    return nib.as_closest_canonical(nib.load(path))
+
+
+def _crop(classes: np.ndarray, margin: int) -> tuple[slice, ...]:
+    return tuple(
+        slice(max(int(hit.min()) - margin, 0), int(hit.max()) + 1 + margin)
+        for hit in np.nonzero(classes)
+    )
+
+
+def load_dataset(root: Path, name: str, protocol: LabelProtocol, rules: dict) -> list[Sample]:
+    """Every labelled scan of a BIDS dataset.
+
+    Parameters
+    ----------
+    root : Path
+        The dataset.
+    rules : dict
+        From the recipe: ``labels`` (folder of the derivative), ``merge`` (pairs of protocol
+        labels that this dataset does not tell apart, [absent, merged into]), ``ignore`` (labels
+        of which nothing is known), ``fill`` (protocol label of unlabelled voxels inside the
+        image), ``images`` (suffixes).
+
+    Raises
+    ------
+    NoInputError
+        If there is no label map.
+    """
+    classes = load_classes(protocol)
+    folder = root / rules.get("labels", ".")
+    files = sorted(folder.glob("sub-*/**/*_dseg.nii.gz"))
+    if not files:
+        raise NoInputError("no *_dseg.nii.gz found", folder, "set the dataset's root in the recipe")
+    channel = {int(i): c for c, i in enumerate(protocol.indices)}
+    group = np.arange(len(protocol))
+    for absent, into in rules.get("merge", []):
+        group[channel[absent]] = channel[into]
+    samples = []
+    for file in files:
+        image = _canonical(file)
+        labels = np.asarray(image.dataobj).astype(np.int32)
+        lut = np.zeros(labels.max() + 1, np.uint8)
+        for number, index in enumerate(classes.index):
+            if index < len(lut):
+                lut[index] = number
+        for index in rules.get("ignore", []):
+            if index < len(lut):
+                lut[index] = IGNORE
+        numbers = lut[labels]
+        subject = file.name.split("_")[0]
+        images, digest = {}, hashlib.sha256(file.read_bytes())
+        for suffix in rules.get("images", []):
+            path = next((root / subject).glob(f"**/{subject}_{suffix}.nii.gz"))
+            digest.update(path.read_bytes())
+            images[suffix] = np.asarray(_canonical(path).dataobj, np.float32)
+        if "fill" in rules:
+            inside = np.any([i > 0 for i in images.values()], axis=0)
+            fill = int(np.flatnonzero(classes.index == rules["fill"])[0])
+            numbers[inside & (numbers == 0)] = fill
+        box = _crop(numbers, 4)
+        shift = np.eye(4)
+        shift[:3, 3] = [s.start for s in box]
+        samples.append(Sample(
+            subject, name, torch.from_numpy(numbers[box].copy()),
+            {k: torch.from_numpy(v[box].copy()) for k, v in images.items()},
+            image.affine @ shift, group, digest.hexdigest(),
+        ))  # fmt: skip
+    return samples
+
+
+def sample_centroids(sample: Sample, classes: Classes, channels: int) -> tuple:
+    """Centroids (channels, 3) in mm and masses (channels,) of a sample's protocol channels."""
+    numbers = sample.classes.numpy()
+    target = np.append(classes.target, np.zeros(256 - len(classes.target), int))
+    folded = sample.group[target[numbers]]
+    folded[numbers == IGNORE] = 0
+    points = np.full((channels, 3), np.nan)
+    mass = np.zeros(channels)
+    for channel in np.unique(folded):
+        points[channel], mass[channel] = (
+            value[0]
+            for value in centroids((folded == channel)[None].astype(np.uint8), sample.world_from_voxel)
+        )
+    return points, mass
+
+
+def landmark_weights(mass: np.ndarray) -> np.ndarray:
+    """Weight of each centroid in the fit: square root of its volume, capped at 30 ml."""
+    return np.sqrt(np.minimum(mass, 30_000.0))
+
+
+def build_template(samples: list[Sample], protocol: LabelProtocol, rounds: int = 5) -> np.ndarray:
+    """Template centroids (channels, 3) mm: generalised Procrustes mean, left/right symmetric.
+
+    Source: Gower 1975, doi:10.1007/BF02291478. The mean keeps the average size of the samples;
+    x = 0 is the mid-sagittal plane and the origin the mean of all landmarks.
+    """
+    classes = load_classes(protocol)
+    found = [sample_centroids(s, classes, len(protocol)) for s in samples]
+    points = np.stack([p for p, _ in found])
+    weights = landmark_weights(np.stack([m for _, m in found]))
+    weights[:, 0] = 0
+    mean = points[0] - np.nanmean(points[0][1:], 0)
+    size = None
+    for _ in range(rounds):
+        moved = []
+        for p, w in zip(points, weights, strict=True):
+            ok = (w > 0) & np.isfinite(mean).all(1)
+            m = affine(p[ok], mean[ok], w[ok], ridge=1e3)
+            moved.append(p @ m[:3, :3].T + m[:3, 3])
+            size = size or []
+            size.append(np.cbrt(np.linalg.det(m[:3, :3])))
+        mean = np.nanmean(moved, 0)
+        mean = (mean + mean[protocol.mirror] * [-1, 1, 1]) / 2
+        mean *= np.exp(-np.mean(np.log(size)))
+        size = None
+    mean[0] = np.nan
+    return mean - [0, *np.nanmean(mean, 0)[1:]]
+
+
+def align(samples: list[Sample], template: np.ndarray, protocol: LabelProtocol) -> None:
+    """Set `template_from_voxel` of every sample from its centroids."""
+    classes = load_classes(protocol)
+    for sample in samples:
+        points, mass = sample_centroids(sample, classes, len(protocol))
+        use = usable_landmarks(sample.group, mass, template)
+        matrix = affine(points[use], template[use], landmark_weights(mass)[use])
+        sample.template_from_voxel = matrix @ sample.world_from_voxel
+
+
+def usable_landmarks(group: np.ndarray, mass: np.ndarray, template: np.ndarray) -> np.ndarray:
+    """Channels that are present, have a template centroid and are not merged with another."""
+    alone = np.bincount(group, minlength=len(group)) == 1
+    return alone & (mass > 50) & np.isfinite(template).all(1)
+
+
+def default_protocol() -> LabelProtocol:
+    """The protocol of the default model."""
+    return load_protocol("aseg")

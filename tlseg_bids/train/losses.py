@@ -1,0 +1,54 @@
+"""Soft cross-entropy and soft Dice, with partial labels and unknown voxels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tlseg_bids.train.dataset import IGNORE
+
+
+def soft_target(channels: Tensor, count: int, factor: int) -> tuple[Tensor, Tensor]:
+    """Share of every channel in blocks of `factor`³ voxels, and the share that is known.
+
+    Channels uint8 (I, J, K) to (1, count, I/f, J/f, K/f) and (1, I/f, J/f, K/f).
+    """
+    size = [n // factor for n in channels.shape]
+    total = torch.zeros(count + 1, *size)
+    one = torch.full((1, *size), 1 / factor**3)
+    known = torch.where(channels == IGNORE, count, channels.long())
+    for i in range(factor):
+        for j in range(factor):
+            for k in range(factor):
+                total.scatter_add_(0, known[None, i::factor, j::factor, k::factor], one)
+    return total[None, :count], 1 - total[count][None]
+
+
+def fold(probabilities: Tensor, group: Tensor) -> Tensor:
+    """Merge the channels (dimension 1) that a partial protocol does not tell apart."""
+    if bool((group == torch.arange(len(group))).all()):
+        return probabilities
+    return torch.zeros_like(probabilities).index_add(1, group, probabilities)
+
+
+def segmentation_loss(
+    logits: Tensor, target: Tensor, known: Tensor, group: Tensor, dice_weight: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Loss and mean soft Dice over the structures that are present.
+
+    `target` (1, channels, I, J, K) already holds merged channels. Cross-entropy is taken of the
+    merged probabilities (marginal loss for partial labels: Shi et al. 2021,
+    doi:10.1016/j.media.2021.101979); soft Dice: Milletari et al. 2016, doi:10.1109/3DV.2016.79.
+    """
+    probabilities = fold(F.softmax(logits.float(), 1), group)
+    entropy = -(target * torch.log(probabilities.clamp_min(1e-6))).sum(1).sum() / known.sum()
+    p = probabilities[:, 1:] * known[:, None]
+    t = target[:, 1:]
+    overlap = 2 * (p * t).sum((0, 2, 3, 4))
+    size = (p * p + t * t).sum((0, 2, 3, 4))
+    present = t.sum((0, 2, 3, 4)) > 4
+    if not bool(present.any()):
+        return entropy, torch.zeros(())
+    dice = ((overlap + 1) / (size + 1))[present].mean()
+    return entropy + dice_weight * (1 - dice), dice.detach()

@@ -1,0 +1,97 @@
+"""A training run as data: a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tlseg_bids.errors import NoInputError, UsageError
+from tlseg_bids.train.synth import Mix, Shape
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run; lengths in mm.
+
+    Parameters
+    ----------
+    name, role : str
+        Role is ``locator`` or ``segmenter``.
+    protocol : str
+        Label protocol of the output.
+    network : dict
+        Name and arguments for `tlseg_bids.networks.build`; `out_channels` is added.
+    patch : int
+        Voxels along each side of a training patch.
+    spacing_mm : float
+        Voxel size of the patch.
+    box_mm : list of [low, high]
+        Template region from which patches are drawn.
+    centred : float
+        Share of patches around the template's origin instead of anywhere in the box.
+    datasets : dict
+        Name to rules (see `dataset.load_dataset`) with ``weight`` (share of the draws) and
+        ``real`` (share of its draws that show the real image).
+    exclude : list of str
+        Subjects left out, ``dataset/sub-X`` (cross-validation).
+    fold : [k, n] or empty
+        Leave out every n-th subject, starting from k, of the datasets named in `fold_datasets`.
+    steps, learning_rate, warmup, ema, accumulate, seed
+        The optimisation: AdamW, linear warm-up, cosine to zero.
+    start : str
+        Checkpoint whose weights the run starts from.
+    """
+
+    name: str
+    role: str
+    protocol: str
+    network: dict[str, Any]
+    patch: int
+    spacing_mm: float
+    box_mm: list[list[float]]
+    datasets: dict[str, dict[str, Any]]
+    centred: float = 0.0
+    shape: Shape = Shape()
+    mix: Mix = Mix()
+    fold: list[int] = field(default_factory=list)
+    fold_datasets: list[str] = field(default_factory=list)
+    steps: int = 1000
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-5
+    warmup: int = 100
+    ema: float = 0.998
+    seed: int = 0
+    start: str = ""
+    dice_weight: float = 1.0
+    checkpoint_every: int = 250
+
+
+def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe; `overrides` win over the file.
+
+    Raises
+    ------
+    NoInputError
+        If the file does not exist.
+    UsageError
+        If it is not TOML, or a key is unknown or missing.
+    """
+    if not path.is_file():
+        raise NoInputError("no such recipe", path, "name a TOML file, see tlseg_bids/train/recipes")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"not valid TOML: {error}", path, "mend that line") from error
+    values.update(overrides or {})
+    unknown = sorted(set(values) - {f.name for f in fields(Recipe)})
+    if unknown:
+        raise UsageError(f"unknown keys {unknown}", path, "see the docstring of Recipe")
+    try:
+        for key, kind in (("shape", Shape), ("mix", Mix)):
+            if key in values:
+                values[key] = kind(**values[key])
+        return Recipe(**values)
+    except TypeError as error:
+        raise UsageError(f"keys do not fit: {error}", path, "see the docstring of Recipe") from error

@@ -1,12 +1,32 @@
-"""What a model is, for whom it is meant, and what is known about it: a TOML card."""
+"""What a model is, for whom it is meant, and what is known about it.
+
+A card is data: `tlseg_bids.zoo.card_file` reads it from TOML and writes it. Here is what it
+means: which scans it refuses, how narrow its domain is, whether its licence is permissive.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.scan import Age, Scan
+
+DAYS_PER_YEAR = 365.25
+TERM_WEEKS = 40.0
+AGE_SPAN_YEARS = 100.0
+VOXEL_SPAN_MM = 5.0
+GIB = 2.0**30
+
+PERMISSIVE = frozenset(
+    {
+        "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0",
+        "ISC", "MIT", "ODC-By-1.0", "PDDL-1.0", "Unlicense", "Zlib",
+    }
+)  # fmt: skip
+"""SPDX identifiers of licences that allow every use, commercial use included."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +42,60 @@ class Domain:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights are: a file in the package, or a URL that is fetched once and cached."""
+    """Where the weights are: a file beside the card, or a URL that is fetched once and cached.
+
+    Parameters
+    ----------
+    sha256 : str
+        Hash of the file, 64 hexadecimal digits.
+    bytes : int
+        Size of the file.
+    licence : str
+        SPDX expression, e.g. ``Apache-2.0`` or ``CC-BY-4.0 AND Apache-2.0``.
+    file : str or None
+        Path relative to the card's folder.
+    url : str or None
+        ``https://``, ``http://`` or ``file://``.
+    """
 
     sha256: str
     bytes: int
     licence: str
     file: str | None = None
     url: str | None = None
+
+    @property
+    def permissive(self) -> bool:
+        """Whether every licence of the expression is in `PERMISSIVE`."""
+        parts = re.split(r"\s+AND\s+", self.licence.strip())
+        return all(part in PERMISSIVE for part in parts)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a scan costs. Without a ``[memory]`` table these cautious values hold.
+
+    Parameters
+    ----------
+    host_gib : float
+        Resident memory that does not depend on the scan: libraries, weights, the model's own
+        grid and the network's activations on the CPU; in GiB.
+    host_bytes_per_voxel : float
+        Resident memory per voxel of the scan's own grid.
+    device_gib : float
+        Memory that must be free on a GPU, in GiB.
+    """
+
+    host_gib: float = 2.0
+    host_bytes_per_voxel: float = 64.0
+    device_gib: float = 4.0
+
+    def host(self, voxels: int) -> float:
+        """Resident memory in GiB for a scan of so many voxels.
+
+        ``host_gib + host_bytes_per_voxel · voxels / 2³⁰``
+        """
+        return self.host_gib + self.host_bytes_per_voxel * voxels / GIB
 
 
 @dataclass(frozen=True)
@@ -63,6 +130,8 @@ class ModelCard:
         Name of the card it was adapted from.
     path : Path or None
         The TOML file it was read from.
+    memory : Memory
+        What a scan costs.
     """
 
     name: str
@@ -81,7 +150,111 @@ class ModelCard:
     known_failures: tuple[str, ...] = ()
     parent: str | None = None
     path: Path | None = None
+    memory: Memory = Memory()
 
-    def refuses(self, scan: Scan) -> str | None:
-        """Why this model is not meant for `scan`; None if it is."""
-        raise NotImplementedError
+    def refuses(self, scan: Scan, spacing_mm: Sequence[float] | None = None) -> str | None:
+        """Why this model is not meant for `scan`; None if it is.
+
+        What the dataset leaves open (age, skull-stripped or not) is refused by a model that needs
+        to know it, so that only a model for every age meets a scan of unknown age.
+
+        Parameters
+        ----------
+        scan : Scan
+            The scan.
+        spacing_mm : sequence of 3 floats, optional
+            Its voxel size in mm; not checked where it is not given.
+
+        Returns
+        -------
+        str or None
+            All reasons, separated by semicolons.
+        """
+        reasons = (
+            _suffix(self.domain, scan),
+            _age(self.domain, scan.age),
+            _contrast_agent(self.domain, scan),
+            _skull(self.domain, scan),
+            _spacing(self.domain, spacing_mm),
+        )
+        return "; ".join(reason for reason in reasons if reason) or None
+
+    @property
+    def specificity(self) -> float:
+        """How narrow the domain is: 0 for every scan, one more for each axis it pins down.
+
+        Ages count by the part of `AGE_SPAN_YEARS` they leave out, voxel sizes by the part of
+        `VOXEL_SPAN_MM`, one suffix out of two as a half.
+        """
+        domain = self.domain
+        total = 1.0 - min(len(domain.suffixes), 2) / 2 if domain.suffixes else 0.0
+        total += _left_out(domain.age_years, AGE_SPAN_YEARS)
+        total += _left_out(domain.voxel_mm, VOXEL_SPAN_MM)
+        return total + (domain.contrast_agent is not None) + (domain.skull_stripped is not None)
+
+
+def age_in_years(age: Age) -> float | None:
+    """Age since birth in years; from the post-menstrual age where only that is known.
+
+    A post-menstrual age is corrected by 40 weeks and never falls below 0.
+    """
+    if age.days is not None:
+        return age.days / DAYS_PER_YEAR
+    if age.pma_weeks is not None:
+        return max(0.0, (age.pma_weeks - TERM_WEEKS) * 7 / DAYS_PER_YEAR)
+    return None
+
+
+def age_text(years: float) -> str:
+    """An age as people say it: months below two years."""
+    return f"{years * 12:.1f} months" if years < 2 else f"{years:.1f} years"
+
+
+def _left_out(limits: tuple[float, float] | None, span: float) -> float:
+    return 0.0 if limits is None else max(0.0, 1.0 - (limits[1] - limits[0]) / span)
+
+
+def _suffix(domain: Domain, scan: Scan) -> str | None:
+    if domain.suffixes and scan.suffix not in domain.suffixes:
+        return f"meant for {' and '.join(domain.suffixes)}, this is a {scan.suffix}"
+    return None
+
+
+def _age(domain: Domain, age: Age) -> str | None:
+    if domain.age_years is None:
+        return None
+    low, high = domain.age_years
+    meant, years = f"meant for ages of {low:g} to {high:g} years", age_in_years(age)
+    if years is None:
+        return f"{meant}, the age at this scan is not known"
+    if not low <= years <= high:
+        return f"{meant}, this scan was taken at {age_text(years)}"
+    return None
+
+
+def _contrast_agent(domain: Domain, scan: Scan) -> str | None:
+    if domain.contrast_agent is None or domain.contrast_agent == bool(scan.contrast_agent):
+        return None
+    if domain.contrast_agent:
+        return "meant for scans after contrast agent, this one is without"
+    return f"meant for scans without contrast agent, this one is after {scan.contrast_agent}"
+
+
+def _skull(domain: Domain, scan: Scan) -> str | None:
+    if domain.skull_stripped is None or domain.skull_stripped == scan.skull_stripped:
+        return None
+    meant = "skull-stripped scans" if domain.skull_stripped else "whole heads"
+    if scan.skull_stripped is None:
+        return f"meant for {meant}, the sidecar has no SkullStripped that says so"
+    this = "is skull-stripped" if scan.skull_stripped else "shows the whole head"
+    return f"meant for {meant}, this one {this}"
+
+
+def _spacing(domain: Domain, spacing_mm: Sequence[float] | None) -> str | None:
+    if domain.voxel_mm is None or spacing_mm is None:
+        return None
+    low, high = domain.voxel_mm
+    if low <= min(spacing_mm) and max(spacing_mm) <= high:
+        return None
+    size = " × ".join(f"{edge:.2g}" for edge in spacing_mm)
+    return f"meant for voxels of {low:g} to {high:g} mm, these are {size} mm"

@@ -1,0 +1,295 @@
+"""Model cards as TOML files, as `docs/cards.md` describes them: read, checked and written.
+
+Every refusal names the file and the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tomllib
+from dataclasses import asdict, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import tomli_w
+
+from tlseg_bids.errors import CannotCreateError, DataError, NoInputError
+from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
+
+STATUSES = ("experimental", "verified")
+SEGMENTER = "segmenter"
+SEE = "see docs/cards.md"
+
+WORDS = {str: "text", int: "an integer", float: "a number", bool: "true or false",
+         list: "a list", dict: "a table"}  # fmt: skip
+
+Keys = dict[str, type]
+NOTHING: Keys = {}
+CARD: Keys = {
+    "name": str, "version": str, "status": str, "summary": str, "protocol": str, "domain": dict,
+    "networks": dict, "strategy": dict, "preprocess": dict, "weights": dict, "citations": list,
+}  # fmt: skip
+CARD_OPTIONAL: Keys = {
+    "training": dict, "evidence": list, "known_failures": list, "parent": str, "memory": dict,
+}  # fmt: skip
+DOMAIN: Keys = {
+    "suffixes": list, "age_years": list, "contrast_agent": bool, "skull_stripped": bool,
+    "voxel_mm": list,
+}  # fmt: skip
+WEIGHTS: Keys = {"sha256": str, "bytes": int, "licence": str}
+WEIGHTS_OPTIONAL: Keys = {"file": str, "url": str}
+MEMORY: Keys = {field.name: float for field in fields(Memory)}
+EVIDENCE: Keys = {
+    "dataset": str, "n": int, "metric": str, "mean": float, "sd": float, "how": str,
+}  # fmt: skip
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read a card and check it.
+
+    Raises
+    ------
+    NoInputError
+        If there is no such file.
+    DataError
+        If the file is not TOML, a key is missing, unknown or of the wrong kind, or a value makes
+        no sense; the message names the file and the key.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NoInputError(
+            "there is no such model card", path, "correct the name or the folder"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"the model card is not TOML ({error})", path, SEE) from error
+    check_keys(table, path, CARD, CARD_OPTIONAL)
+    check_keys(table["domain"], f"{path}, [domain]", NOTHING, DOMAIN)
+    check_keys(table["weights"], f"{path}, [weights]", WEIGHTS, WEIGHTS_OPTIONAL)
+    check_keys(table.get("memory", {}), f"{path}, [memory]", NOTHING, MEMORY)
+    for key in ("citations", "known_failures"):
+        check_list(table.get(key, []), f"{path}, {key}", str)
+    check_list(table.get("evidence", []), f"{path}, evidence", dict)
+    card = _card(table, path)
+    check_card(card)
+    return card
+
+
+def check_card(card: ModelCard) -> None:
+    """Refuse a card whose values make no sense, wherever it comes from.
+
+    Raises
+    ------
+    DataError
+        With the value, the file and key, and what would be right.
+    """
+    where = card.path or f"model card '{card.name}'"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", card.name):
+        raise DataError(
+            f"'{card.name}' cannot name a model", f"{where}, name",
+            "use letters, digits, '.', '_' and '-'",
+        )  # fmt: skip
+    if card.status not in STATUSES:
+        raise DataError(
+            f"unknown status '{card.status}'", f"{where}, status",
+            f"use one of {', '.join(STATUSES)}",
+        )  # fmt: skip
+    if card.status == "verified" and not card.evidence:
+        raise DataError(
+            "the status is 'verified' and there is no evidence", f"{where}, evidence",
+            "add [[evidence]] with what was measured, or use the status 'experimental'",
+        )  # fmt: skip
+    if not card.citations:
+        raise DataError(
+            "no citation is given", f"{where}, citations", "name the papers the model builds on"
+        )
+    for number, row in enumerate(card.evidence, start=1):
+        entry = f"{where}, evidence entry {number}"
+        check_keys(_plain(row, entry), entry, EVIDENCE, NOTHING)
+    load_protocol(card.protocol)
+    _check_networks(card, where)
+    _check_domain(card.domain, f"{where}, [domain]")
+    _check_weights(card.weights, f"{where}, [weights]")
+
+
+def to_toml(card: ModelCard) -> str:
+    """The card as TOML; empty optional parts are left out, `path` is not part of it.
+
+    Raises
+    ------
+    DataError
+        If a value has no counterpart in TOML (None, for one).
+    """
+    table = {field.name: getattr(card, field.name) for field in fields(card)}
+    table["domain"] = {k: v for k, v in asdict(card.domain).items() if v is not None}
+    table["weights"] = {k: v for k, v in asdict(card.weights).items() if v is not None}
+    table["memory"] = asdict(card.memory)
+    for key in ("training", "evidence", "known_failures", "parent"):
+        if not table[key]:
+            del table[key]
+    del table["path"]
+    where = card.path or f"model card '{card.name}'"
+    return tomli_w.dumps({key: _plain(value, f"{where}, {key}") for key, value in table.items()})
+
+
+def write_card(card: ModelCard, path: Path) -> None:
+    """Check a card and write it as TOML, at once or not at all.
+
+    Raises
+    ------
+    DataError
+        As `check_card` and `to_toml`.
+    CannotCreateError
+        If the file cannot be written.
+    """
+    check_card(card)
+    text = to_toml(card)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CannotCreateError(
+            f"the model card cannot be written ({error.strerror})", path,
+            "choose a folder that you may write to",
+        ) from error  # fmt: skip
+
+
+def digest(card: ModelCard) -> str:
+    """SHA-256 of what the card says, 64 hexadecimal digits; layout and comments do not count."""
+    return hashlib.sha256(to_toml(card).encode()).hexdigest()
+
+
+def check_keys(table: dict[str, Any], where: object, required: Keys, optional: Keys) -> None:
+    """Refuse missing keys, unknown keys and values of the wrong kind.
+
+    Raises
+    ------
+    DataError
+        Naming `where` and the keys.
+    """
+    missing = [key for key in required if key not in table]
+    if missing:
+        raise DataError(f"missing: {', '.join(missing)}", where, f"add it; {SEE}")
+    known = required | optional
+    unknown = [key for key in table if key not in known]
+    if unknown:
+        raise DataError(
+            f"unknown: {', '.join(unknown)}", where, f"known are {', '.join(known)}; {SEE}"
+        )
+    for key, value in table.items():
+        _check_kind(value, known[key], f"{where}, {key}")
+
+
+def check_list(values: list[Any], where: str, kind: type) -> None:
+    """Refuse a list with an entry of another kind than `kind`."""
+    for value in values:
+        _check_kind(value, kind, where)
+
+
+def _check_kind(value: Any, kind: type, where: str) -> None:
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
+        raise DataError(f"{value!r} is not {WORDS[kind]}", where, f"write {WORDS[kind]}")
+
+
+def _card(table: dict[str, Any], path: Path) -> ModelCard:
+    domain = dict(table["domain"])
+    if "suffixes" in domain:
+        check_list(domain["suffixes"], f"{path}, [domain], suffixes", str)
+        domain["suffixes"] = tuple(domain["suffixes"])
+    for key in ("age_years", "voxel_mm"):
+        if key in domain:
+            check_list(domain[key], f"{path}, [domain], {key}", float)
+            domain[key] = tuple(float(limit) for limit in domain[key])
+    return ModelCard(
+        **{
+            **table,
+            "domain": Domain(**domain),
+            "weights": Weights(**table["weights"]),
+            "memory": Memory(**table.get("memory", {})),
+            "evidence": tuple(table.get("evidence", ())),
+            "citations": tuple(table["citations"]),
+            "known_failures": tuple(table.get("known_failures", ())),
+            "path": path,
+        }
+    )
+
+
+def _check_networks(card: ModelCard, where: object) -> None:
+    if SEGMENTER not in card.networks:
+        raise DataError(
+            f"no network has the role '{SEGMENTER}'", f"{where}, [networks]",
+            f"add [networks.{SEGMENTER}]",
+        )  # fmt: skip
+    for role, arguments in card.networks.items():
+        if not isinstance(arguments, dict) or not isinstance(arguments.get("network"), str):
+            raise DataError(
+                "the network has no name", f"{where}, [networks.{role}]",
+                'add network = "…", a name of the network table',
+            )  # fmt: skip
+    if not isinstance(card.strategy.get("name"), str):
+        raise DataError(
+            "the strategy has no name", f"{where}, [strategy]",
+            'add name = "…", a name of the strategy table',
+        )  # fmt: skip
+
+
+def _check_domain(domain: Domain, where: str) -> None:
+    for key, limits in (("age_years", domain.age_years), ("voxel_mm", domain.voxel_mm)):
+        if limits is None:
+            continue
+        if len(limits) != 2 or not 0 <= limits[0] < limits[1]:
+            raise DataError(
+                f"{list(limits)} is not a range", f"{where}, {key}",
+                "write [lowest, highest], or leave the key out for any",
+            )  # fmt: skip
+
+
+def _check_weights(weights: Weights, where: str) -> None:
+    if not re.fullmatch(r"[0-9a-f]{64}", weights.sha256):
+        raise DataError(
+            f"'{weights.sha256}' is not a SHA-256", f"{where}, sha256",
+            "write the 64 lower-case hexadecimal digits that sha256sum prints",
+        )  # fmt: skip
+    if weights.bytes <= 0:
+        raise DataError(
+            f"a size of {weights.bytes} bytes", f"{where}, bytes", "write the size of the file"
+        )
+    if not weights.licence.strip():
+        raise DataError("the licence is empty", f"{where}, licence", "write its SPDX identifier")
+    if weights.file is None and weights.url is None:
+        raise DataError("neither file nor url is given", where, "say where the weights are")
+    if weights.file is not None and (
+        PurePosixPath(weights.file).is_absolute() or not weights.file.endswith(".safetensors")
+    ):
+        raise DataError(
+            f"'{weights.file}' is not a relative path of a .safetensors file", f"{where}, file",
+            "write the path from the card's folder; no other format is opened",
+        )  # fmt: skip
+    if weights.url is not None and urlsplit(weights.url).scheme not in ("https", "http", "file"):
+        raise DataError(
+            f"'{weights.url}' cannot be fetched", f"{where}, url", "use https, http or file"
+        )
+
+
+def _plain(value: Any, where: str) -> Any:
+    """`value` in the types TOML knows."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, str | bool | int | float):
+        return value
+    raise DataError(
+        f"{value!r} cannot be written to a card", where, "use text, numbers, lists and tables"
+    )

@@ -83,3 +83,22 @@ class Scan:
     def uri(self) -> str:
         """BIDS URI in the input dataset, e.g. ``bids:raw:sub-01/anat/sub-01_T1w.nii.gz``."""
         return f"bids:raw:{self.path.relative_to(self.bids_dir).as_posix()}"
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A scan that was found but cannot be read, decided without opening a voxel.
+
+    Parameters
+    ----------
+    scan : Scan
+        What is known of it; entities of a broken name are reduced to letters and digits.
+    reason : str
+        What is wrong with it.
+    hint : str
+        What the user can do.
+    """
+
+    scan: Scan
+    reason: str
+    hint: str

@@ -1,0 +1,50 @@
+"""Whether a scan's file can be read at all, told from the file system without opening the image."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from pathlib import Path
+
+POINTER_BYTES = 64
+
+
+def why_unreadable(path: Path, root: Path) -> tuple[str, str] | None:
+    """Reason and hint if `path` holds no image data here; None if it does.
+
+    Tells apart a DataLad or git-annex file whose content was not fetched (a dangling link, or the
+    pointer file of an unlocked one), a Git LFS pointer, any other dangling link, an empty file, a
+    folder or pipe, and a file without read permission.
+    """
+    name = shlex.quote(path.relative_to(root).as_posix())
+    in_root = f"in {shlex.quote(str(root))}"
+    fetch = ("its content is not on this machine (DataLad, git-annex)",
+             f"run `datalad get {name}` {in_root}")  # fmt: skip
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        target = path.readlink() if path.is_symlink() else ""
+        if "annex/objects" in str(target):
+            return fetch
+        return (f"it is a link to '{target}', which does not exist",
+                "fetch the file (DataLad: `datalad get`) or mend the link")  # fmt: skip
+    except OSError as error:
+        return f"it cannot be reached ({error.strerror})", "mend the link or the file system"
+    if not stat.S_ISREG(status.st_mode):
+        return "it is not a file", "put the NIfTI file there, or remove it"
+    if status.st_size == 0:
+        return "the file is empty", "copy or convert the scan again"
+    if not os.access(path, os.R_OK):
+        return "there is no permission to read it", f"run `chmod u+r {name}` {in_root}"
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(POINTER_BYTES)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})", "check the disk or the network drive"
+    if b"annex/objects/" in start:
+        return fetch
+    if start.startswith(b"version https://git-lfs"):
+        return ("its content is not on this machine (Git LFS)",
+                f"run `git lfs pull --include {name}` {in_root}")  # fmt: skip
+    return None

@@ -1,0 +1,148 @@
+"""The pybids index of the selected participants, asked with niworkflows' filter grammar."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+from bids.layout import BIDSLayout, BIDSLayoutIndexer, Query
+from niworkflows.utils.bids import DEFAULT_BIDS_QUERIES, collect_data
+
+from tlseg_bids.bids.lock import hold
+from tlseg_bids.config import Config
+from tlseg_bids.errors import CannotCreateError, DataError, UsageError
+
+QUERIES = ("t1w", "t2w")
+LONG_NAMES = {"sub": "subject", "ses": "session", "acq": "acquisition", "ce": "ceagent",
+              "rec": "reconstruction"}  # fmt: skip
+WORDS = {"*": Query.ANY, "Query.ANY": Query.ANY, "Query.NONE": Query.NONE,
+         "Query.OPTIONAL": Query.OPTIONAL}  # fmt: skip
+NOT_ANAT = re.compile(r"^/sub-[^/]+/(?:ses-[^/]+/)?(?!ses-)(?!anat(?:/|$))[^/]+(?:/|$)")
+TOO_DEEP = re.compile(r"^/sub-[^/]+/(?:ses-[^/]+/)?anat/[^/]+/")
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # such a name cannot be stored in the index
+
+
+def query(config: Config, labels: list[str]) -> list[Path]:
+    """Paths of the T1w and T2w files of the participants `labels` that the filters select.
+
+    Raises
+    ------
+    UsageError
+        If a filter names an unknown file type or entity, or contradicts another option.
+    DataError
+        If the database is of another dataset, damaged, or older than the files.
+    CannotCreateError
+        If the database folder cannot be made.
+    """
+    filters = _filters(config.filters)
+    layout = _layout(config, labels)
+    queries = {name: copy.deepcopy(DEFAULT_BIDS_QUERIES[name]) for name in QUERIES}
+    sessions = sorted({label.removeprefix("ses-") for label in config.sessions})
+    try:
+        found, _ = collect_data(
+            layout, labels, session_id=sessions or None, bids_filters=filters, queries=queries,
+            group_echos=False,
+        )  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"the filters cannot be applied: {str(error).split(' If you')[0]}",
+            "--bids-filter-file",
+            "keys are t1w and t2w, entities those of pybids (acquisition, ceagent, run, …)",
+        ) from error
+    paths = {Path(path) for name in QUERIES for path in found[name]}
+    if config.database_dir is not None:
+        _check_fresh(config, layout, labels)
+    return sorted(paths)
+
+
+def _filters(filters: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The filters with long entity names and pybids' wildcards."""
+    result = {}
+    for name, entities in filters.items():
+        if name not in DEFAULT_BIDS_QUERIES:
+            raise UsageError(
+                f"the filter '{name}' is unknown", "--bids-filter-file",
+                f"keys are {' and '.join(QUERIES)}",
+            )  # fmt: skip
+        if not isinstance(entities, dict):
+            raise UsageError(
+                f"the filter '{name}' holds {entities!r}", "--bids-filter-file",
+                'write an object of entities: {"t1w": {"acquisition": "mprage"}}',
+            )  # fmt: skip
+        result[name] = {LONG_NAMES.get(key, key): _value(value) for key, value in entities.items()}
+    return result
+
+
+def _value(value: Any) -> Any:
+    """``null`` means "does not have the entity", ``"*"`` means "has it, whatever it is"."""
+    if isinstance(value, list):
+        return [_value(item) for item in value]
+    if value is None:
+        return Query.NONE
+    return WORDS.get(value, value) if isinstance(value, str) else value
+
+
+def _layout(config: Config, labels: list[str]) -> BIDSLayout:
+    """An index of file names (no metadata): of `labels`, or of everyone if it is to be kept."""
+    if config.database_dir is None:
+        return _build(config.bids_dir, "|".join(map(re.escape, labels)))
+    try:
+        config.database_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCreateError(
+            f"the database folder cannot be made ({error.strerror})", config.database_dir,
+            "choose another --bids-database-dir",
+        ) from error  # fmt: skip
+    if (config.database_dir / "layout_index.sqlite").exists():
+        layout = _build(config.bids_dir, ".*", config.database_dir)
+    else:
+        with hold(config.database_dir / ".lock", "the database is being made", wait_s=600):
+            layout = _build(config.bids_dir, ".*", config.database_dir)
+    if Path(layout.root) != config.bids_dir:
+        raise UsageError(
+            f"the database is of another dataset, {layout.root}", config.database_dir,
+            "choose another --bids-database-dir",
+        )  # fmt: skip
+    return layout
+
+
+def _build(root: Path, subjects: str, database: Path | None = None) -> BIDSLayout:
+    """Index the ``anat`` folders of the participants that the pattern `subjects` matches."""
+    others = re.compile(rf"^/(?!sub-(?:{subjects})(?:/|$))")
+    indexer = BIDSLayoutIndexer(
+        validate=False, index_metadata=False, ignore=[others, NOT_ANAT, TOO_DEEP, NOT_UTF8]
+    )
+    try:
+        return BIDSLayout(root, validate=False, database_path=database, indexer=indexer)
+    except Exception as error:
+        if database is None:
+            raise
+        raise DataError(
+            f"the database cannot be used ({type(error).__name__}: {error})", database,
+            "delete the folder, or leave out --bids-database-dir",
+        ) from error  # fmt: skip
+
+
+def _check_fresh(config: Config, layout: BIDSLayout, labels: list[str]) -> None:
+    """A kept index must know the selected participants' T1w and T2w files as they are now."""
+    known = {
+        Path(path)
+        for path in layout.get(subject=labels, suffix=["T1w", "T2w"], return_type="filename")
+        if path.endswith((".nii", ".nii.gz")) and Path(path).parent.name == "anat"
+    }
+    there = {
+        path
+        for label in labels
+        for pattern in ("anat/*_T[12]w.nii*", "ses-*/anat/*_T[12]w.nii*")
+        for path in (config.bids_dir / f"sub-{label}").glob(pattern)
+        if path.name.endswith((".nii", ".nii.gz")) and not NOT_UTF8.search(str(path))
+    }
+    changed = sorted(known ^ there)
+    if changed:
+        raise DataError(
+            f"the database is out of date: {changed[0].relative_to(config.bids_dir)} was "
+            f"{'removed' if changed[0] in known else 'added'} since", config.database_dir,
+            "delete the folder, or leave out --bids-database-dir",
+        )  # fmt: skip

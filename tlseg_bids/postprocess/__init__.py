@@ -1,0 +1,85 @@
+"""The way back: probabilities on the model's grid to labels on the scan's own.
+
+The probabilities, never the labels, are interpolated, once. Where a scan's voxel is much larger
+than the model's (thick slices), it takes the mean of the probabilities inside it. Memory stays
+small: no probability array of the scan's size ever exists.
+
+Then each structure keeps its main piece, the voxels of the other pieces go to their next most
+probable structure, and holes in the brain are closed the same way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tlseg_bids.flow import Prediction, Segmentation
+from tlseg_bids.labels.protocol import LabelProtocol
+from tlseg_bids.postprocess.cleaning import Cleaning, as_byte, bounding_box
+from tlseg_bids.postprocess.field import ProbabilityField, resample_probabilities
+from tlseg_bids.postprocess.quality import flags, quality, volume_table
+from tlseg_bids.volume import Volume
+
+__all__ = ["ProbabilityField", "most_probable", "resample_probabilities", "to_native"]
+
+
+def to_native(prediction: Prediction, native: Volume, protocol: LabelProtocol) -> Segmentation:
+    """Probabilities on the model's grid to a clean segmentation on the scan's grid.
+
+    Parameters
+    ----------
+    prediction : Prediction
+        Probabilities (channels, I, J, K), channels in the protocol's order.
+    native : Volume
+        The scan; only its grid counts.
+    protocol : LabelProtocol
+        What the channels are.
+
+    Returns
+    -------
+    Segmentation
+        `volumes` as `tlseg_bids.postprocess.quality.volume_table`, `qc` as `quality` there.
+    """
+    if len(prediction.probabilities) != len(protocol):
+        raise ValueError(
+            f"{len(prediction.probabilities)} channels for {len(protocol)} labels of "
+            f"protocol '{protocol.name}'"
+        )
+    field = ProbabilityField(prediction.probabilities, prediction.grid, native.grid)
+    channel, confidence, soft = most_probable(field)
+    box = bounding_box(channel, margin=1)
+    cleaning = Cleaning(field, channel[box], confidence[box], [s.start for s in box], protocol)
+    mask = np.zeros(channel.shape, bool)
+    mask[box], removed = cleaning.run(native.grid.voxel_mm3)
+    table = volume_table(channel[box], confidence[box], soft, protocol, native.grid.voxel_mm3)
+    qc = quality(table, mask, protocol, native.grid.voxel_mm3)
+    qc["model_border_share"] = field.border_share
+    qc["pieces_removed"] = float(removed)
+    channel[box] = protocol.indices[channel[box]]
+    return Segmentation(
+        labels=Volume(channel, native.grid), confidence=confidence, brain_mask=mask,
+        volumes=table, qc=qc, flags=flags(table, qc, protocol),
+    )  # fmt: skip
+
+
+def most_probable(field: ProbabilityField) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The likeliest channel everywhere.
+
+    Returns
+    -------
+    channel : ndarray, int16
+        On the native grid.
+    confidence : ndarray, uint8
+        Its probability × 255.
+    soft : ndarray, shape (channels,)
+        Sum of each channel's probability over the voxels that may hold something.
+    """
+    channel = np.zeros(field.native.shape, np.int16)
+    confidence = np.full(field.native.shape, 255, np.uint8)
+    soft = np.zeros(field.channels)
+    for voxels, probabilities in field.slabs():
+        top = torch.from_numpy(probabilities).max(dim=1)
+        channel.reshape(-1)[voxels] = top.indices.numpy()
+        confidence.reshape(-1)[voxels] = as_byte(top.values.numpy())
+        soft += probabilities.sum(axis=0, dtype=np.float64)
+    return channel, confidence, soft

@@ -1,0 +1,196 @@
+"""Class probabilities that can be asked at any voxel of the scan.
+
+A network's output is rows of a table, one per model voxel, channels side by side; a trilinear
+value is then a weighted sum of eight rows. Only model voxels around which something else than
+background is possible enter the table, and only native voxels that touch them are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tlseg_bids.volume import Grid
+
+_CERTAIN = 1 - 1 / 512
+_POINTS_PER_SLAB = 2**18
+_FLOAT32_BYTES = 768 * 2**20
+
+
+class ProbabilityField:
+    """Class probabilities that can be asked at the voxels of a native grid.
+
+    Parameters
+    ----------
+    probabilities : ndarray, shape (channels, I, J, K)
+        float16 or float32, channel 0 the background; sums to 1 over the channels.
+    grid : Grid
+        Where they lie; `affine` leads to native millimetres.
+    native : Grid
+        The grid of the scan.
+    """
+
+    def __init__(self, probabilities: np.ndarray, grid: Grid, native: Grid) -> None:
+        self.channels, self.native, self.shape = len(probabilities), native, grid.shape
+        field = torch.from_numpy(np.ascontiguousarray(probabilities))
+        possible = field[0] < _CERTAIN
+        self.border_share = _border_share(field[0])
+        self.is_empty = not bool(possible.any())
+        if self.is_empty:
+            return
+        where = possible.nonzero()
+        self._low = (where.min(dim=0).values - 1).clamp(min=0)
+        high = torch.minimum(where.max(dim=0).values + 2, torch.tensor(grid.shape))
+        box = tuple(slice(int(a), int(b)) for a, b in zip(self._low, high, strict=True))
+        self._size = (high - self._low).tolist()
+        self._table = self._rows(field[(slice(None), *box)])
+        cells = F.pad(possible[box][None, None].float(), (0, 1) * 3)
+        cells = F.max_pool3d(cells, 2, 1)[0, 0] > 0
+        self._cells = F.pad(cells, (0, 1) * 3).reshape(-1)
+        self._matrix = grid.index_from(native)
+        self._matrix[:3, 3] -= self._low.numpy()
+        self._sub_points = self._offsets()
+
+    def slabs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Walk over the native voxels that may hold something.
+
+        Yields
+        ------
+        voxels : ndarray of int64, shape (n,)
+            Flat (C order) indices into the native grid, ascending over the walk.
+        probabilities : ndarray of float32, shape (n, channels)
+            All voxels that are never yielded are background with a probability above 0.998.
+        """
+        if self.is_empty:
+            return
+        first, last = self._native_box()
+        depth = max(1, _POINTS_PER_SLAB // int(np.prod(last[1:] - first[1:])))
+        for start in range(first[0], last[0], depth):
+            begin = np.array([start, *first[1:]])
+            end = np.array([min(start + depth, last[0]), *last[1:]])
+            centre = self._lattice(begin, end)
+            hit = torch.zeros(centre[0].numel(), dtype=torch.bool)
+            for offset in self._sub_points:
+                cell = [self._clamped(c, axis, offset).long() for axis, c in enumerate(centre)]
+                hit |= self._cells[self._flat(cell).reshape(-1)]
+            found = hit.nonzero()[:, 0]
+            if len(found):
+                index = np.unravel_index(found.numpy(), tuple(end - begin))
+                index = tuple(i + b for i, b in zip(index, begin, strict=True))
+                points = [c.reshape(-1)[found] for c in centre]
+                voxels = np.ravel_multi_index(index, self.native.shape)
+                yield voxels, self._interpolate(points).numpy()
+
+    def at(self, voxels: np.ndarray) -> np.ndarray:
+        """Probabilities at some native voxels (flat indices), float32 (n, channels)."""
+        out = np.zeros((len(voxels), self.channels), np.float32)
+        out[:, 0] = 1
+        if self.is_empty:
+            return out
+        for start in range(0, len(voxels), _POINTS_PER_SLAB):
+            part = slice(start, start + _POINTS_PER_SLAB)
+            index = np.stack(np.unravel_index(voxels[part], self.native.shape), axis=-1)
+            centre = index @ self._matrix[:3, :3].T + self._matrix[:3, 3]
+            points = [torch.from_numpy(c.astype(np.float32)) for c in centre.T]
+            out[part] = self._interpolate(points).numpy()
+        return out
+
+    def _rows(self, field: torch.Tensor) -> torch.Tensor:
+        """Channels side by side, one row per model voxel; the far faces are repeated once."""
+        bytes_ = 4 * self.channels * int(np.prod([n + 1 for n in field.shape[1:]]))
+        kind = torch.float32 if bytes_ <= _FLOAT32_BYTES else torch.float16
+        table = torch.empty((*(n + 1 for n in field.shape[1:]), self.channels), dtype=kind)
+        table[:-1, :-1, :-1] = field.permute(1, 2, 3, 0)
+        table[-1] = table[-2]
+        table[:, -1] = table[:, -2]
+        table[:, :, -1] = table[:, :, -2]
+        return table.reshape(-1, self.channels)
+
+    def _offsets(self) -> list[np.ndarray]:
+        """Steps, in model voxels, to the places in a native voxel whose mean stands for it."""
+        ratio = np.linalg.norm(self._matrix[:3, :3], axis=0)
+        counts = [max(1, round(float(r))) for r in ratio]
+        axes = [(np.arange(n) + 0.5) / n - 0.5 for n in counts]
+        return [self._matrix[:3, :3] @ np.array(step) for step in product(*axes)]
+
+    def _native_box(self) -> tuple[np.ndarray, np.ndarray]:
+        """First and last+1 native index that the possible part of the field reaches."""
+        corners = np.array(list(product(*((-0.5, n - 0.5) for n in self._size))))
+        back = np.linalg.inv(self._matrix)
+        corners = corners @ back[:3, :3].T + back[:3, 3]
+        first = np.clip(np.floor(corners.min(axis=0) - 0.5), 0, self.native.shape).astype(int)
+        last = np.clip(np.ceil(corners.max(axis=0) + 1.5), 0, self.native.shape).astype(int)
+        return first, last if (last > first).all() else first
+
+    def _lattice(self, begin: np.ndarray, end: np.ndarray) -> list[torch.Tensor]:
+        """Table positions of a box of native voxels: three float32 arrays (I, J, K)."""
+        index = [np.arange(a, b) for a, b in zip(begin, end, strict=True)]
+        out = []
+        for row in self._matrix[:3]:
+            i, j, k = (torch.from_numpy((row[a] * index[a]).astype(np.float32)) for a in range(3))
+            out.append((i[:, None, None] + float(row[3])) + j[None, :, None] + k)
+        return out
+
+    def _clamped(self, position: torch.Tensor, axis: int, offset: np.ndarray) -> torch.Tensor:
+        """Positions along an axis, moved by the offset and held inside the table."""
+        moved = position + float(offset[axis]) if offset[axis] else position
+        return moved.clamp(0, self._size[axis] - 1)
+
+    def _flat(self, index: list[torch.Tensor]) -> torch.Tensor:
+        """Row of the table for whole positions along the three axes."""
+        return (index[0] * (self._size[1] + 1) + index[1]) * (self._size[2] + 1) + index[2]
+
+    def _interpolate(self, points: list[torch.Tensor]) -> torch.Tensor:
+        """Mean over the sub-points of a voxel, float32 (n, channels)."""
+        out = self._trilinear(points, self._sub_points[0])
+        for offset in self._sub_points[1:]:
+            out += self._trilinear(points, offset)
+        return out.div_(len(self._sub_points))
+
+    def _trilinear(self, points: list[torch.Tensor], offset: np.ndarray) -> torch.Tensor:
+        """One weighted sum of eight rows per point; background outside the model's grid."""
+        position = [self._clamped(p, axis, offset) for axis, p in enumerate(points)]
+        cell = [p.long() for p in position]
+        share = [p - c for p, c in zip(position, cell, strict=True)]
+        (x, y, z) = (torch.stack((1 - f, f), dim=-1) for f in share)
+        weights = (x[:, :, None] * y[:, None, :])[..., None] * z[:, None, None, :]
+        weights = weights.reshape(-1, 8)
+        strides = ((self._size[1] + 1) * (self._size[2] + 1), self._size[2] + 1, 1)
+        corners = torch.tensor([np.dot(c, strides) for c in product((0, 1), repeat=3)])
+        inside = self._inside(points, offset)
+        if not inside.all():
+            weights *= inside[:, None]
+        rows = self._flat(cell)[:, None] + corners
+        kind = self._table.dtype
+        out = F.embedding_bag(
+            rows, self._table, per_sample_weights=weights.to(kind), mode="sum"
+        ).float()
+        if not inside.all():
+            out[:, 0] += ~inside
+        return out
+
+    def _inside(self, points: list[torch.Tensor], offset: np.ndarray) -> torch.Tensor:
+        """Whether points lie in the model's grid (to the outer faces of its voxels)."""
+        inside = torch.ones(len(points[0]), dtype=torch.bool)
+        for axis, point in enumerate(points):
+            low = -0.5 - float(self._low[axis]) - float(offset[axis])
+            inside &= (point >= low) & (point <= low + self.shape[axis])
+        return inside
+
+
+def _border_share(background: torch.Tensor) -> float:
+    """Voxels on the outer faces of the model's grid that hold brain ÷ all that hold brain."""
+    brain = background < 0.5
+    inner = brain[1:-1, 1:-1, 1:-1].sum()
+    return float((brain.sum() - inner) / brain.sum().clamp(min=1))
+
+
+def resample_probabilities(
+    probabilities: np.ndarray, grid: Grid, native: Grid
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`ProbabilityField(...).slabs()`: flat native voxels and their probabilities, by slabs."""
+    return ProbabilityField(probabilities, grid, native).slabs()

@@ -1,0 +1,136 @@
+"""What a segmentation says about itself: volumes, quality scores and sentences for the user."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from tlseg_bids.labels.protocol import LabelProtocol
+
+BORDER_FLAG = 0.001
+ASYMMETRY_FLAG = 0.3
+ASYMMETRY_FLAG_CSF = 0.6
+CONFIDENCE_FLAG = 0.7
+BRAIN_MM3 = (2.0e5, 2.2e6)
+
+
+def volume_table(
+    channel: np.ndarray, confidence: np.ndarray, soft: np.ndarray, protocol: LabelProtocol,
+    voxel_mm3: float,
+) -> pd.DataFrame:  # fmt: skip
+    """One row per structure of the protocol, absent ones with 0.
+
+    Parameters
+    ----------
+    channel, confidence : ndarray
+        Final channel and probability × 255, same shape.
+    soft : ndarray, shape (channels,)
+        Sums of the probabilities, in voxels, before any repair.
+    protocol : LabelProtocol
+        Names and indices.
+    voxel_mm3 : float
+        Volume of a voxel.
+
+    Returns
+    -------
+    DataFrame
+        index, name, hard_mm3, soft_mm3, voxels, mean_confidence (0 where absent), predicted_dice:
+        the Dice to expect if the probabilities are right, 2·Σp(inside) / (voxels + Σp), NaN where
+        absent.
+    """
+    count = len(protocol)
+    voxels = np.bincount(channel.ravel(), minlength=count)
+    inside = np.bincount(channel.ravel(), confidence.ravel(), minlength=count) / 255
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(voxels > 0, inside / voxels, 0.0)
+        dice = np.where(voxels > 0, np.minimum(1, 2 * inside / (voxels + soft)), np.nan)
+    table = pd.DataFrame(
+        {
+            "index": protocol.indices.astype(int),
+            "name": protocol.table["name"].to_numpy(),
+            "hard_mm3": voxels * voxel_mm3,
+            "soft_mm3": soft * voxel_mm3,
+            "voxels": voxels,
+            "mean_confidence": mean,
+            "predicted_dice": dice,
+        }
+    )
+    return table.iloc[1:].reset_index(drop=True)
+
+
+def quality(
+    table: pd.DataFrame, mask: np.ndarray, protocol: LabelProtocol, voxel_mm3: float
+) -> dict[str, float]:
+    """Quality scores.
+
+    Returns
+    -------
+    dict
+        ``brain_mm3`` (the mask), ``mean_confidence`` (over labelled voxels), ``predicted_dice``
+        (mean over present structures), ``fov_border_share`` (brain voxels on the scan's outer
+        faces ÷ brain voxels), ``asymmetry_max`` (largest |L − R| ÷ mean of L and R over the paired
+        structures, 0 to 2; NaN if there is none), ``structures_missing``.
+    """
+    brain = int(np.count_nonzero(mask))
+    inner = int(np.count_nonzero(mask[1:-1, 1:-1, 1:-1]))
+    labelled = table["voxels"].to_numpy()
+    confidence = table["mean_confidence"].to_numpy()
+    present = table[labelled > 0]
+    asymmetry = asymmetries(table, protocol)["asymmetry"]
+    return {
+        "brain_mm3": brain * voxel_mm3,
+        "mean_confidence": float(confidence @ labelled / max(1, labelled.sum())),
+        "predicted_dice": float(present["predicted_dice"].mean()) if len(present) else 0.0,
+        "fov_border_share": (brain - inner) / max(1, brain),
+        "asymmetry_max": float(asymmetry.max()),
+        "structures_missing": float((labelled == 0).sum()),
+    }
+
+
+def asymmetries(table: pd.DataFrame, protocol: LabelProtocol) -> pd.DataFrame:
+    """Left against right of every paired structure that is present on a side.
+
+    Returns
+    -------
+    DataFrame
+        left, right (indices), name (of the left one), group, asymmetry: |L − R| ÷ mean, 0 to 2.
+    """
+    mm3 = dict(zip(table["index"], table["hard_mm3"], strict=True))
+    described = protocol.table.set_index("index")
+    rows = []
+    for left, right in protocol.pairs():
+        both = mm3.get(left, 0.0) + mm3.get(right, 0.0)
+        if both > 0:
+            share = abs(mm3.get(left, 0.0) - mm3.get(right, 0.0)) / (both / 2)
+            row = described.loc[left]
+            rows.append((left, right, row["name"], row["group"], share))
+    return pd.DataFrame(rows, columns=["left", "right", "name", "group", "asymmetry"])
+
+
+def flags(table: pd.DataFrame, qc: dict[str, float], protocol: LabelProtocol) -> tuple[str, ...]:
+    """Sentences about what a person should look at."""
+    out = []
+    missing = table.loc[table["voxels"] == 0, "name"].tolist()
+    if len(missing) == len(table):
+        return ("No brain was found.",)
+    if missing:
+        out.append(f"Not found: {', '.join(missing)}.")
+    low, high = BRAIN_MM3
+    if not low <= qc["brain_mm3"] <= high:
+        litres = f"{low / 1e6:g} to {high / 1e6:g} l"
+        out.append(f"The brain has {qc['brain_mm3'] / 1e6:.2f} l; {litres} are plausible.")
+    if qc["fov_border_share"] > BORDER_FLAG:
+        out.append(
+            f"The scan ends inside the brain: {qc['fov_border_share']:.1%} of its voxels lie on "
+            "the scan's outer faces, so volumes are too small."
+        )
+    if qc.get("model_border_share", 0) > BORDER_FLAG:
+        out.append("The brain reaches the edge of the model's field of view; parts may be missing.")
+    if qc["mean_confidence"] < CONFIDENCE_FLAG:
+        out.append(f"The model is unsure: mean confidence {qc['mean_confidence']:.2f}.")
+    for row in asymmetries(table, protocol).itertuples():
+        limit = ASYMMETRY_FLAG_CSF if row.group == "csf" else ASYMMETRY_FLAG
+        if row.asymmetry > limit:
+            both = row.name.replace("Left ", "").lower()
+            out.append(f"Left and right {both} differ by {row.asymmetry:.0%} of their mean.")
+    return tuple(out)

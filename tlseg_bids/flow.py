@@ -44,11 +44,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Skip:
-    """A scan that will not be processed, and why (for example a dangling link)."""
+    """A scan that will not be processed, and why (for example a dangling link).
+
+    `wanted` is true where an option asked for it (``--multi-run first``): then it is no failure.
+    """
 
     scan: Scan
     reason: str
     hint: str
+    wanted: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ GIB = 2.0**30
 
 PERMISSIVE = frozenset(
     {
-        "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0",
-        "ISC", "MIT", "ODC-By-1.0", "PDDL-1.0", "Unlicense", "Zlib",
+        "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY", "CC-BY-3.0", "CC-BY-4.0",
+        "CC0-1.0", "ISC", "MIT", "ODC-By-1.0", "PDDL-1.0", "Unlicense", "Zlib",
     }
 )  # fmt: skip
-"""SPDX identifiers of licences that allow every use, commercial use included."""
+"""SPDX identifiers of licences that allow every use, commercial use included; ``CC-BY`` is what
+datasets write that do not say which version."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Weights:
 
     @property
     def permissive(self) -> bool:
-        """Whether every licence of the expression is in `PERMISSIVE`."""
+        """Whether every licence of the expression is in `PERMISSIVE`; ``CC BY 4.0`` is read too."""
         parts = re.split(r"\s+AND\s+", self.licence.strip())
-        return all(part in PERMISSIVE for part in parts)
+        return all(part.replace(" ", "-") in PERMISSIVE for part in parts)
 
 
 @dataclass(frozen=True)

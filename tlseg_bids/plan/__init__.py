@@ -1,0 +1,18 @@
+"""Scan × cards → jobs and skips, each with its reason, before a voxel is read."""
+
+from tlseg_bids.plan.choice import Choice, choose
+from tlseg_bids.plan.device import Machine, choose_device
+from tlseg_bids.plan.key import content_key
+from tlseg_bids.plan.make import make_plan
+from tlseg_bids.plan.table import describe, plan_table
+
+__all__ = [
+    "Choice",
+    "Machine",
+    "choose",
+    "choose_device",
+    "content_key",
+    "describe",
+    "make_plan",
+    "plan_table",
+]

@@ -1,0 +1,44 @@
+"""The content key: equal keys, equal results, so that a finished scan need not run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.config import Config
+from tlseg_bids.zoo.card import ModelCard
+from tlseg_bids.zoo.card_file import digest
+
+OUTPUT_OPTIONS = ("compat", "probabilities", "random_seed")
+"""Options that change what is written for a scan."""
+
+
+def content_key(scan: Scan, card: ModelCard, config: Config, version: str) -> str:
+    """SHA-256, 64 hexadecimal digits, over everything that goes into a scan's derivatives.
+
+    That is: the bytes of the scan's file, what the dataset says of it (sidecar, age, contrast
+    agent, skull-stripped), the card with the hash of its weights, the options in `OUTPUT_OPTIONS`
+    and the program's version. The device, the other models, threads, folders and the file's time
+    do not count.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read to its end.
+    """
+    with scan.path.open("rb") as stream:
+        content = hashlib.file_digest(stream, "sha256").hexdigest()
+    parts = {
+        "scan": content,
+        "suffix": scan.suffix,
+        "entities": scan.entities,
+        "sidecar": scan.sidecar,
+        "age": [scan.age.days, scan.age.pma_weeks],
+        "contrast_agent": scan.contrast_agent,
+        "skull_stripped": scan.skull_stripped,
+        "card": digest(card),
+        "options": {name: getattr(config, name) for name in OUTPUT_OPTIONS},
+        "version": version,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

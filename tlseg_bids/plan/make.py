@@ -1,0 +1,181 @@
+"""The plan of a run: every scan with its model, device and memory, or why it is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tlseg_bids.bids.scan import Scan, Unusable
+from tlseg_bids.config import Config
+from tlseg_bids.errors import ScanError
+from tlseg_bids.flow import Job, Plan, Refusal, Skip
+from tlseg_bids.plan.choice import choose, usable_cards
+from tlseg_bids.plan.device import Machine, choose_device
+from tlseg_bids.plan.key import content_key
+from tlseg_bids.volume import Grid, load_grid
+from tlseg_bids.zoo.card import ModelCard, age_in_years
+
+FETCH = "copy it again, or fetch it with `datalad get`"
+
+
+@dataclass(frozen=True, eq=False)
+class _Header:
+    """A scan whose header was read: its grid and what is odd about it."""
+
+    scan: Scan
+    grid: Grid
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What every job of this run shares."""
+
+    cards: tuple[ModelCard, ...]
+    excluded: tuple[Refusal, ...]
+    config: Config
+    version: str
+    machine: Machine
+
+
+def make_plan(
+    scans: Iterable[Scan],
+    unusable: Iterable[Unusable],
+    cards: Sequence[ModelCard],
+    config: Config,
+    version: str,
+    machine: Machine | None = None,
+) -> Plan:
+    """Decide for every scan which model labels it, where and why.
+
+    Headers are read, voxels are not; the bytes of each file are hashed for the content key,
+    except with ``--dry-run``, whose keys are empty.
+
+    Parameters
+    ----------
+    scans, unusable : iterable
+        What `tlseg_bids.bids.discover` found.
+    cards : sequence of ModelCard
+        Every model there is.
+    config : Config
+        The run.
+    version : str
+        The program's version; part of the content key.
+    machine : Machine, optional
+        The devices; this machine's where not given.
+
+    Returns
+    -------
+    Plan
+        Jobs in the order of `scans`; skips with a reason and a hint.
+
+    Raises
+    ------
+    UsageError, DataError
+        As `usable_cards` and `choose_device`: what no scan could change.
+    """
+    run = _Run(*usable_cards(cards, config), config, version, machine or _machine(config))
+    if config.device != "auto":
+        choose_device(config.device, 0.0, run.machine)
+    skips = [Skip(found.scan, found.reason, found.hint) for found in unusable]
+    headers, damaged = _headers(scans)
+    later: list[Skip] = []
+    if config.multi_run == "first":
+        headers, later = first_runs(headers)
+    jobs = []
+    for header in headers:
+        try:
+            jobs.append(_job(header, run))
+        except OSError as error:
+            reason = f"the file cannot be read to its end ({error.strerror or error})"
+            damaged.append(Skip(header.scan, reason, FETCH))
+    return Plan(tuple(jobs), (*skips, *damaged, *later))
+
+
+def first_runs(headers: Sequence[_Header]) -> tuple[list[_Header], list[Skip]]:
+    """Of scans that differ in nothing but ``run``, the first whose header can be read.
+
+    Returns
+    -------
+    kept : list
+        In the order given.
+    skipped : list of Skip
+        The others, marked as wanted.
+    """
+    first: dict[tuple, _Header] = {}
+    for header in sorted(headers, key=lambda header: _run_number(header.scan)):
+        first.setdefault(_all_but_run(header.scan), header)
+    kept = [header for header in headers if first[_all_but_run(header.scan)] is header]
+    skipped = [
+        Skip(
+            header.scan,
+            f"--multi-run first: {first[_all_but_run(header.scan)].scan.path.name} was taken",
+            "use --multi-run each for every run",
+            wanted=True,
+        )
+        for header in headers
+        if header not in kept
+    ]
+    return kept, skipped
+
+
+def _machine(config: Config) -> Machine:
+    """This machine; PyTorch is not even loaded where only the CPU is wanted."""
+    return Machine() if config.device == "cpu" else Machine.here()
+
+
+def _headers(scans: Iterable[Scan]) -> tuple[list[_Header], list[Skip]]:
+    headers, damaged = [], []
+    for scan in scans:
+        try:
+            headers.append(_Header(scan, *load_grid(scan.path)))
+        except ScanError as error:
+            damaged.append(Skip(scan, error.what, error.hint))
+    return headers, damaged
+
+
+def _all_but_run(scan: Scan) -> tuple:
+    return scan.suffix, *((k, v) for k, v in scan.entities.items() if k != "run")
+
+
+def _run_number(scan: Scan) -> tuple[int, str]:
+    run = scan.entities.get("run", "0")
+    return (int(run) if run.isdecimal() else 0), run
+
+
+def _job(header: _Header, run: _Run) -> Job:
+    scan, config = header.scan, run.config
+    choice = choose(run.cards, scan, header.grid.spacing_mm, config.model)
+    memory_gib = choice.card.memory.host(int(np.prod(header.grid.shape)))
+    device, device_warnings = choose_device(
+        config.device, choice.card.memory.device_gib, run.machine
+    )
+    warnings = (
+        *header.warnings,
+        *_age_warning(scan),
+        *choice.warnings,
+        *device_warnings,
+        *_memory_warning(memory_gib, config),
+    )
+    key = "" if config.dry_run else content_key(scan, choice.card, config, run.version)
+    return Job(
+        scan, choice.card, choice.reason, (*choice.refused, *run.excluded), warnings, key,
+        device, memory_gib,
+    )  # fmt: skip
+
+
+def _age_warning(scan: Scan) -> tuple[str, ...]:
+    if age_in_years(scan.age) is not None:
+        return ()
+    return (f"the age at the scan is not known ({scan.age.source})",)
+
+
+def _memory_warning(memory_gib: float, config: Config) -> tuple[str, ...]:
+    if config.memory_gib is None or memory_gib <= config.memory_gib:
+        return ()
+    return (
+        f"about {memory_gib:.1f} GiB of memory are expected and --mem allows "
+        f"{config.memory_gib:.1f} GiB; the scan is tried alone",
+    )

@@ -6,14 +6,42 @@ Built by `tlseg_bids.cli.run` from the command line and `--config-file`; passed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 
+OPTIONS = {
+    "participants": "participant-label", "sessions": "session-label",
+    "filters": "bids-filter-file", "database_dir": "bids-database-dir",
+    "threads": "omp-nthreads", "memory_gib": "mem", "model_dirs": "models", "verbosity": "verbose",
+}  # fmt: skip
+"""Options whose name differs from that of the field they set."""
+
+ARGUMENTS = ("bids_dir", "out_dir", "level")
+ALWAYS = ("nprocs", "threads", "device", "random_seed")
+
+
 @dataclass(frozen=True)
 class Config:
-    """One run of the BIDS App. Paths are absolute; times in seconds; memory in GiB."""
+    """One run of the BIDS App. Paths are absolute; memory in GiB.
+
+    Parameters
+    ----------
+    nprocs, threads : int
+        CPUs the run may use in all, and CPUs one scan may use: ``nprocs // threads`` scans can
+        run at once (`at_once`). 0 threads means as many as `nprocs`.
+    memory_gib : float or None
+        Memory the run may use in all; None is no limit.
+    filters : dict
+        Content of ``--bids-filter-file``, as it was read.
+    shard : tuple of int
+        (I, N): shard I of N, counted from 1.
+    offline : bool
+        Never fetch the weights of a model that are not on this machine.
+    verbosity : int
+        Number of ``-v``; from 2 on errors come with a traceback.
+    """
 
     bids_dir: Path
     out_dir: Path
@@ -42,3 +70,37 @@ class Config:
     stop_on_first_crash: bool = False
     random_seed: int = 0
     verbosity: int = 0
+    offline: bool = False
+
+    def at_once(self, memory_gib: float) -> int:
+        """How many scans of `memory_gib` each may run at once under `nprocs` and `memory_gib`."""
+        by_cpu = self.nprocs // (self.threads or self.nprocs)
+        by_memory = by_cpu if self.memory_gib is None else int(self.memory_gib // memory_gib)
+        return max(1, min(by_cpu, by_memory))
+
+    def to_toml(self) -> str:
+        """This run as a file for ``--config-file``; the arguments stand in a comment.
+
+        What was not asked for is left out, except where the default depends on the machine.
+        """
+        import tomli_w
+
+        table: dict[str, Any] = {} if self.validate else {"skip-bids-validation": True}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            known = one.name not in (*ARGUMENTS, "validate") and value is not None
+            if known and (value or one.name in ALWAYS) and value != (1, 1):
+                table[OPTIONS.get(one.name, one.name.replace("_", "-"))] = _plain(one.name, value)
+        arguments = " ".join(repr(str(getattr(self, name))) for name in ARGUMENTS)
+        return f"# tlseg {arguments} --config-file THIS_FILE\n{tomli_w.dumps(table)}"
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A field's value as an option takes it."""
+    if name == "shard":
+        return f"{value[0]}/{value[1]}"
+    if name == "memory_gib":
+        return f"{value:.12g}G"
+    if isinstance(value, tuple):
+        return [_plain(name, item) for item in value]
+    return str(value) if isinstance(value, Path) else value

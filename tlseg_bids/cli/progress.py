@@ -1,0 +1,130 @@
+"""Progress on stderr: bars on a terminal, one plain line at a time elsewhere.
+
+The program reports to an object with the methods of `Progress`; it knows nothing of terminals.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from types import TracebackType
+from typing import TextIO
+
+BAR = "{desc:<40.40} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+STEP_BAR = "  {desc:<38.38} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}]"
+
+
+class Progress:
+    """What the program tells while it runs; this one keeps silent.
+
+    The order of calls is ``begin``, then for each scan ``step`` (once before each of its steps)
+    and ``finish``, then ``close``. Scans may overlap.
+    """
+
+    def begin(self, scans: int) -> None:
+        """The run has so many scans, those that are skipped or reused included."""
+
+    def step(self, scan: str, name: str, number: int, of: int) -> None:
+        """`scan` begins the step `name`, the `number`-th (from 1) of `of`."""
+
+    def finish(self, scan: str, status: str, note: str = "") -> None:
+        """`scan` ended as `status` (done, reused, failed, skipped), with a remark."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Lines(Progress):
+    """A line per finished scan; with `steps` also one per step. Every line is flushed."""
+
+    def __init__(self, stream: TextIO, steps: bool = False) -> None:
+        self._stream, self._steps = stream, steps
+        self._scans = self._finished = 0
+        self._started: dict[str, float] = {}
+
+    def begin(self, scans: int) -> None:
+        self._scans = scans
+        self._print(f"{scans} scan{'' if scans == 1 else 's'}")
+
+    def step(self, scan: str, name: str, number: int, of: int) -> None:
+        self._started.setdefault(scan, time.monotonic())
+        if self._steps:
+            self._print(f"{scan}: {name} ({number}/{of})")
+
+    def finish(self, scan: str, status: str, note: str = "") -> None:
+        self._finished += 1
+        started = self._started.pop(scan, None)
+        took = "" if started is None else f" in {time.monotonic() - started:.0f} s"
+        remark = f": {note}" if note else ""
+        self._print(f"[{self._finished}/{self._scans}] {scan} {status}{took}{remark}")
+
+    def _print(self, line: str) -> None:
+        print(_printable(line), file=self._stream, flush=True)
+
+
+class Bars(Progress):
+    """A bar for the run and one for each scan at work; finished scans leave a line above."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from tqdm import tqdm
+
+        self._tqdm, self._stream = tqdm, stream
+        self._run = None
+        self._bars: dict[str, object] = {}
+        self._places: dict[str, int] = {}
+
+    def begin(self, scans: int) -> None:
+        self._run = self._tqdm(
+            total=scans, desc="scans", file=self._stream, position=0, bar_format=BAR
+        )
+
+    def step(self, scan: str, name: str, number: int, of: int) -> None:
+        bar = self._bars.get(scan)
+        if bar is None:
+            place = min(set(range(1, len(self._places) + 2)) - set(self._places.values()))
+            self._places[scan] = place
+            bar = self._bars[scan] = self._tqdm(
+                total=of, file=self._stream, position=place, leave=False, bar_format=STEP_BAR
+            )
+        bar.total, bar.n = of, number - 1
+        bar.set_description_str(_printable(f"{scan}: {name}"), refresh=True)
+
+    def finish(self, scan: str, status: str, note: str = "") -> None:
+        bar = self._bars.pop(scan, None)
+        self._places.pop(scan, None)
+        if bar is not None:
+            bar.close()
+        remark = f": {note}" if note else ""
+        self._tqdm.write(_printable(f"{scan} {status}{remark}"), file=self._stream)
+        if self._run is not None:
+            self._run.update()
+
+    def close(self) -> None:
+        for bar in self._bars.values():
+            bar.close()
+        self._bars.clear()
+        if self._run is not None:
+            self._run.close()
+
+
+def progress_on(stream: TextIO, verbosity: int = 0) -> Progress:
+    """Bars if `stream` is a terminal that can draw them, else lines; steps as lines from -v on."""
+    if stream.isatty() and os.environ.get("TERM") != "dumb" and verbosity == 0:
+        return Bars(stream)
+    return Lines(stream, steps=verbosity > 0)
+
+
+def _printable(line: str) -> str:
+    """Control characters of a hostile file name as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

@@ -1,0 +1,148 @@
+"""``tlseg``: the BIDS App on the command line.
+
+Everything heavy is imported after the command line was understood.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tlseg_bids.cli.options import parse
+from tlseg_bids.config import Config
+from tlseg_bids.errors import TlsegError, UsageError
+
+INTERRUPTED = 130
+EXCLUSIVE = ("dry_run", "reports_only", "boilerplate_only")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the BIDS App.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        The command line without the program's name; that of the process where not given.
+
+    Returns
+    -------
+    int
+        Exit code, as ``tlseg --help`` lists them; 130 after Ctrl-C.
+    """
+    verbosity = 0
+    try:
+        config = make_config(parse(sys.argv[1:] if argv is None else list(argv)))
+        verbosity = config.verbosity
+        check_folders(config)
+        return _participant(config)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except TlsegError as error:
+        return report(error, "tlseg", verbosity)
+    except KeyboardInterrupt:
+        print("tlseg: stopped by the user; finished scans are kept", file=sys.stderr)
+        return INTERRUPTED
+
+
+def report(error: TlsegError, program: str, verbosity: int = 0) -> int:
+    """Print an error as one line to stderr, with a traceback from -vv on; return its exit code."""
+    if verbosity >= 2:
+        traceback.print_exception(error)
+    print(f"{program}: {one_line(str(error))}", file=sys.stderr)
+    return error.exit_code
+
+
+def one_line(text: str) -> str:
+    """`text` with line breaks and control characters (of a hostile file name) as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def make_config(values: dict[str, Any]) -> Config:
+    """The run that the values of `tlseg_bids.cli.options.parse` ask for.
+
+    Raises
+    ------
+    UsageError
+        If two options exclude each other.
+    """
+    asked = [name for name in EXCLUSIVE if values.get(name)]
+    if len(asked) > 1:
+        options = " and ".join("--" + name.replace("_", "-") for name in asked)
+        raise UsageError(f"{options} exclude each other", "the command line", "give one of them")
+    values = dict(values)
+    values["validate"] = not values.pop("skip_bids_validation", False)
+    for name in ("participants", "sessions", "model_dirs"):
+        values[name] = tuple(values.get(name, ()))
+    values.setdefault("nprocs", available_cpus())
+    threads = values.setdefault("threads", values["nprocs"])
+    if threads > values["nprocs"]:
+        raise UsageError(
+            f"one scan would use {threads} CPUs and the whole run {values['nprocs']}",
+            "--omp-nthreads and --nprocs", "lower the first or raise the second",
+        )  # fmt: skip
+    return Config(**values)
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity, and the quota of its container or job."""
+    here = getattr(os, "sched_getaffinity", None)
+    cpus = len(here(0)) if here else os.cpu_count() or 1
+    try:
+        quota, period = CGROUP_CPU.read_text().split()
+        if quota != "max":
+            cpus = min(cpus, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cpus
+
+
+def check_folders(config: Config) -> None:
+    """Refuse folders that would change the input dataset.
+
+    Raises
+    ------
+    UsageError
+        If the output is the dataset itself or lies in it outside ``derivatives``, or the folder
+        for temporary files or the database lies in it.
+    """
+    bids_dir, out_dir = config.bids_dir.resolve(), config.out_dir.resolve()
+    inside = out_dir.is_relative_to(bids_dir)
+    if inside and not out_dir.is_relative_to(bids_dir / "derivatives"):
+        raise UsageError(
+            "the output would be written into the input dataset", f"OUT_DIR {config.out_dir}",
+            f"choose {config.bids_dir / 'derivatives' / 'tlseg'}, or a folder outside the dataset",
+        )  # fmt: skip
+    for option, folder in (("-w", config.work_dir), ("--bids-database-dir", config.database_dir)):
+        if folder is not None and folder.resolve().is_relative_to(bids_dir):
+            raise UsageError(
+                f"{folder} lies in the input dataset", option, "choose a folder outside of it"
+            )
+
+
+def _participant(config: Config) -> int:
+    """Prepare the process and hand over to the program."""
+    for variable in THREAD_VARIABLES:
+        os.environ.setdefault(variable, str(config.threads))
+    _log(config.verbosity)
+    from tlseg_bids import app
+    from tlseg_bids.cli.progress import progress_on
+
+    with progress_on(sys.stderr, config.verbosity) as progress:
+        return app.participant(config, progress)
+
+
+def _log(verbosity: int) -> None:
+    """Warnings to stderr; with -v what the program does, with -vv every detail."""
+    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s", level=logging.ERROR)
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    logging.getLogger("tlseg_bids").setLevel(level)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

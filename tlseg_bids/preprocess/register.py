@@ -70,3 +70,60 @@ def centroids(weights: np.ndarray, voxel_to_mm: np.ndarray) -> tuple[np.ndarray,
         index = np.stack(marginals, 1) / mass[:, None]
     points = index @ voxel_to_mm[:3, :3].T + voxel_to_mm[:3, 3]
     return points, mass * abs(np.linalg.det(voxel_to_mm[:3, :3]))
+
+
+LANDMARK_PROBABILITY = 0.3
+LEAST_MM3 = 100.0
+LEAST_LANDMARKS = 6
+RESIDUAL_SCALE_MM = 6.0
+
+
+def landmark_weights(mass_mm3: np.ndarray) -> np.ndarray:
+    """Weight of each centroid in a fit: square root of its volume, capped at 30 ml."""
+    return np.sqrt(np.minimum(mass_mm3, 30_000.0))
+
+
+def robust_affine(
+    source: np.ndarray, target: np.ndarray, weights: np.ndarray, rounds: int = 5
+) -> tuple[np.ndarray, float]:
+    """`affine` with outlying points weighted down, and the weighted RMS residual in mm.
+
+    Iteratively reweighted least squares with the Geman–McClure weight, scale
+    `RESIDUAL_SCALE_MM` (Geman & McClure 1987, Bull. Int. Stat. Inst. 52:5-21).
+    """
+    w = weights
+    for _ in range(rounds):
+        matrix = affine(source, target, w)
+        gap = np.linalg.norm(source @ matrix[:3, :3].T + matrix[:3, 3] - target, axis=1)
+        w = weights / (1 + (gap / RESIDUAL_SCALE_MM) ** 2) ** 2
+    return matrix, float(np.sqrt((w @ gap**2) / w.sum()))
+
+
+def template_from_probabilities(
+    probabilities: np.ndarray, voxel_to_mm: np.ndarray, template: np.ndarray
+) -> tuple[np.ndarray, int, float]:
+    """Affine from the world to the template, from a locator's answer.
+
+    Parameters
+    ----------
+    probabilities : ndarray, shape (channels, I, J, K)
+        Of the structures, channel 0 the background.
+    voxel_to_mm : ndarray, shape (4, 4)
+        Grid of the probabilities to world mm.
+    template : ndarray, shape (channels, 3)
+        Template centroids in mm, NaN where a channel has none.
+
+    Returns
+    -------
+    matrix : ndarray, shape (4, 4); identity if there are fewer than `LEAST_LANDMARKS`
+    landmarks : int
+    residual_mm : float
+    """
+    kept = np.where(probabilities > LANDMARK_PROBABILITY, probabilities, 0)
+    kept[0] = 0
+    points, mass = centroids(kept, voxel_to_mm)
+    use = (mass > LEAST_MM3) & np.isfinite(template).all(1)
+    if use.sum() < LEAST_LANDMARKS:
+        return np.eye(4), int(use.sum()), float("inf")
+    matrix, residual = robust_affine(points[use], template[use], landmark_weights(mass[use]))
+    return matrix, int(use.sum()), residual

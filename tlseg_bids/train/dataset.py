@@ -13,7 +13,7 @@ import torch
 
 from tlseg_bids.errors import NoInputError
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
-from tlseg_bids.preprocess.register import affine, centroids
+from tlseg_bids.preprocess.register import affine, centroids, landmark_weights
 
 HERE = Path(__file__).parent
 IGNORE = 255
@@ -45,9 +45,9 @@ def load_classes(protocol: LabelProtocol) -> Classes:
         index=table["index"].to_numpy(),
         target=np.array([channel[t] for t in table["target"]]),
         mirror=np.array([row[m] for m in table["mirror"]]),
-        tissue=np.array([
-            contrasts.index.get_loc(t) if t in contrasts.index else -1 for t in table["tissue"]
-        ]),
+        tissue=np.array(
+            [contrasts.index.get_loc(t) if t in contrasts.index else -1 for t in table["tissue"]]
+        ),
         extra=table["tissue"].str.startswith("extra-").to_numpy(),
         contrasts=contrasts,
     )
@@ -154,14 +154,11 @@ def sample_centroids(sample: Sample, classes: Classes, channels: int) -> tuple:
     for channel in np.unique(folded):
         points[channel], mass[channel] = (
             value[0]
-            for value in centroids((folded == channel)[None].astype(np.uint8), sample.world_from_voxel)
+            for value in centroids(
+                (folded == channel)[None].astype(np.uint8), sample.world_from_voxel
+            )
         )
     return points, mass
-
-
-def landmark_weights(mass: np.ndarray) -> np.ndarray:
-    """Weight of each centroid in the fit: square root of its volume, capped at 30 ml."""
-    return np.sqrt(np.minimum(mass, 30_000.0))
 
 
 def build_template(samples: list[Sample], protocol: LabelProtocol, rounds: int = 5) -> np.ndarray:

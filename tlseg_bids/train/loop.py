@@ -17,7 +17,7 @@ from tlseg_bids.train.dataset import (
     Classes, Sample, align, build_template, default_protocol, load_classes, load_dataset,
 )  # fmt: skip
 from tlseg_bids.train.losses import segmentation_loss, soft_target
-from tlseg_bids.train.recipe import Recipe
+from tlseg_bids.train.recipe import Recipe, load_checkpoint
 from tlseg_bids.train.synth import Random, deformed_positions, example, read_classes
 
 PRIOR_SPACING_MM = 4.0
@@ -119,7 +119,9 @@ class Draw:
             middle = np.array([rng.one(-14, 14) for _ in range(3)])
             corner = middle - length / 2
         else:
-            corner = np.array([rng.one(low, max(high - length, low)) for low, high in recipe.box_mm])
+            corner = np.array(
+                [rng.one(low, max(high - length, low)) for low, high in recipe.box_mm]
+            )
         corner += recipe.spacing_mm / 2
         positions = deformed_positions(rng, recipe.shape, corner, recipe.patch, recipe.spacing_mm)
         image, channels = example(
@@ -148,14 +150,15 @@ def new_state(recipe: Recipe, samples: dict[str, list[Sample]], start: dict | No
     for found in samples.values():
         align(found, state["template"], protocol)
     if recipe.role == "segmenter" and "prior" not in state:
-        state["prior"] = atlas(
-            next(iter(samples.values())), classes, len(protocol), recipe.box_mm
-        )
+        state["prior"] = atlas(next(iter(samples.values())), classes, len(protocol), recipe.box_mm)
     return state
 
 
-def train(recipe: Recipe, root: Path, out: Path, threads: int = 2, log: Any = print) -> Path:
-    """Run a recipe; returns the checkpoint `OUT/<name>.pt`.
+def train(
+    recipe: Recipe, root: Path, out: Path, threads: int = 2, log: Any = print,
+    until: int | None = None,
+) -> Path:  # fmt: skip
+    """Run a recipe, or its first `until` steps; returns the checkpoint `OUT/<name>.pt`.
 
     A checkpoint that is there already is resumed: weights, moments, averages and the generator's
     state, so that a run that was cut off ends where an uncut one would.
@@ -166,8 +169,8 @@ def train(recipe: Recipe, root: Path, out: Path, threads: int = 2, log: Any = pr
     path = out / f"{recipe.name}.pt"
     protocol = default_protocol()
     samples = load_samples(recipe, root)
-    saved = torch.load(path, weights_only=False) if path.exists() else None
-    start = torch.load(recipe.start, weights_only=False) if recipe.start else None
+    saved = load_checkpoint(path) if path.exists() else None
+    start = load_checkpoint(Path(recipe.start)) if recipe.start else None
     state = new_state(recipe, samples, saved or start)
     network = build(**recipe.network, out_channels=len(protocol))
     average = build(**recipe.network, out_channels=len(protocol))
@@ -191,7 +194,8 @@ def train(recipe: Recipe, root: Path, out: Path, threads: int = 2, log: Any = pr
     losses: list[float] = []
     dices: list[float] = []
     clock = time.monotonic()
-    while step < recipe.steps:
+    last = recipe.steps if until is None else min(until, recipe.steps)
+    while step < last:
         image, channels, sample, corner = draw(rng)
         target, known = soft_target(channels, len(protocol), network.stem)
         prior = None
@@ -225,7 +229,7 @@ def train(recipe: Recipe, root: Path, out: Path, threads: int = 2, log: Any = pr
             log(f"{recipe.name} {step}/{recipe.steps} {seconds:.0f} s "
                 f"loss {curve[-1][2]:.3f} dice {curve[-1][3]:.3f}", flush=True)  # fmt: skip
             losses, dices = [], []
-        if step % recipe.checkpoint_every == 0 or step == recipe.steps:
+        if step % recipe.checkpoint_every == 0 or step == last:
             temporary = path.with_suffix(".tmp")
             torch.save({
                 **state, "recipe": asdict(recipe), "step": step, "curve": curve,

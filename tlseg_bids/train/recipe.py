@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tlseg_bids.errors import NoInputError, UsageError
 from tlseg_bids.train.synth import Mix, Shape
 
@@ -94,4 +96,25 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
                 values[key] = kind(**values[key])
         return Recipe(**values)
     except TypeError as error:
-        raise UsageError(f"keys do not fit: {error}", path, "see the docstring of Recipe") from error
+        raise UsageError(
+            f"keys do not fit: {error}", path, "see the docstring of Recipe"
+        ) from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of `tlseg_bids.train.loop.train`, on the CPU.
+
+    Only files that this machine's own runs wrote are opened this way; what is handed on is
+    safetensors (see `tlseg_bids.train.export`).
+
+    Raises
+    ------
+    NoInputError
+        If the file does not exist.
+    """
+    if not path.is_file():
+        raise NoInputError("no such checkpoint", path, "name the .pt file of a training run")
+    saved = torch.load(path, map_location="cpu", weights_only=False)
+    recipe = saved["recipe"]
+    recipe["shape"], recipe["mix"] = Shape(**recipe["shape"]), Mix(**recipe["mix"])
+    return saved

@@ -1,0 +1,235 @@
+"""The training loop on two tiny label maps: it learns, resumes to the step and exports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from tlseg_bids.errors import NoInputError, UsageError
+from tlseg_bids.preprocess.register import affine, robust_affine, similarity
+from tlseg_bids.segment.model import load_model
+from tlseg_bids.train.dataset import IGNORE, default_protocol, load_classes
+from tlseg_bids.train.export import export
+from tlseg_bids.train.loop import train
+from tlseg_bids.train.losses import fold, segmentation_loss, soft_target
+from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
+from tlseg_bids.train.synth import Mix, Random, Shape, class_means, paint, strip_skull
+from tlseg_bids.zoo.weights import load_weights
+
+PROTOCOL = default_protocol()
+
+
+def blob_head(path: Path, scale: float = 1.0) -> None:
+    """A label map in which every paired structure is a ball on its own side, 2 mm voxels."""
+    labels = np.zeros((48, 48, 48), np.int16)
+    grid = np.stack(np.meshgrid(*[(np.arange(48) - 23.5) * 2] * 3, indexing="ij"), -1)
+    labels[np.linalg.norm(grid, axis=-1) < 44 * scale] = 24
+    rng = np.random.default_rng(0)
+    for left, right in PROTOCOL.pairs():
+        centre = np.array([-20, *rng.uniform(-22, 22, 2)])
+        for label, side in ((left, 1), (right, -1)):
+            ball = np.linalg.norm(grid - centre * [side, 1, 1] * scale, axis=-1) < 7 * scale
+            labels[ball] = label
+    path.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(labels, np.diag([2.0, 2, 2, 1])), path)
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory) -> Path:
+    """A folder with one dataset of two label maps."""
+    root = tmp_path_factory.mktemp("data")
+    for number, scale in enumerate((1.0, 0.9)):
+        name = f"sub-0{number}"
+        blob_head(root / "balls" / name / "anat" / f"{name}_seg-head_dseg.nii.gz", scale)
+    (root / "balls" / "dataset_description.json").write_text(
+        json.dumps({"Name": "Balls", "BIDSVersion": "1.10.0", "License": "CC0-1.0"})
+    )
+    return root
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    """A segmenter small enough for a test."""
+    return Recipe(
+        name="tiny", role="segmenter", protocol="aseg",
+        network={"network": "unet", "features": [4, 8], "stem": 2, "prior_channels": 33},
+        patch=16, spacing_mm=2.0, box_mm=[[-48, 48]] * 3, datasets={"balls": {}},
+        steps=6, warmup=2, checkpoint_every=3, learning_rate=1e-2, mix=Mix(thick_slices=0.5),
+    )  # fmt: skip
+
+
+def test_a_run_that_was_cut_off_ends_where_an_uncut_one_does(heads, recipe, tmp_path):
+    whole = load_checkpoint(train(recipe, heads, tmp_path / "whole", 1, _quiet))
+    first = load_checkpoint(train(recipe, heads, tmp_path / "cut", 1, _quiet, until=3))
+    again = load_checkpoint(train(recipe, heads, tmp_path / "cut", 1, _quiet))
+    assert first["step"] == 3
+    assert again["step"] == whole["step"] == 6
+    assert set(again["data"]) == {"balls/sub-00", "balls/sub-01"}
+    assert torch.equal(again["generator"], whole["generator"])
+    for part in ("network", "average"):
+        for key, value in whole[part].items():
+            torch.testing.assert_close(again[part][key], value)
+
+
+def test_the_same_seed_gives_the_same_weights(heads, recipe, tmp_path):
+    runs = [load_checkpoint(train(recipe, heads, tmp_path / n, 1, _quiet)) for n in ("a", "b")]
+    for key, value in runs[0]["network"].items():
+        torch.testing.assert_close(value, runs[1]["network"][key])
+    other = load_checkpoint(train(replace(recipe, seed=1), heads, tmp_path / "c", 1, _quiet))
+    assert not torch.equal(runs[0]["generator"], other["generator"])
+
+
+def test_the_held_out_fold_is_not_seen(heads, recipe, tmp_path):
+    folded = replace(recipe, fold=[0, 2], fold_datasets=["balls"], steps=1)
+    saved = load_checkpoint(train(folded, heads, tmp_path, 1, _quiet))
+    assert set(saved["data"]) == {"balls/sub-01"}
+
+
+def test_an_exported_model_answers_as_its_checkpoint(heads, recipe, tmp_path):
+    segmenter = train(recipe, heads, tmp_path, 1, _quiet)
+    locating = replace(
+        recipe, name="tiny-locator", role="locator",
+        network={"network": "unet", "features": [4, 8], "stem": 2},
+    )  # fmt: skip
+    locator = train(locating, heads, tmp_path, 1, _quiet)
+    description = {
+        "name": "tiny", "version": "0", "status": "experimental", "summary": "balls",
+        "domain": {}, "strategy": {"name": "sliding", "window": 16}, "citations": ["none"],
+    }  # fmt: skip
+    card = export(
+        description, {"locator": locator, "segmenter": segmenter}, heads, tmp_path / "zoo"
+    )
+    assert card.weights.licence == "CC0-1.0"
+    assert card.training["data"][0]["subjects"] == 2
+    written = replace(card, path=tmp_path / "zoo" / "cards" / "tiny.toml")
+    model = load_model(written, load_weights(written))
+    saved = load_checkpoint(segmenter)
+    for key, value in saved["average"].items():
+        found = model.networks["segmenter"].state_dict()[key]
+        torch.testing.assert_close(found, value, atol=2e-3, rtol=2e-3)
+    np.testing.assert_allclose(model.template, saved["template"], atol=1e-3)
+
+
+def test_soft_target_is_the_share_of_each_block():
+    channels = torch.zeros(4, 4, 4, dtype=torch.uint8)
+    channels[:2] = 3
+    channels[0, 0, 0] = IGNORE
+    target, known = soft_target(channels, 5, 2)
+    assert target[0, 3, 0, 0, 0] == pytest.approx(7 / 8)
+    assert known[0, 0, 0, 0] == pytest.approx(7 / 8)
+    assert target[0, 0, 1, 1, 1] == 1 and known[0, 1, 1, 1] == 1
+
+
+def test_partial_labels_do_not_tell_merged_structures_apart():
+    group = torch.tensor([0, 1, 1])
+    probabilities = torch.tensor([0.2, 0.5, 0.3])[None, :, None, None, None]
+    assert fold(probabilities, group)[0, :, 0, 0, 0].tolist() == pytest.approx([0.2, 0.8, 0])
+    target = torch.tensor([0.0, 1, 0])[None, :, None, None, None].expand(1, 3, 4, 4, 4)
+    known = torch.ones(1, 4, 4, 4)
+    one = torch.tensor([0.0, 20, 0])[None, :, None, None, None].expand(1, 3, 4, 4, 4)
+    other = torch.tensor([0.0, 0, 20])[None, :, None, None, None].expand(1, 3, 4, 4, 4)
+    for logits in (one, other):
+        assert segmentation_loss(logits, target, known, group)[0] < 1e-3
+
+
+def test_unknown_voxels_do_not_count():
+    target, known = torch.zeros(1, 2, 2, 2, 2), torch.zeros(1, 2, 2, 2)
+    target[:, 1, 0], known[:, 0] = 1, 1
+    right = torch.zeros(1, 2, 2, 2, 2)
+    right[:, 1, 0] = 20
+    wrong_where_unknown = right.clone()
+    wrong_where_unknown[:, 1, 1] = 20
+    group = torch.arange(2)
+    a = segmentation_loss(right, target, known, group)[0]
+    b = segmentation_loss(wrong_where_unknown, target, known, group)[0]
+    torch.testing.assert_close(a, b)
+
+
+def test_left_and_right_have_one_contrast():
+    classes = load_classes(PROTOCOL)
+    means, _ = class_means(Random(3), classes, Mix(), infant=False)
+    left = int(np.flatnonzero(classes.index == 17)[0])
+    right = classes.mirror[left]
+    assert classes.index[right] == 53
+    assert means[left] == means[right]
+
+
+def test_t1w_and_t2w_look_as_they_should():
+    classes = load_classes(PROTOCOL)
+    white, fluid = (int(np.flatnonzero(classes.index == i)[0]) for i in (2, 4))
+    for share, brighter, darker in (("t1w", white, fluid), ("t2w", fluid, white)):
+        mix = Mix(**{"t1w": 0, "t2w": 0, "infant_t1w": 0, "infant_t2w": 0, share: 1.0})
+        draws = [class_means(Random(s), classes, mix, infant=False)[0] for s in range(20)]
+        assert np.mean([float(d[brighter] > d[darker]) for d in draws]) > 0.95
+
+
+def test_a_painted_scan_can_lose_its_skull():
+    classes = load_classes(PROTOCOL)
+    numbers = torch.zeros(12, 12, 12, dtype=torch.uint8)
+    numbers[2:10] = int(np.flatnonzero(classes.extra)[0])
+    numbers[5:7, 5:7, 5:7] = int(np.flatnonzero(classes.index == 2)[0])
+    kept = strip_skull(Random(0), classes, numbers)
+    assert kept[5:7, 5:7, 5:7].all() and not kept[0].any()
+    assert torch.isfinite(paint(Random(0), classes, numbers, Mix(gadolinium=1.0), False)).all()
+
+
+def test_the_similarity_never_mirrors():
+    rng = np.random.default_rng(1)
+    points = rng.normal(size=(12, 3)) * 30
+    mirrored = points * [-1, 1, 1]
+    assert np.linalg.det(similarity(points, mirrored, np.ones(12))[:3, :3]) > 0
+
+
+def test_the_affine_is_found_despite_an_outlier():
+    rng = np.random.default_rng(2)
+    points = rng.normal(size=(20, 3)) * 30
+    truth = np.eye(4)
+    truth[:3, :3] = np.diag([1.1, 0.9, 1.0]) @ similarity(points, points[::-1], np.ones(20))[:3, :3]
+    truth[:3, :3] /= np.cbrt(np.linalg.det(truth[:3, :3]))
+    truth[:3, 3] = [10, -5, 3]
+    target = points @ truth[:3, :3].T + truth[:3, 3]
+    exact = affine(points, target, np.ones(20), ridge=0)
+    np.testing.assert_allclose(exact, truth, atol=1e-9)
+    target[0] += 80
+    robust, _ = robust_affine(points, target, np.ones(20))
+    plain = affine(points, target, np.ones(20))
+    apart = [np.abs(points[1:] @ (m - truth)[:3, :3].T + (m - truth)[:3, 3]).max()
+             for m in (robust, plain)]  # fmt: skip
+    assert apart[0] < 1.5 < apart[1]
+
+
+def test_a_recipe_that_is_not_there_or_not_right_says_so(tmp_path):
+    with pytest.raises(NoInputError, match="no such recipe.*nothing.toml.*name a TOML file"):
+        load_recipe(tmp_path / "nothing.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = ")
+    with pytest.raises(UsageError, match="not valid TOML.*broken.toml.*mend"):
+        load_recipe(broken)
+    broken.write_text("nmae = 'x'")
+    with pytest.raises(UsageError, match="unknown keys .*nmae.*docstring"):
+        load_recipe(broken)
+    broken.write_text("name = 'x'")
+    with pytest.raises(UsageError, match="keys do not fit.*missing.*docstring"):
+        load_recipe(broken)
+    with pytest.raises(NoInputError, match="no such checkpoint.*gone.pt.*name the .pt"):
+        load_checkpoint(tmp_path / "gone.pt")
+
+
+@pytest.mark.parametrize(
+    "name", ["any-locator", "any-segmenter", "any-locator-2", "any-segmenter-2"]
+)
+def test_the_recipes_that_ship_can_be_read(name):
+    folder = Path(__file__).parents[1] / "tlseg_bids" / "train" / "recipes"
+    recipe = load_recipe(folder / f"{name}.toml")
+    assert recipe.name == name
+    assert isinstance(recipe.shape, Shape)
+
+
+def _quiet(*words: object, **how: object) -> None:
+    pass

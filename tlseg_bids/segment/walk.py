@@ -1,0 +1,98 @@
+"""Ways to walk a network over a volume, with one blend.
+
+A strategy sees only a `predict` function: a window of the image (1, C, i, j, k) and its corner in
+voxels go in, probabilities (1, channels, i/f, j/f, k/f) come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import torch
+from torch import Tensor
+
+Corner = tuple[int, int, int]
+Predict = Callable[[Tensor, Corner], Tensor]
+Progress = Callable[[int, int], None]
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+def starts(size: int, window: int, overlap: float, step: int) -> list[int]:
+    """First voxels of evenly spread windows that cover `size` voxels, multiples of `step`."""
+    if size <= window:
+        return [0]
+    free = size - window
+    count = -(-free // max(int(window * (1 - overlap)), 1)) + 1
+    return [round(i * free / (count - 1) / step) * step for i in range(count)]
+
+
+def corners(shape: Corner, window: int, overlap: float, step: int) -> Iterator[Corner]:
+    """Corners of all windows over a volume."""
+    return product(*(starts(n, window, overlap, step) for n in shape))
+
+
+def taper(length: int) -> Tensor:
+    """Blending weight along one axis, (length,): 1 in the middle, near 0 at the ends."""
+    position = (torch.arange(length, dtype=torch.float32) + 0.5) / length
+    return (1 - (2 * position - 1).abs()).clamp_min(1e-3)
+
+
+def sliding(
+    predict: Predict,
+    image: Tensor,
+    *,
+    window: int = 96,
+    overlap: float = 0.33,
+    factor: int = 1,
+    progress: Progress = _silent,
+) -> Tensor:
+    """Overlapping windows, probabilities averaged with a tent weight.
+
+    Parameters
+    ----------
+    predict : callable
+        See the module's docstring.
+    image : Tensor, shape (1, C, I, J, K)
+        Sizes at least `window` and multiples of `factor`.
+    window : int
+        Voxels along each side of a window, a multiple of `factor`.
+    overlap : float
+        Least share of a window that it has in common with its neighbour.
+    factor : int
+        How much coarser the network's output is than the image.
+    progress : callable
+        Called with windows done and windows in all.
+
+    Returns
+    -------
+    Tensor, shape (channels, I/factor, J/factor, K/factor), float32
+    """
+    shape = tuple(n // factor for n in image.shape[2:])
+    side = [min(window, n) for n in image.shape[2:]]
+    tents = [taper(n // factor).to(image.device) for n in side]
+    weight = tents[0][:, None, None] * tents[1][None, :, None] * tents[2][None, None, :]
+    total, mass = None, image.new_zeros(shape)
+    todo = list(corners(image.shape[2:], window, overlap, factor))
+    for number, corner in enumerate(todo):
+        here = tuple(slice(c, c + n) for c, n in zip(corner, side, strict=True))
+        there = tuple(slice(s.start // factor, s.stop // factor) for s in here)
+        found = predict(image[(slice(None), slice(None), *here)], corner)[0].float()
+        if total is None:
+            total = image.new_zeros((found.shape[0], *shape))
+        total[(slice(None), *there)] += found * weight
+        mass[there] += weight
+        progress(number + 1, len(todo))
+    return total / mass
+
+
+def whole(
+    predict: Predict, image: Tensor, *, factor: int = 1, progress: Progress = _silent
+) -> Tensor:
+    """The whole volume at once; arguments and result as for `sliding`."""
+    found = predict(image, (0, 0, 0))[0].float()
+    progress(1, 1)
+    return found

@@ -24,17 +24,11 @@ RUN /opt/venv/bin/pip install --no-cache-dir --no-deps /opt/tlseg \
  && rm -rf /opt/tlseg/tlseg_bids /opt/tlseg/pyproject.toml \
  && chmod -R a+rX /opt/tlseg /opt/venv/lib/python3*/site-packages/tlseg_bids*
 
-# The root file system may be read-only and the user anyone: what must be written goes to /tmp,
-# and TemplateFlow's index, which niworkflows opens on import, is written now. No telemetry.
+# The root file system may be read-only and the user anyone: what must be written goes to /tmp.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     MPLCONFIGDIR=/tmp/matplotlib \
-    TEMPLATEFLOW_HOME=/opt/templateflow \
-    TEMPLATEFLOW_AUTOUPDATE=off \
-    NO_ET=1 \
-    NIPYPE_NO_ET=1 \
     LANG=C.UTF-8
-RUN /opt/venv/bin/python -c "import templateflow.api" && chmod -R a+rX /opt/templateflow
 
 ARG VERSION=unknown
 LABEL org.opencontainers.image.title="tlseg" \

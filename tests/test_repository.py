@@ -206,6 +206,31 @@ def test_the_wheel_finds_its_own_data(installed: Path) -> None:
     assert answer.stdout.startswith(str(installed)), "another copy of the package was imported"
 
 
+OFFLINE = """
+import importlib, pkgutil, socket, sys
+attempts = []
+def refuse(*arguments, **_):
+    attempts.append(arguments[-1])
+    raise OSError("no network in this test")
+socket.socket.connect = socket.socket.connect_ex = refuse
+socket.getaddrinfo = refuse
+import tlseg_bids
+for module in pkgutil.walk_packages(tlseg_bids.__path__, "tlseg_bids."):
+    importlib.import_module(module.name)
+heralds = sorted({"etelemetry", "nipype", "templateflow"} & sys.modules.keys())
+print(attempts, heralds)
+"""
+
+
+def test_importing_the_package_calls_nobody() -> None:
+    """nipype reports to a server when it is imported, and TemplateFlow writes into the home."""
+    answer = subprocess.run(
+        (sys.executable, "-c", OFFLINE), capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == "[] []"
+
+
 def contract(folder: Path) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("importlinter", reason="import-linter is not installed (extra 'dev')")
     program = Path(sys.executable).with_name("lint-imports")

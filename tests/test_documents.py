@@ -1,0 +1,28 @@
+"""What the documents say of the program is what the program does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tlseg_bids import errors
+from tlseg_bids.cli.options import parser
+
+USAGE = (Path(__file__).resolve().parents[1] / "docs" / "usage.md").read_text(encoding="utf-8")
+
+
+def test_every_option_is_documented_and_no_other() -> None:
+    offered = {name for action in parser()._actions for name in action.option_strings}
+    told = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+|-[a-z])\b", USAGE))
+    assert told - offered == set(), "documented, but not offered"
+    assert offered - told == {"-h", "--help"}, "offered, but not documented"
+
+
+def test_every_exit_code_is_documented() -> None:
+    raised = {
+        kind.exit_code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.TlsegError)
+    }
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", USAGE, re.MULTILINE)}
+    assert told == raised | {0}

@@ -1,0 +1,146 @@
+"""What the page says of a scan at a glance: nothing found, or a look is advised, and why.
+
+A verdict sums up what is on disk: warnings, flags and the volumes table. It is no rating; the
+rating is the reader's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tlseg_bids.labels.protocol import LabelProtocol
+from tlseg_bids.report.derivatives import LabelledScan
+
+ASYMMETRY_LIMIT_PERCENT = 30.0
+WORDS = {"pass": "no finding", "check": "please check", "fail": "failed"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`level` is ``pass``, ``check`` or ``fail``; `reasons` say why, most important first."""
+
+    level: str
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The level for people."""
+        return WORDS[self.level]
+
+
+@dataclass(frozen=True)
+class VolumeRow:
+    """One structure of the volumes table; mm³, confidence 0…1, asymmetry in percent.
+
+    Unknown numbers are NaN.
+    """
+
+    index: int
+    name: str
+    abbreviation: str
+    colour: str
+    hard_mm3: float
+    soft_mm3: float
+    confidence: float
+    dice: float
+    asymmetry: float
+
+
+def asymmetry_percent(left_mm3: float, right_mm3: float) -> float:
+    """200 · (L − R) / (L + R): positive where the left is larger; NaN if both are absent."""
+    total = left_mm3 + right_mm3
+    return 200.0 * (left_mm3 - right_mm3) / total if total > 0 else math.nan
+
+
+def volume_rows(scan: LabelledScan) -> list[VolumeRow]:
+    """Every structure of the protocol but the background, in protocol order."""
+    measured = {}
+    if scan.volumes is not None and "index" in scan.volumes:
+        measured = {
+            int(row["index"]): row for row in scan.volumes.to_dict("records") if _is_int(row)
+        }
+    partner = dict(zip(scan.protocol.table["index"], scan.protocol.table["mirror"], strict=True))
+    rows = []
+    for entry in scan.protocol.table.iloc[1:].to_dict("records"):
+        index, values = int(entry["index"]), measured.get(int(entry["index"]), {})
+        hard = _number(values.get("hard_mm3"))
+        other = _number(measured.get(int(partner[index]), {}).get("hard_mm3"))
+        sides = {"left": (hard, other), "right": (other, hard)}.get(entry["hemisphere"])
+        rows.append(
+            VolumeRow(
+                index=index,
+                name=str(entry["name"]),
+                abbreviation=str(entry["abbreviation"]),
+                colour=str(entry["color"]),
+                hard_mm3=hard,
+                soft_mm3=_number(values.get("soft_mm3")),
+                confidence=_number(values.get("mean_confidence")),
+                dice=_number(values.get("predicted_dice")),
+                asymmetry=asymmetry_percent(*sides) if sides else math.nan,
+            )
+        )
+    return rows
+
+
+def extra_rows(scan: LabelledScan) -> list[tuple[str, float]]:
+    """Rows of the table that are no label of the protocol, such as brain volume: name, mm³."""
+    if scan.volumes is None or "name" not in scan.volumes or "index" not in scan.volumes:
+        return []
+    known = {int(i) for i in scan.protocol.indices}
+    return [
+        (str(row["name"]), _number(row.get("hard_mm3")))
+        for row in scan.volumes.to_dict("records")
+        if not (_is_int(row) and int(row["index"]) in known)
+    ]
+
+
+def verdict(scan: LabelledScan, rows: list[VolumeRow]) -> Verdict:
+    """Sum up warnings, flags and volumes of a labelled scan."""
+    reasons = [str(r) for key in ("Flags", "Warnings") for r in _listed(scan.sidecar.get(key))]
+    if scan.volumes is None:
+        reasons.append("there is no volumes table beside the labels")
+    absent = [row.name for row in rows if row.hard_mm3 == 0]
+    if absent:
+        reasons.append(f"no voxel of {_joined(absent)}")
+    reasons += _asymmetries(rows, scan.protocol)
+    return Verdict("check" if reasons else "pass", tuple(dict.fromkeys(reasons)))
+
+
+def _asymmetries(rows: list[VolumeRow], protocol: LabelProtocol) -> list[str]:
+    left = {pair[0] for pair in protocol.pairs()}
+    return [
+        f"{_without_side(row.name)}: {'left' if row.asymmetry > 0 else 'right'} larger by "
+        f"{abs(row.asymmetry):.0f} % of the mean of both sides"
+        for row in rows
+        if row.index in left
+        and row.hard_mm3 > 0
+        and ASYMMETRY_LIMIT_PERCENT < abs(row.asymmetry) < 200
+    ]
+
+
+def _without_side(name: str) -> str:
+    bare = name.removeprefix("Left ").removeprefix("Right ")
+    return bare[:1].upper() + bare[1:]
+
+
+def _joined(names: list[str], most: int = 6) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _listed(value: object) -> list[object]:
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_int(row: dict[str, object]) -> bool:
+    return not math.isnan(_number(row.get("index")))
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan

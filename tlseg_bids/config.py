@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-
 OPTIONS = {
     "participants": "participant-label", "sessions": "session-label",
     "filters": "bids-filter-file", "database_dir": "bids-database-dir",

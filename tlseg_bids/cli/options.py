@@ -112,7 +112,7 @@ def _models(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--offline", action="store_true",
-        help="never fetch weights; without it those of a model that lies elsewhere are fetched once",
+        help="never fetch weights; without it they are fetched once, where they lie elsewhere",
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Every refusal names the file and the key.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -155,7 +156,8 @@ def write_card(card: ModelCard, path: Path) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise CannotCreateError(
             f"the model card cannot be written ({error.strerror})", path,
             "choose a folder that you may write to",

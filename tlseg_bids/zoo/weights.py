@@ -7,10 +7,10 @@ read once into memory.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import tempfile
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -232,15 +232,22 @@ def _download(url: str, partial: Path, weights: Weights) -> None:
     """Stream `url` into `partial`, checking size and hash on the way."""
     try:
         response = urllib.request.urlopen(url, timeout=TIMEOUT_S)
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise NoInputError(
             f"the weights cannot be fetched ({reason})", url,
             "check the network and the proxy variables, or fetch them on another machine and "
             f"copy its cache folder ({CACHE_VARIABLE})",
         ) from error  # fmt: skip
-    with response, partial.open("wb") as stream:
-        size, sha256 = _copy(response, stream, weights.bytes, url)
+    try:
+        with response, partial.open("wb") as stream:
+            size, sha256 = _copy(response, stream, weights.bytes, url)
+    except OSError as error:
+        free = shutil.disk_usage(cache_dir()).free
+        raise OutputError(
+            f"the weights cannot be written ({error.strerror}; {free} bytes are free)",
+            cache_dir(), f"make room, or set the variable {CACHE_VARIABLE} to another folder",
+        ) from error  # fmt: skip
     _check_size(url, size, weights)
     _check_hash(url, sha256, weights)
 
@@ -251,20 +258,13 @@ def _copy(source: BinaryIO, target: BinaryIO, limit: int, url: str) -> tuple[int
     while size <= limit:
         try:
             chunk = source.read(CHUNK_BYTES)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise NoInputError(
                 f"the connection broke after {size} of {limit} bytes ({error})", url, "try again"
             ) from error
         if not chunk:
             break
-        try:
-            target.write(chunk)
-        except OSError as error:
-            free = shutil.disk_usage(cache_dir()).free
-            raise OutputError(
-                f"the weights cannot be written ({error.strerror}; {free} bytes are free)",
-                cache_dir(), f"make room, or set the variable {CACHE_VARIABLE}",
-            ) from error  # fmt: skip
+        target.write(chunk)
         digest.update(chunk)
         size += len(chunk)
     return size, digest.hexdigest()

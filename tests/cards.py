@@ -1,0 +1,58 @@
+"""Made-up model cards with small weights, for tests of the zoo, the plan and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from tlseg_bids.zoo.card import Domain, ModelCard, Weights
+from tlseg_bids.zoo.card_file import read_card, write_card
+from tlseg_bids.zoo.weights import describe
+
+EVIDENCE = {
+    "dataset": "malc",
+    "n": 15,
+    "metric": "dice",
+    "mean": 0.8,
+    "sd": 0.05,
+    "how": "held out",
+}
+
+
+def evidence(**values: Any) -> dict[str, Any]:
+    """An evidence row with some values changed."""
+    return {**EVIDENCE, **values}
+
+
+def small_card(name: str = "small", **changes: Any) -> ModelCard:
+    """A card that is in order, not yet written anywhere; its weights exist nowhere."""
+    card = ModelCard(
+        name=name,
+        version="1.0",
+        status="experimental",
+        summary="Made up for a test.",
+        domain=Domain(),
+        protocol="aseg",
+        networks={"segmenter": {"network": "unet", "channels": [4, 8]}},
+        strategy={"name": "sliding", "window": 32},
+        preprocess={"spacing_mm": 1.0},
+        weights=Weights("0" * 64, 1, "MIT", file=f"{name}.safetensors"),
+        citations=("10.1000/made-up",),
+    )
+    return replace(card, **changes)
+
+
+def write_model(
+    folder: Path, name: str = "small", licence: str = "MIT", **changes: Any
+) -> ModelCard:
+    """Write ``folder/NAME.safetensors`` and ``folder/NAME.toml`` and read the card back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.safetensors"
+    save_file({"segmenter.weight": torch.arange(6.0).reshape(2, 3)}, file)
+    path = folder / f"{name}.toml"
+    write_card(small_card(name, **{"weights": describe(file, licence, path), **changes}), path)
+    return read_card(path)

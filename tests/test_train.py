@@ -123,7 +123,8 @@ def test_soft_target_is_the_share_of_each_block():
     target, known = soft_target(channels, 5, 2)
     assert target[0, 3, 0, 0, 0] == pytest.approx(7 / 8)
     assert known[0, 0, 0, 0] == pytest.approx(7 / 8)
-    assert target[0, 0, 1, 1, 1] == 1 and known[0, 1, 1, 1] == 1
+    assert target[0, 0, 1, 1, 1] == 1
+    assert known[0, 1, 1, 1] == 1
 
 
 def test_partial_labels_do_not_tell_merged_structures_apart():
@@ -175,7 +176,8 @@ def test_a_painted_scan_can_lose_its_skull():
     numbers[2:10] = int(np.flatnonzero(classes.extra)[0])
     numbers[5:7, 5:7, 5:7] = int(np.flatnonzero(classes.index == 2)[0])
     kept = strip_skull(Random(0), classes, numbers)
-    assert kept[5:7, 5:7, 5:7].all() and not kept[0].any()
+    assert kept[5:7, 5:7, 5:7].all()
+    assert not kept[0].any()
     assert torch.isfinite(paint(Random(0), classes, numbers, Mix(gadolinium=1.0), False)).all()
 
 
@@ -205,25 +207,26 @@ def test_the_affine_is_found_despite_an_outlier():
 
 
 def test_a_recipe_that_is_not_there_or_not_right_says_so(tmp_path):
-    with pytest.raises(NoInputError, match="no such recipe.*nothing.toml.*name a TOML file"):
+    with pytest.raises(NoInputError, match=r"no such recipe.*nothing.toml.*name a TOML file"):
         load_recipe(tmp_path / "nothing.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("name = ")
-    with pytest.raises(UsageError, match="not valid TOML.*broken.toml.*mend"):
+    with pytest.raises(UsageError, match=r"not valid TOML.*broken.toml.*mend"):
         load_recipe(broken)
     broken.write_text("nmae = 'x'")
-    with pytest.raises(UsageError, match="unknown keys .*nmae.*docstring"):
+    with pytest.raises(UsageError, match=r"unknown keys .*nmae.*docstring"):
         load_recipe(broken)
     broken.write_text("name = 'x'")
-    with pytest.raises(UsageError, match="keys do not fit.*missing.*docstring"):
+    with pytest.raises(UsageError, match=r"keys do not fit.*missing.*docstring"):
         load_recipe(broken)
-    with pytest.raises(NoInputError, match="no such checkpoint.*gone.pt.*name the .pt"):
+    with pytest.raises(NoInputError, match=r"no such checkpoint.*gone.pt.*name the .pt"):
         load_checkpoint(tmp_path / "gone.pt")
 
 
-@pytest.mark.parametrize(
-    "name", ["any-locator", "any-segmenter", "any-locator-2", "any-segmenter-2"]
-)
+RECIPES = ("any-locator", "any-segmenter", "any-locator-2", "any-segmenter-2")
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_the_recipes_that_ship_can_be_read(name):
     folder = Path(__file__).parents[1] / "tlseg_bids" / "train" / "recipes"
     recipe = load_recipe(folder / f"{name}.toml")

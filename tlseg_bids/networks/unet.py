@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class UNet(nn.Module):
             self.prior_weight = nn.Parameter(torch.tensor(0.7))
             first += prior_features
         widths = [first, *features]
-        self.down = nn.ModuleList(Block(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(Block(a, b) for a, b in pairwise(widths))
         self.up = nn.ModuleList(
             Block(deep + skip, skip)
             for deep, skip in zip(features[:0:-1], features[-2::-1], strict=True)

@@ -1,6 +1,7 @@
 """From checkpoints to a model: one safetensors file and its card.
 
-``python -m tlseg_bids.train.export MODEL.toml --locator A.pt --segmenter B.pt --data DIR --out DIR``
+``python -m tlseg_bids.train.export MODEL.toml --locator A.pt --segmenter B.pt \\
+--data DIR --out DIR``
 """
 
 from __future__ import annotations

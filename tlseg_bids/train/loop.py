@@ -14,7 +14,13 @@ from torch import Tensor
 
 from tlseg_bids.networks import build
 from tlseg_bids.train.dataset import (
-    Classes, Sample, align, build_template, default_protocol, load_classes, load_dataset,
+    Classes,
+    Sample,
+    align,
+    build_template,
+    default_protocol,
+    load_classes,
+    load_dataset,
 )  # fmt: skip
 from tlseg_bids.train.losses import segmentation_loss, soft_target
 from tlseg_bids.train.recipe import Recipe, load_checkpoint

@@ -1,0 +1,111 @@
+"""Files that are either whole or absent: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tlseg_bids.errors import CannotCreateError, OutputError, TlsegError
+
+NOT_CREATABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A binary stream whose content becomes `path` when the block ends without an error.
+
+    The temporary name lies in the same folder, begins with a dot and is removed on failure; one
+    that a killed run left behind is removed the next time the same file is written.
+
+    Raises
+    ------
+    CannotCreateError
+        If the folder or the file cannot be made.
+    OutputError
+        If writing fails on the way, for example because the disk is full.
+    """
+    mark = hashlib.sha1(path.name.encode(errors="surrogateescape")).hexdigest()[:12]
+    partial = path.with_name(f".{mark}-{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{mark}-*.part"):
+            left.unlink(missing_ok=True)
+        with partial.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise writing_failed(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def writing_failed(error: OSError, path: Path) -> TlsegError:
+    """The sentence for a failed write: `CannotCreateError` or `OutputError`."""
+    if error.errno in NOT_CREATABLE:
+        return CannotCreateError(
+            f"the file cannot be made ({error.strerror})", path,
+            "check that the output folder may be written to",
+        )  # fmt: skip
+    if error.errno in FULL:
+        return OutputError(
+            f"there is no space left to write ({error.strerror})", path,
+            "free some space or choose another output folder, then start again; finished scans "
+            "are reused",
+        )  # fmt: skip
+    return OutputError(
+        f"writing failed ({error.strerror or error})", path,
+        "check the disk or the network drive, then start again; finished scans are reused",
+    )  # fmt: skip
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` in UTF-8, whole or not at all (errors as in `atomic`)."""
+    with atomic(path) as stream:
+        stream.write(text.encode("utf-8", errors="replace"))
+    return path
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write an object as JSON, whole or not at all (errors as in `atomic`)."""
+    return write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """`value` in the types of JSON: paths as text, arrays as lists, NaN and infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
+
+
+def clean_cell(value: Any) -> str:
+    """A value as one cell of a TSV file: no tab, no line break, ``n/a`` where there is nothing."""
+    if isinstance(value, float):
+        value = "n/a" if math.isnan(value) else f"{value:.10g}"
+    text = "" if value is None else str(value)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text or "n/a"

@@ -1,0 +1,176 @@
+"""Files at the root of the derivatives: what the dataset is, how to read it, who made it."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from tlseg_bids import __version__
+from tlseg_bids.bids.atomic import clean_cell, write_json, write_text, writing_failed
+from tlseg_bids.bids.lock import hold
+from tlseg_bids.bids.tables import read_json
+from tlseg_bids.errors import CannotCreateError, UsageError
+
+PROGRAM = "tlseg"
+BIDS_VERSION = "1.10.0"
+CONTAINER_VARIABLE = "TLSEG_CONTAINER"
+IGNORED = ("*.html", "figures", "group_*", "models", "logs")
+DESCRIPTIONS = {
+    "brain": "Mask of the brain: every voxel that carries a label other than background",
+    "uncertainty": "1 minus the probability of the label that was chosen",
+    "volumes": "Volume and confidence of every label, one row each",
+}
+README = """# Structures of the brain, labelled by tlseg
+
+Each scan has its own results on its own voxel grid:
+
+- `*_space-T1w_seg-PROTOCOL_dseg.nii.gz` (`space-T2w` for a T2w scan): the labels; what each number
+  means is in `seg-PROTOCOL_dseg.tsv`. The JSON beside it says which model made it and why, what
+  was checked, and what to be careful about.
+- `*_desc-volumes_dseg.tsv`: volume and confidence of every label.
+- `*_desc-brain_mask.nii.gz`: the brain mask.
+- `sub-*.html`: a report per participant; open it in a browser.
+- `logs/`: what was planned, what was done, and how to cite it (`CITATION.md`).
+
+`bids:raw:` in the JSON files is the dataset that `DatasetLinks` in `dataset_description.json`
+names. A scan counts as finished when the JSON beside its labels is there; start the same command
+again after an interruption, and only what is missing is done.
+"""
+
+
+def write_root_files(
+    out_dir: Path, bids_dir: Path, cards: tuple[Any, ...], protocols: Mapping[str, pd.DataFrame]
+) -> None:
+    """Write or update dataset_description.json, the tables, README.md and .bidsignore.
+
+    What another run wrote is kept: models are added to ``GeneratedBy``, lines to .bidsignore, and
+    an existing README.md is left alone.
+
+    Raises
+    ------
+    UsageError
+        If the output folder is the BIDS folder itself.
+    CannotCreateError
+        If it holds another program's dataset, or cannot be made.
+    LockedError
+        If another run writes these files for more than a minute.
+    """
+    if out_dir.resolve() == bids_dir.resolve():
+        raise UsageError(
+            "the output folder is the BIDS folder itself", out_dir,
+            f"choose another, such as {bids_dir / 'derivatives' / PROGRAM}",
+        )  # fmt: skip
+    with hold(out_dir / "logs" / "locks" / "root.lock", "the root files are being written", 60):
+        old = _existing(out_dir)
+        write_json(
+            out_dir / "dataset_description.json", _description(out_dir, bids_dir, cards, old)
+        )
+        if not (out_dir / "README.md").exists():
+            write_text(out_dir / "README.md", README)
+        rows = [("desc_id", "description")]
+        rows += [(f"desc-{name}", text) for name, text in DESCRIPTIONS.items()]
+        write_text(out_dir / "descriptions.tsv", _tsv(rows))
+        for name, table in protocols.items():
+            write_text(out_dir / f"seg-{name}_dseg.tsv", _tsv(_protocol_rows(table)))
+        _write_bidsignore(out_dir / ".bidsignore")
+
+
+def _existing(out_dir: Path) -> dict[str, Any]:
+    """The description that is there; refused if it is another program's."""
+    path = out_dir / "dataset_description.json"
+    if not path.exists():
+        return {}
+    old, problem = read_json(path)
+    makers = [maker.get("Name") for maker in _makers(old)]
+    if problem or PROGRAM not in makers:
+        who = ", ".join(str(name) for name in makers) or problem or "not by this program"
+        raise CannotCreateError(
+            f"the output folder holds another dataset ({who})", out_dir,
+            "choose an empty folder, so that its files are not mixed with these",
+        )  # fmt: skip
+    return old
+
+
+def _makers(description: dict[str, Any]) -> list[dict[str, Any]]:
+    makers = description.get("GeneratedBy")
+    return [m for m in makers if isinstance(m, dict)] if isinstance(makers, list) else []
+
+
+def _description(out_dir: Path, bids_dir: Path, cards, old: dict[str, Any]) -> dict[str, Any]:
+    raw, _ = read_json(bids_dir / "dataset_description.json")
+    link = quote(Path(os.path.relpath(bids_dir, out_dir)).as_posix())
+    program: dict[str, Any] = {
+        "Name": PROGRAM, "Version": __version__,
+        "Description": "Labels the structures of the brain in T1w and T2w scans",
+    }  # fmt: skip
+    container = _container()
+    if container:
+        program["Container"] = container
+    models = [maker for maker in _makers(old) if str(maker.get("Name", "")).startswith("model ")]
+    for card in cards:
+        entry = {
+            "Name": f"model {card.name}", "Version": str(card.version),
+            "Description": f"weights with sha256 {card.weights.sha256}, {card.weights.licence}",
+        }  # fmt: skip
+        if entry not in models:
+            models.append(entry)
+    source = {"URL": link}
+    for key, field in (("DOI", "DatasetDOI"), ("Version", "DatasetVersion")):
+        if isinstance(raw.get(field), str):
+            source[key] = raw[field]
+    return {
+        "Name": f"Structures of the brain in '{raw.get('Name', bids_dir.name)}'",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [program, *models],
+        "SourceDatasets": [source],
+        "DatasetLinks": {"raw": link},
+        "HowToAcknowledge": "See logs/CITATION.md",
+    }
+
+
+def _container() -> dict[str, str]:
+    """Type, tag and URI of the image, from ``TLSEG_CONTAINER=docker:registry/name:tag``."""
+    value = os.environ.get(CONTAINER_VARIABLE, "").strip()
+    if not value:
+        return {}
+    kind, colon, tag = value.partition(":")
+    if not colon or "/" in kind:
+        kind, tag = "docker", value
+    return {"Type": kind, "Tag": tag, "URI": f"{kind}://{tag}"}
+
+
+def _protocol_rows(table: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """``index name abbreviation color mapping``; mapping is the standard's own small label list."""
+    text = (resources.files("tlseg_bids.bids") / "tissues.tsv").read_text(encoding="utf-8")
+    mapping = {
+        row["group"]: row["mapping"] for row in csv.DictReader(text.splitlines(), delimiter="\t")
+    }
+    rows: list[tuple[Any, ...]] = [("index", "name", "abbreviation", "color", "mapping")]
+    for _, row in table.iterrows():
+        tissue = mapping.get(row["group"], "n/a")
+        rows.append((row["index"], row["name"], row["abbreviation"], row["color"], tissue))
+    return rows
+
+
+def _tsv(rows) -> str:
+    return "".join("\t".join(clean_cell(cell) for cell in row) + "\n" for row in rows)
+
+
+def _write_bidsignore(path: Path) -> None:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError):
+            raise writing_failed(error, path) from error
+        lines = []
+    missing = [line for line in IGNORED if line not in lines]
+    if missing:
+        write_text(path, "\n".join([*lines, *missing]) + "\n")

@@ -1,0 +1,296 @@
+"""Derivatives of one scan: where they lie, how they are written, and whether they are there.
+
+Names follow BIDS Derivatives; niworkflows' own name patterns have no ``seg``. The sidecar of the
+label map holds the content key and is written last: a run that died is resumed from what is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from tlseg_bids.bids.atomic import clean_cell, write_json, write_text, writing_failed
+from tlseg_bids.bids.lock import hold
+from tlseg_bids.bids.names import BrokenName, build_name
+from tlseg_bids.bids.nifti import write_fractions, write_labels
+from tlseg_bids.bids.root import write_root_files
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.tables import read_json
+from tlseg_bids.errors import CannotCreateError
+
+KEY = "ContentKey"
+COLUMNS = {
+    "hard_mm3": ("Volume of the voxels that carry the label", "mm^3"),
+    "soft_mm3": ("Sum of the label's probability over all voxels, times the voxel volume", "mm^3"),
+    "voxels": ("Number of voxels that carry the label", None),
+    "mean_confidence": ("Mean probability of the label over its own voxels, 0 to 1", None),
+    "predicted_dice": ("Dice overlap that the model expects, 0 to 1", None),
+}
+
+
+class JobLike(Protocol):
+    """What is needed of `tlseg_bids.flow.Job` (which this layer does not import)."""
+
+    scan: Scan
+    card: Any
+    reason: str
+    refused: tuple[Any, ...]
+    warnings: tuple[str, ...]
+    key: str
+    device: str
+
+
+class SegmentationLike(Protocol):
+    """What is needed of `tlseg_bids.flow.Segmentation`."""
+
+    labels: Any
+    confidence: np.ndarray
+    brain_mask: np.ndarray
+    volumes: pd.DataFrame
+    qc: dict[str, float]
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScanPaths:
+    """Where the derivatives of one scan lie; `probseg` and `uncertainty` only on request."""
+
+    dseg: Path
+    volumes: Path
+    mask: Path
+    probseg: Path | None
+    uncertainty: Path | None
+    report: Path
+    figures: Path
+
+    @property
+    def sidecar(self) -> Path:
+        """JSON of the label map; it holds the content key and is written last."""
+        return sidecar_of(self.dseg)
+
+    @property
+    def data(self) -> tuple[Path, ...]:
+        """Images and tables."""
+        optional = (self.probseg, self.uncertainty)
+        return (self.dseg, self.volumes, self.mask, *(path for path in optional if path))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything `Derivatives.write_scan` writes: each data file and its JSON."""
+        return tuple(path for data in self.data for path in (data, sidecar_of(data)))
+
+
+def sidecar_of(path: Path) -> Path:
+    """The JSON beside a NIfTI or TSV file."""
+    return path.with_name(path.name.removesuffix(".nii.gz").removesuffix(".tsv") + ".json")
+
+
+class Derivatives:
+    """An output folder of one dataset.
+
+    Parameters
+    ----------
+    out_dir, bids_dir : Path
+        Absolute paths of the derivatives and of the raw dataset.
+    probabilities : bool
+        Whether ``_probseg`` and ``_desc-uncertainty_probseg`` are wanted too.
+    """
+
+    def __init__(self, out_dir: Path, bids_dir: Path, probabilities: bool = False) -> None:
+        self.out_dir, self.bids_dir, self.probabilities = out_dir, bids_dir, probabilities
+
+    def paths(self, job: JobLike) -> ScanPaths:
+        """Where the derivatives of a job lie.
+
+        Raises
+        ------
+        CannotCreateError
+            If a label or the protocol's name cannot stand in a file name.
+        """
+        scan, protocol = job.scan, job.card.protocol
+        space = {**scan.entities, "space": scan.suffix}
+        seg = {**space, "seg": protocol}
+        try:
+            names = [
+                build_name(seg, "dseg", ".nii.gz"),
+                build_name({**seg, "desc": "volumes"}, "dseg", ".tsv"),
+                build_name({**space, "desc": "brain"}, "mask", ".nii.gz"),
+                build_name(seg, "probseg", ".nii.gz"),
+                build_name({**seg, "desc": "uncertainty"}, "probseg", ".nii.gz"),
+            ]
+        except BrokenName as reason:
+            raise CannotCreateError(
+                str(reason), scan.path, "rename the scan as BIDS asks"
+            ) from None
+        subject = self.out_dir / f"sub-{scan.subject}"
+        folder = subject / f"ses-{scan.session}" if scan.session else subject
+        dseg, volumes, mask, probseg, uncertainty = (folder / "anat" / name for name in names)
+        if not self.probabilities:
+            probseg = uncertainty = None
+        report = self.out_dir / f"sub-{scan.subject}.html"
+        return ScanPaths(dseg, volumes, mask, probseg, uncertainty, report, subject / "figures")
+
+    def finished(self, job: JobLike) -> bool:
+        """Whether the scan was done before with the same content key and every file is there."""
+        paths = self.paths(job)
+        content, problem = read_json(paths.sidecar)
+        if problem or content.get(KEY) != job.key:
+            return False
+        return all(path.is_file() and path.stat().st_size > 0 for path in paths.files)
+
+    def lock(self, job: JobLike) -> contextlib.AbstractContextManager[None]:
+        """Hold this around checking, processing and writing a scan.
+
+        Entering it raises `LockedError` if another run processes the same scan at the moment.
+        """
+        name = f"{job.scan.stem}_{job.scan.suffix}_{job.card.protocol}"
+        mark = hashlib.sha1(name.encode()).hexdigest()[:8]
+        path = self.out_dir / "logs" / "locks" / f"{name[:150]}-{mark}.lock"
+        return hold(path, f"{job.scan.path.name} is being processed")
+
+    def write_root(self, cards: Iterable[Any], protocols: Mapping[str, pd.DataFrame]) -> None:
+        """Write or update the files at the root of the output folder.
+
+        Parameters
+        ----------
+        cards : iterable of ModelCard
+            Every model of the plan.
+        protocols : mapping of str to DataFrame
+            Each protocol's name and table (`LabelProtocol.table`).
+
+        Raises
+        ------
+        UsageError
+            If the output folder is the BIDS folder itself.
+        CannotCreateError
+            If it holds another program's dataset, or cannot be made.
+        """
+        write_root_files(self.out_dir, self.bids_dir, tuple(cards), protocols)
+
+    def write_scan(
+        self,
+        job: JobLike,
+        segmentation: SegmentationLike,
+        provenance: Mapping[str, Any],
+        probabilities: Iterable[np.ndarray] | None = None,
+    ) -> tuple[Path, ...]:
+        """Write all derivatives of a scan; hold `lock` meanwhile.
+
+        Parameters
+        ----------
+        job : Job
+            The scan, its model and the content key.
+        segmentation : Segmentation
+            On the scan's own grid.
+        provenance : mapping
+            More for the sidecar: seconds per step, peak memory, steps. Keys are written in
+            CamelCase (``peak_memory_gib`` becomes ``PeakMemoryGib``).
+        probabilities : iterable of ndarray, shape (I, J, K), float 0 to 1
+            One per row of the volumes table; needed if the class was made with `probabilities`.
+
+        Returns
+        -------
+        tuple of Path
+            The files, as in `ScanPaths.files`.
+
+        Raises
+        ------
+        CannotCreateError, OutputError
+            If a file cannot be made or written.
+        ScanError
+            If the result does not fit the scan's grid.
+        """
+        paths, scan = self.paths(job), job.scan.path
+        common = {"SpatialReference": job.scan.uri, "Sources": [job.scan.uri]}
+        try:
+            paths.sidecar.unlink(missing_ok=True)
+        except OSError as error:
+            raise writing_failed(error, paths.sidecar) from error
+        volumes = segmentation.volumes
+        write_labels(paths.dseg, segmentation.labels.data, scan, int(volumes["index"].max()))
+        write_labels(paths.mask, segmentation.brain_mask.astype(np.uint8), scan, 1)
+        write_json(sidecar_of(paths.mask), {"Type": "Brain", **common, **_model(job)})
+        write_text(paths.volumes, _tsv(volumes))
+        write_json(sidecar_of(paths.volumes), {**_column_texts(volumes), **common,
+                   **_totals(segmentation), **_model(job)})  # fmt: skip
+        if paths.probseg and paths.uncertainty:
+            self._write_fractions(paths, job, segmentation, probabilities or ())
+        write_json(paths.sidecar, {**common, **_sidecar(job, segmentation, provenance)})
+        return paths.files
+
+    def _write_fractions(self, paths: ScanPaths, job, segmentation, probabilities) -> None:
+        """Probability of every label (4-D), and 1 minus the winner's (3-D)."""
+        scan, names = job.scan.path, [str(name) for name in segmentation.volumes["name"]]
+        common = {"SpatialReference": job.scan.uri, "Sources": [job.scan.uri], **_model(job)}
+        write_fractions(paths.probseg, probabilities, len(names), scan)
+        write_json(sidecar_of(paths.probseg), {"LabelMap": names, **common})
+        doubt = (255 - segmentation.confidence.astype(np.float32)) / 255
+        write_fractions(paths.uncertainty, [doubt], 1, scan)
+        text = "1 minus the probability of the label that was chosen"
+        write_json(sidecar_of(paths.uncertainty), {"Description": text, **common})
+
+
+def _model(job: JobLike) -> dict[str, Any]:
+    weights = job.card.weights
+    return {
+        "Model": {
+            "Name": job.card.name, "Version": job.card.version, "Status": job.card.status,
+            "Sha256": weights.sha256, "Licence": weights.licence,
+        }
+    }  # fmt: skip
+
+
+def _sidecar(job: JobLike, segmentation: SegmentationLike, provenance: Mapping[str, Any]) -> dict:
+    """Everything about how the label map came to be; the content key stands last."""
+    age = job.scan.age
+    return {
+        "Description": f"Structures of the brain in the protocol '{job.card.protocol}'",
+        "Manual": False,
+        **_model(job),
+        "ModelReason": job.reason,
+        "ModelsRefused": [{"Model": no.model, "Reason": no.reason} for no in job.refused],
+        "Age": {"Days": age.days, "PostMenstrualWeeks": age.pma_weeks, "Source": age.source},
+        "ContrastAgent": job.scan.contrast_agent,
+        "Warnings": list(job.warnings),
+        "Flags": list(segmentation.flags),
+        "QualityControl": segmentation.qc,
+        "Device": job.device,
+        **{_camel(name): value for name, value in provenance.items()},
+        KEY: job.key,
+    }
+
+
+def _camel(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+def _tsv(table: pd.DataFrame) -> str:
+    lines = [table.columns, *table.itertuples(index=False)]
+    return "".join("\t".join(clean_cell(cell) for cell in line) + "\n" for line in lines)
+
+
+def _column_texts(table: pd.DataFrame) -> dict[str, Any]:
+    texts = {}
+    for name in table.columns:
+        if name in COLUMNS:
+            description, units = COLUMNS[name]
+            texts[name] = {"Description": description, **({"Units": units} if units else {})}
+    return texts
+
+
+def _totals(segmentation: SegmentationLike) -> dict[str, Any]:
+    """Brain volume from the mask, and the intracranial volume where the model gives one."""
+    voxel_mm3 = segmentation.labels.grid.voxel_mm3
+    brain = float(np.count_nonzero(segmentation.brain_mask)) * voxel_mm3
+    icv = segmentation.qc.get("icv_mm3")
+    return {
+        "BrainVolume": {"Value": brain, "Units": "mm^3", "Description": "Volume of the brain mask"},
+        "IntracranialVolume": {"Value": icv, "Units": "mm^3"},
+    }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tlseg_bids import errors
 from tlseg_bids.cli.options import parser
+from tlseg_bids.cli.run import INTERRUPTED
 
 USAGE = (Path(__file__).resolve().parents[1] / "docs" / "usage.md").read_text(encoding="utf-8")
 
@@ -25,4 +26,4 @@ def test_every_exit_code_is_documented() -> None:
         if isinstance(kind, type) and issubclass(kind, errors.TlsegError)
     }
     told = {int(code) for code in re.findall(r"^\| (\d+) \|", USAGE, re.MULTILINE)}
-    assert told == raised | {0}
+    assert told == raised | {0, INTERRUPTED}

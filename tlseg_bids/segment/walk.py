@@ -92,7 +92,12 @@ def sliding(
 def whole(
     predict: Predict, image: Tensor, *, factor: int = 1, progress: Progress = _silent
 ) -> Tensor:
-    """The whole volume at once; arguments and result as for `sliding`."""
+    """The whole volume at once, enlarged with zeros to a multiple of `factor`.
+
+    Arguments and result as for `sliding`; the result covers the image, rounded up.
+    """
+    short = [-n % factor for n in image.shape[:1:-1]]
+    image = torch.nn.functional.pad(image, [p for n in short for p in (0, n)])
     found = predict(image, (0, 0, 0))[0].float()
     progress(1, 1)
     return found

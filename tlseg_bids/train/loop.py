@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def atlas(
     """
     protocol = default_protocol()
     low = np.array([b[0] for b in box_mm]) + PRIOR_SPACING_MM / 2 - 1.0
-    size = [int(round((b[1] - b[0]) / PRIOR_SPACING_MM)) for b in box_mm]
+    size = [round((b[1] - b[0]) / PRIOR_SPACING_MM) for b in box_mm]
     axes = [
         torch.arange(2 * n, dtype=torch.float32) * PRIOR_SPACING_MM / 2 + float(start)
         for n, start in zip(size, low, strict=True)
@@ -79,8 +79,6 @@ def prior_patch(
         middle = corner_mm[axis] + (size - 1) / 2 * spacing_mm
         theta[0, 2 - axis, 2 - axis] = (size * spacing_mm) / (high - low)
         theta[0, 2 - axis, 3] = (2 * middle - low - high) / (high - low)
-    # affine_grid orders x, y, z from the last axis to the first
-    theta = theta[:, [0, 1, 2]]
     grid = torch.nn.functional.affine_grid(theta, (1, 1, size, size, size), align_corners=False)
     return torch.nn.functional.grid_sample(
         prior[None].float(), grid, padding_mode="border", align_corners=False
@@ -130,10 +128,8 @@ class Draw:
             )
         corner += recipe.spacing_mm / 2
         positions = deformed_positions(rng, recipe.shape, corner, recipe.patch, recipe.spacing_mm)
-        image, channels = example(
-            rng, sample, self.classes, positions, sample.template_from_voxel, recipe.spacing_mm,
-            recipe.mix, recipe.datasets[name].get("real", 0.0),
-        )  # fmt: skip
+        mix = replace(recipe.mix, real=recipe.datasets[name].get("real", 0.0))
+        image, channels = example(rng, sample, self.classes, positions, recipe.spacing_mm, mix)
         return image[None, None], channels, sample, corner
 
 

@@ -33,7 +33,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the contrasts; the rest up to 1 is free."""
+    """Shares of the contrasts; the rest up to 1 is free. `real`: share of real images, if any."""
 
     t1w: float = 0.3
     t2w: float = 0.15
@@ -43,6 +43,7 @@ class Mix:
     skull_stripped: float = 0.5
     thick_slices: float = 0.3
     cropped: float = 0.0
+    real: float = 0.0
 
 
 class Random:
@@ -88,7 +89,7 @@ def random_affine(rng: Random, shape: Shape) -> np.ndarray:
 
 def smooth_field(rng: Random, channels: int, size: tuple[int, ...], spacing: float) -> Tensor:
     """Smooth random field (channels, *size) of unit variance at its control points."""
-    control = [max(int(math.ceil(s / spacing)) + 1, 2) for s in size]
+    control = [max(math.ceil(s / spacing) + 1, 2) for s in size]
     field = rng.normal(1, channels, *control)
     return F.interpolate(field, size=size, mode="trilinear", align_corners=True)[0]
 
@@ -191,7 +192,7 @@ def blur(image: Tensor, sigma: tuple[float, float, float]) -> Tensor:
     for axis, s in enumerate(sigma):
         if s < 0.2:
             continue
-        radius = int(math.ceil(2.5 * s))
+        radius = math.ceil(2.5 * s)
         x = torch.arange(-radius, radius + 1, dtype=torch.float32)
         kernel = torch.exp(-0.5 * (x / s) ** 2)
         shape = [1, 1, 1, 1, 1]
@@ -240,13 +241,13 @@ def acquire(rng: Random, image: Tensor, spacing_mm: float, mix: Mix, real: bool)
 
 
 def example(
-    rng: Random, sample: Sample, classes: Classes, positions: Tensor, matrix: np.ndarray,
-    spacing_mm: float, mix: Mix, real_share: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    rng: Random, sample: Sample, classes: Classes, positions: Tensor, spacing_mm: float, mix: Mix
+) -> tuple[Tensor, Tensor]:
     """Image and protocol channels (`IGNORE` where unknown), (size, size, size) each."""
+    matrix = sample.template_from_voxel
     numbers = read_classes(sample, positions, matrix)
     infant = bool(sample.images)
-    real = infant and rng.one() < real_share
+    real = infant and rng.one() < mix.real
     if real:
         names = sorted(sample.images)
         image = read_image(sample, names[rng.below(len(names))], positions, matrix)

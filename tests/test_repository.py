@@ -22,8 +22,8 @@ PACKAGE = ROOT / "tlseg_bids"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LARGEST_BYTES = 16 * 2**20
 TEXT = {".py", ".md", ".toml", ".tsv", ".html", ".js", ".css", ".json", ".def", ".txt", ""}
-# Requirements that are used without being imported by name.
-SILENT_REQUIREMENTS: set[str] = set()
+# Requirements that are programs and not modules.
+SILENT_REQUIREMENTS = {"bids-validator-deno"}
 
 
 def files() -> list[Path]:

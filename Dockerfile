@@ -30,7 +30,9 @@ ENV PATH=/opt/venv/bin:$PATH \
     MPLCONFIGDIR=/tmp/matplotlib \
     LANG=C.UTF-8
 
+# The version that is built; derivatives name the image that made them.
 ARG VERSION=unknown
+ENV TLSEG_CONTAINER=docker:tlseg:${VERSION}
 LABEL org.opencontainers.image.title="tlseg" \
       org.opencontainers.image.description="A BIDS App that labels the structures of the brain in any T1w or T2w scan" \
       org.opencontainers.image.licenses="Apache-2.0" \

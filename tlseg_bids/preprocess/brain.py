@@ -1,0 +1,127 @@
+"""Skull-stripped or whole head? The voxels are asked where the sidecar says nothing.
+
+Three things set a stripped scan apart, and all three must hold:
+
+- nearly every voxel on the outer faces of the scan has one and the same background value
+  (a head reaches the lower face, and air is noise);
+- what is not background is no larger than a brain;
+- below its surface no dark layer follows. In a head, skull and air lie a few millimetres under the
+  skin, whatever the contrast; under the surface of a brain lies brain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from tlseg_bids.volume import Volume
+
+MIN_FACE_SHARE = 0.92
+MAX_LITRES = 2.3
+MIN_DARKEST_LAYER = 0.43
+
+_COARSE_MM = 2.5
+_BACKGROUND_TOLERANCE = 1e-3
+_FOREGROUND = 0.03
+_LAYER_MM = 3.0
+
+
+@dataclass(frozen=True)
+class SkullEvidence:
+    """What `looks_skull_stripped` decides on.
+
+    Parameters
+    ----------
+    face_share : float
+        Share of the voxels on the outer faces that hold the background value, 0 to 1.
+    litres : float
+        Volume of the largest filled foreground piece.
+    darkest_layer : float
+        Lowest, over 3 mm layers from 3 to 21 mm under the surface, 15th percentile of brightness,
+        as a share of the median brightness further inside.
+    """
+
+    face_share: float
+    litres: float
+    darkest_layer: float
+
+    @property
+    def is_stripped(self) -> bool:
+        """Whether all three speak for a brain without skull."""
+        return (
+            self.face_share >= MIN_FACE_SHARE
+            and self.litres <= MAX_LITRES
+            and self.darkest_layer >= MIN_DARKEST_LAYER
+        )
+
+
+def looks_skull_stripped(volume: Volume) -> bool:
+    """Whether the scan shows a brain without skull and skin.
+
+    Parameters
+    ----------
+    volume : Volume
+        A scan of any contrast; a defaced head is a head.
+    """
+    return skull_evidence(volume).is_stripped
+
+
+def skull_evidence(volume: Volume) -> SkullEvidence:
+    """Measure the three things (about 0.3 s for 256³)."""
+    data = volume.data
+    step = max(1, data.size // 1_000_000)
+    spread = data.reshape(-1)[:: step | 1]
+    faces = np.concatenate(
+        [np.take(data, end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
+    )
+    values, counts = np.unique(faces, return_counts=True)
+    background = float(values[counts.argmax()])
+    above = spread[spread > background]
+    top = float(np.percentile(above, 99)) - background if above.size else 0.0
+    if top <= 0:
+        return SkullEvidence(float(np.mean(faces == background)), 0.0, 0.0)
+    near = np.abs(faces - background) <= _BACKGROUND_TOLERANCE * top
+    coarse, spacing = _coarse(data, volume.grid.spacing_mm)
+    piece = _largest_filled(coarse - background > _FOREGROUND * top)
+    litres = float(piece.sum() * np.prod(spacing) / 1e6)
+    layer = _darkest_layer(coarse - background, piece, spacing)
+    return SkullEvidence(float(near.mean()), litres, layer)
+
+
+def _coarse(data: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of blocks of about 2.5 mm, and their spacing."""
+    blocks = np.maximum(1, np.round(_COARSE_MM / spacing)).astype(int)
+    for axis, block in enumerate(blocks):
+        if block > 1:
+            starts = np.arange(0, data.shape[axis] // block * block, block)
+            data = sum(np.take(data, starts + shift, axis=axis) for shift in range(block)) / block
+    return data, spacing * blocks
+
+
+def _largest_filled(foreground: np.ndarray) -> np.ndarray:
+    """The largest piece, every cavity filled in 3-D and in every slice (nose, ears)."""
+    pieces, count = ndimage.label(ndimage.binary_opening(foreground))
+    if count == 0:
+        return np.zeros(foreground.shape, bool)
+    piece = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
+    for axis in range(3):
+        for index in range(piece.shape[axis]):
+            plane = (slice(None),) * axis + (index,)
+            piece[plane] = ndimage.binary_fill_holes(piece[plane])
+    return piece
+
+
+def _darkest_layer(brightness: np.ndarray, piece: np.ndarray, spacing: np.ndarray) -> float:
+    """See `SkullEvidence.darkest_layer`; 0 where there is no inside."""
+    depth = ndimage.distance_transform_edt(np.pad(piece, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
+    inner = brightness[depth > 4 * _LAYER_MM]
+    if inner.size == 0 or np.median(inner) <= 0:
+        return 0.0
+    layers = []
+    for start in np.arange(_LAYER_MM, 7 * _LAYER_MM, _LAYER_MM):
+        layer = brightness[(depth > start) & (depth <= start + _LAYER_MM)]
+        if layer.size >= 100:
+            layers.append(np.percentile(layer, 15))
+    return float(min(layers) / np.median(inner)) if layers else 0.0

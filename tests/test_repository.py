@@ -22,8 +22,8 @@ PACKAGE = ROOT / "tlseg_bids"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LARGEST_BYTES = 16 * 2**20
 TEXT = {".py", ".md", ".toml", ".tsv", ".html", ".js", ".css", ".json", ".def", ".txt", ""}
-# Requirements that are programs and not modules.
-SILENT_REQUIREMENTS = {"bids-validator-deno"}
+# Requirements of which a program or a file is used, and no module.
+SILENT_REQUIREMENTS = {"bids-validator-deno", "nilearn"}
 
 
 def files() -> list[Path]:

@@ -1,0 +1,442 @@
+"""The command line: what it accepts, what it refuses and how it says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import tlseg_bids
+from tlseg_bids.cli import run
+from tlseg_bids.cli.options import file_keys, parse, parser
+from tlseg_bids.cli.progress import Bars, Lines, Progress, progress_on
+from tlseg_bids.config import Config
+from tlseg_bids.errors import ScanError
+
+ROOT = Path(tlseg_bids.__file__).parents[1]
+HEAVY = {"torch", "numpy", "pandas", "nibabel", "nilearn", "bids", "niworkflows", "scipy", "jinja2",
+         "matplotlib", "safetensors", "tqdm", "tomli_w", "platformdirs"}  # fmt: skip
+LIST_HEAVY = f"import sys; print(sorted({HEAVY!r} & set(sys.modules)))"
+
+
+@pytest.fixture
+def app(monkeypatch):
+    """A stand-in for the program that keeps what it was asked and answers with an exit code."""
+    it = types.ModuleType("tlseg_bids.app")
+    it.configs, it.answer = [], 0
+
+    def participant(config, progress):
+        assert isinstance(progress, Progress)
+        it.configs.append(config)
+        if isinstance(it.answer, BaseException):
+            raise it.answer
+        return it.answer
+
+    it.participant = participant
+    monkeypatch.setitem(sys.modules, "tlseg_bids.app", it)
+    monkeypatch.setattr(tlseg_bids, "app", it, raising=False)
+    for variable in run.THREAD_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    return it
+
+
+@pytest.fixture
+def folders(tmp_path):
+    (tmp_path / "bids").mkdir()
+    return [str(tmp_path / "bids"), str(tmp_path / "out"), "participant"]
+
+
+def asked(app, arguments) -> Config:
+    assert run.main(arguments) == 0
+    return app.configs[-1]
+
+
+def refused(capsys, arguments, code) -> str:
+    """The one line on stderr that refuses `arguments`."""
+    assert run.main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("tlseg: ")
+    assert err.count("\n") == 1
+    return err
+
+
+# --- light ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["a", "b", "nonsense"], ["a", "b", "participant", "--x"]]
+)
+def test_nothing_heavy_is_imported_to_answer_a_question_of_usage(words):
+    code = f"from tlseg_bids.cli.run import main; main({words!r}); {LIST_HEAVY}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_zoo_answers_help_without_anything_heavy():
+    code = f"from tlseg_bids.cli.zoo import main; main(['--help']); {LIST_HEAVY}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_check_for_heavy_modules_can_fail():
+    done = subprocess.run(
+        [sys.executable, "-c", f"import numpy; {LIST_HEAVY}"], capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "['numpy']"
+
+
+def test_the_entry_point_is_the_same_program():
+    entry = [sys.executable, str(ROOT / "bids_app_entry.py")]
+    done = subprocess.run([*entry, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"tlseg {tlseg_bids.__version__}\n"
+    done = subprocess.run([*entry, "a", "b", "c"], capture_output=True, text=True, check=False)
+    assert done.returncode == 17
+    assert done.stderr == "tlseg: unknown level 'c' – third argument – use participant\n"
+
+
+def test_help_names_every_exit_code(capsys):
+    assert run.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for code in (0, 1, 16, 17, 18, 64, 65, 66, 73, 74, 75):
+        assert f"{code} " in text[text.index("exit codes") :]
+
+
+# --- what is asked ----------------------------------------------------------------------------
+
+
+def test_defaults_are_those_of_config(app, folders, monkeypatch):
+    monkeypatch.setattr(run, "available_cpus", lambda: 3)
+    config = asked(app, folders)
+    assert config == Config(Path(folders[0]), Path(folders[1]), "participant", nprocs=3, threads=3)
+
+
+EVERY = [
+    "--participant-label", "sub-01", "02", "--session-label", "ses-a", "--bids-filter-file", "F",
+    "--bids-database-dir", "db", "--skip-bids-validation", "--multi-run", "first", "--shard", "2/8",
+    "--age", "6 months", "--model", "any", "--models", "m1", "m2", "--licence", "permissive",
+    "--offline", "--device", "cuda:1", "--nprocs", "8", "--omp-nthreads", "4", "--mem", "12.5G",
+    "-w", "work", "--dry-run", "--stop-on-first-crash", "--random-seed", "7", "-vv",
+]  # fmt: skip
+
+
+@pytest.fixture
+def everything(tmp_path, folders, monkeypatch):
+    """A command line with every option that can stand beside the others."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "F").write_text('{"t1w": {"session": "a"}}')
+    return folders + EVERY
+
+
+def test_every_option_arrives(app, everything, tmp_path):
+    config = asked(app, everything)
+    assert config == Config(
+        bids_dir=tmp_path / "bids", out_dir=tmp_path / "out", level="participant",
+        participants=("01", "02"), sessions=("a",), filters={"t1w": {"session": "a"}},
+        database_dir=tmp_path / "db", validate=False, work_dir=tmp_path / "work", nprocs=8,
+        threads=4, memory_gib=12.5, device="cuda:1", model="any",
+        model_dirs=(tmp_path / "m1", tmp_path / "m2"), licence="permissive", age="6 months",
+        multi_run="first", shard=(2, 8), dry_run=True, stop_on_first_crash=True, random_seed=7,
+        verbosity=2, offline=True,
+    )  # fmt: skip
+    untouched = {"reports_only", "boilerplate_only", "compat", "probabilities", "level"}
+    defaults = Config(config.bids_dir, config.out_dir, "participant")
+    for field in dataclasses.fields(Config):
+        same = getattr(config, field.name) == getattr(defaults, field.name)
+        assert same == (field.name in untouched | {"bids_dir", "out_dir"}), field.name
+
+
+def test_a_run_written_as_toml_is_the_same_run_again(app, everything, folders, tmp_path):
+    config = asked(app, everything)
+    file = tmp_path / "run.toml"
+    file.write_text(config.to_toml())
+    assert asked(app, [*folders, "--config-file", str(file)]) == config
+    plain = asked(app, folders)
+    file.write_text(plain.to_toml())
+    assert asked(app, [*folders, "--config-file", str(file)]) == plain
+
+
+def test_a_path_cannot_break_out_of_the_comment_of_the_toml():
+    config = Config(Path("/a\nmodel = 'x'"), Path("/b"), "participant")
+    assert config.to_toml().count("\n") == config.to_toml().strip().count("\n") + 1
+    assert "\nmodel" not in config.to_toml()
+
+
+def test_underscores_are_hyphens_and_values_stay(app, folders):
+    config = asked(app, [*folders, "--participant_label", "01", "--age=3_4"])
+    assert config.participants == ("01",)
+    assert config.age == "3_4"
+
+
+def test_the_command_line_wins_over_the_file(app, folders, tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('participant-label = "01"\nrandom_seed = 3\nnprocs = 2\noffline = true\n')
+    config = asked(app, [*folders, "--config-file", str(file), "--participant-label", "02"])
+    assert config.participants == ("02",)
+    assert (config.random_seed, config.nprocs, config.offline) == (3, 2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "gib"), [("8G", 8), ("8GB", 8), ("8 GiB", 8), ("8192", 8), ("8192M", 8), ("1T", 1024)]
+)
+def test_amounts_of_memory(app, folders, text, gib):
+    assert asked(app, [*folders, "--mem", text]).memory_gib == gib
+
+
+def test_how_many_scans_at_once():
+    config = Config(Path("/a"), Path("/b"), "participant", nprocs=8, threads=2)
+    assert config.at_once(3.0) == 4
+    assert dataclasses.replace(config, memory_gib=7.0).at_once(3.0) == 2
+    assert dataclasses.replace(config, memory_gib=1.0).at_once(3.0) == 1
+    assert dataclasses.replace(config, threads=0).at_once(3.0) == 1
+
+
+def test_cpus_of_a_container_are_counted(monkeypatch, tmp_path):
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(run, "CGROUP_CPU", quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert run.available_cpus() == 64
+    for text, cpus in (("max 100000", 64), ("250000 100000", 2), ("50000 100000", 1)):
+        quota.write_text(text)
+        assert run.available_cpus() == cpus
+
+
+def test_threads_of_the_libraries_are_set(app, folders):
+    asked(app, [*folders, "--nprocs", "4", "--omp-nthreads", "2"])
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    for variable in run.THREAD_VARIABLES:
+        del os.environ[variable]
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--devise", "cpu"], "unrecognized arguments: --devise cpu"),
+        (["--part", "01"], "unrecognized arguments: --part"),
+        (["--device", "gpu"], "'gpu' is none of auto, cpu, cuda, cuda:N, mps"),
+        (["--participant-label", "0_1"], "'0_1' is no BIDS label"),
+        (["--participant-label", "01,02"], "labels are letters and digits, separated by spaces"),
+        (["--session-label", "../x"], "'../x' is no BIDS label"),
+        (["--shard", "3/2"], "'3/2' is not I/N with 1 ≤ I ≤ N"),
+        (["--shard", "0/2"], "'0/2' is not I/N"),
+        (["--nprocs", "0"], "'0' is not a whole number of at least 1"),
+        (["--nprocs", "two"], "'two' is not a whole number"),
+        (["--random-seed", "-1"], "not a whole number from 0"),
+        (["--random-seed", "4294967296"], "not a whole number from 0 to 4294967295"),
+        (["--mem", "8"], "'8' is 0.00781 GiB, less than the 0.5 GiB"),
+        (["--mem", "much"], "'much' is not an amount of memory, such as 8G"),
+        (["--multi-run", "best"], "invalid choice: 'best'"),
+        (["-w", ""], "the path is empty"),
+        (["--dry-run", "--reports-only"], "--dry-run and --reports-only exclude each other"),
+        (["--nprocs", "1", "--omp-nthreads", "2"], "one scan would use 2 CPUs and the whole run 1"),
+    ],
+)
+def test_wrong_usage_is_64(app, folders, capsys, words, message):
+    line = refused(capsys, folders + words, 64)
+    assert message in line
+    assert line.count(" – ") == 2
+    assert app.configs == []
+
+
+def test_missing_arguments_are_64(capsys):
+    assert "required: BIDS_DIR, OUT_DIR" in refused(capsys, [], 64)
+
+
+def test_an_unknown_level_is_17_and_group_is_not_promised(capsys, folders):
+    line = refused(capsys, [*folders[:2], "group"], 17)
+    assert line == "tlseg: unknown level 'group' – third argument – use participant\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        ('participant-labels = "01"', 64, "unknown key 'participant-labels' – "),
+        ('participant-labels = "01"', 64, "did you mean 'participant-label'?"),
+        ("zzz = 1", 64, "known are verbose, participant-label"),
+        ("nprocs = 0", 64, "'0' is not a whole number of at least 1 – "),
+        ("nprocs = [1]", 64, "[1] is not one value"),
+        ("offline = 1", 64, "1 is not true or false"),
+        ("verbose = true", 64, "True is not an integer"),
+        ('licence = "free"', 64, "'free' is no choice"),
+        ("[participant-label]\nx = 1", 64, "is not one value"),
+        ("bids-filter-file = {t1w = 1}", 65, "the filters are not an object of objects"),
+        ("nprocs = ", 65, "the configuration file is not TOML"),
+        ("config-file = 'x'", 64, "unknown key 'config-file'"),
+    ],
+)
+def test_a_wrong_configuration_file(capsys, folders, tmp_path, content, code, message):
+    file = tmp_path / "c.toml"
+    file.write_text(content)
+    line = refused(capsys, [*folders, "--config-file", str(file)], code)
+    assert message in line
+    assert str(file) in line
+
+
+def test_files_that_are_not_there_are_66(capsys, folders):
+    for option in ("--config-file", "--bids-filter-file"):
+        line = refused(capsys, [*folders, option, "/no/such/file"], 66)
+        assert "cannot be read (No such file or directory) – /no/such/file – correct the" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "the filter file is not JSON"), ("[]", "the filters are not an object of objects"),
+     ('{"t1w": 3}', "the filters are not an object of objects")],
+)  # fmt: skip
+def test_a_wrong_filter_file_is_65(capsys, folders, tmp_path, content, message):
+    (tmp_path / "f.json").write_text(content)
+    line = refused(capsys, [*folders, "--bids-filter-file", str(tmp_path / "f.json")], 65)
+    assert message in line
+
+
+def test_nothing_may_be_written_into_the_dataset(app, capsys, folders, tmp_path):
+    bids = folders[0]
+    for out in (bids, f"{bids}/out", f"{bids}/sub-01/../x"):
+        line = refused(capsys, [bids, out, "participant"], 64)
+        assert "would be written into the input dataset – OUT_DIR" in line
+        assert f"choose {bids}/derivatives/tlseg" in line
+    (tmp_path / "link").symlink_to(bids)
+    refused(capsys, [bids, str(tmp_path / "link"), "participant"], 64)
+    line = refused(capsys, [*folders, "-w", f"{bids}/work"], 64)
+    assert f"{bids}/work lies in the input dataset – -w – choose" in line
+    refused(capsys, [*folders, "--bids-database-dir", bids], 64)
+    assert asked(app, [bids, f"{bids}/derivatives/tlseg", "participant"])
+
+
+# --- how it ends ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_program_decides_the_exit_code(app, folders, code):
+    app.answer = code
+    assert run.main(folders) == code
+
+
+def test_an_error_is_one_line_and_a_traceback_from_vv_on(app, folders, capsys):
+    app.answer = ScanError("a line\nbreak and \x1b[31m", "here", "do that")
+    assert run.main(folders) == 1
+    assert capsys.readouterr().err == "tlseg: a line\\nbreak and \\x1b[31m – here – do that\n"
+    assert run.main([*folders, "-v"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert run.main([*folders, "-vv"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "tlseg: a line\\nbreak" in err
+
+
+def test_control_c(app, folders, capsys):
+    app.answer = KeyboardInterrupt()
+    assert run.main(folders) == 130
+    assert "finished scans are kept" in capsys.readouterr().err
+
+
+def test_a_defect_of_the_program_is_not_hidden(app, folders):
+    app.answer = ZeroDivisionError("defect")
+    with pytest.raises(ZeroDivisionError):
+        run.main(folders)
+
+
+# --- the grammar itself -----------------------------------------------------------------------
+
+
+def test_every_option_has_help_and_every_field_an_option():
+    it = parser()
+    assert all(action.help for action in it._actions)
+    fields = {field.name for field in dataclasses.fields(Config)}
+    unset = fields - {action.dest for action in it._actions}
+    assert unset == {"validate", "compat", "probabilities"}
+
+
+def test_the_file_knows_every_long_option():
+    long = {o for a in parser()._actions for o in a.option_strings if o.startswith("--")}
+    assert {f"--{key}" for key in file_keys(parser())} == long - {
+        "--help",
+        "--version",
+        "--config-file",
+    }
+
+
+def test_paths_are_absolute_and_links_are_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert parse(["link", "~/out", "participant"])["bids_dir"] == tmp_path / "link"
+    assert parse(["link", "~/out", "participant"])["out_dir"] == Path.home() / "out"
+
+
+def test_filters_may_stand_in_the_configuration_file(app, folders, tmp_path):
+    content = {"t1w": {"acquisition": ["mprage", None]}}
+    (tmp_path / "f.json").write_text(json.dumps(content))
+    config = asked(app, [*folders, "--bids-filter-file", str(tmp_path / "f.json")])
+    assert config.filters == content
+    (tmp_path / "c.toml").write_text('bids-filter-file = {t1w = {acquisition = "mprage"}}')
+    config = asked(app, [*folders, "--config-file", str(tmp_path / "c.toml")])
+    assert config.filters == {"t1w": {"acquisition": "mprage"}}
+
+
+# --- progress ---------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def walk(progress: Progress) -> None:
+    with progress:
+        progress.begin(2)
+        progress.step("sub-01_T1w", "read", 1, 2)
+        progress.step("sub-02_T1w", "read", 1, 2)
+        progress.step("sub-01_T1w", "segment", 2, 2)
+        progress.finish("sub-01_T1w", "done")
+        progress.finish("sub-02_T1w", "failed", "NaN\n\x1b[31m")
+
+
+def test_plain_lines_where_there_is_no_terminal():
+    stream = io.StringIO()
+    walk(progress_on(stream))
+    assert stream.getvalue().splitlines() == [
+        "2 scans",
+        "[1/2] sub-01_T1w done in 0 s",
+        "[2/2] sub-02_T1w failed in 0 s: NaN\\n\\x1b[31m",
+    ]
+
+
+def test_verbose_lines_tell_every_step():
+    stream = io.StringIO()
+    walk(progress_on(stream, verbosity=1))
+    assert "sub-01_T1w: segment (2/2)" in stream.getvalue().splitlines()
+
+
+def test_bars_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    progress = progress_on(stream)
+    assert isinstance(progress, Bars)
+    walk(progress)
+    text = stream.getvalue()
+    assert "\r" in text
+    for part in ("scans", "sub-01_T1w: segment", "sub-02_T1w failed: NaN\\n\\x1b[31m", "2/2"):
+        assert part in text
+
+
+def test_a_dumb_or_verbose_terminal_gets_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(progress_on(Terminal(), verbosity=1), Lines)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(progress_on(Terminal()), Lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from tlseg_bids import errors
 from tlseg_bids.cli.options import parser
 from tlseg_bids.cli.run import INTERRUPTED
 
-USAGE = (Path(__file__).resolve().parents[1] / "docs" / "usage.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+USAGE = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
 
 def test_every_option_is_documented_and_no_other() -> None:
@@ -27,3 +30,19 @@ def test_every_exit_code_is_documented() -> None:
     }
     told = {int(code) for code in re.findall(r"^\| (\d+) \|", USAGE, re.MULTILINE)}
     assert told == raised | {0, INTERRUPTED}
+
+
+def test_both_images_start_the_same_program() -> None:
+    definition = (ROOT / "singularity" / "tlseg.def").read_text(encoding="utf-8")
+    entry = re.search(r"^ENTRYPOINT (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    script = re.search(r'^%runscript\n\s+exec (.*) "\$@"$', definition, re.MULTILINE)
+    assert entry is not None
+    assert script is not None
+    assert json.loads(entry[1]) == script[1].split()
+
+
+def test_pytorch_is_pinned_to_one_version() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    pins = re.findall(r"^(?:ARG )?TORCH ?\??= ?(\S+)$", DOCKERFILE + makefile, re.MULTILINE)
+    assert len(pins) == 2
+    assert len(set(pins)) == 1

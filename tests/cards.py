@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.networks import build
 from tlseg_bids.zoo.card import Domain, ModelCard, Weights
 from tlseg_bids.zoo.card_file import read_card, write_card
 from tlseg_bids.zoo.weights import describe
 
+SEGMENTER = {"network": "unet", "features": [2, 4]}
 EVIDENCE = {
     "dataset": "malc",
     "n": 15,
@@ -37,7 +40,7 @@ def small_card(name: str = "small", **changes: Any) -> ModelCard:
         summary="Made up for a test.",
         domain=Domain(),
         protocol="aseg",
-        networks={"segmenter": {"network": "unet", "channels": [4, 8]}},
+        networks={"segmenter": SEGMENTER},
         strategy={"name": "sliding", "window": 32},
         preprocess={"spacing_mm": 1.0},
         weights=Weights("0" * 64, 1, "MIT", file=f"{name}.safetensors"),
@@ -51,8 +54,10 @@ def write_model(
 ) -> ModelCard:
     """Write ``folder/NAME.safetensors`` and ``folder/NAME.toml`` and read the card back."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}.safetensors"
-    save_file({"segmenter.weight": torch.arange(6.0).reshape(2, 3)}, file)
-    path = folder / f"{name}.toml"
+    file, path = folder / f"{name}.safetensors", folder / f"{name}.toml"
+    protocol = load_protocol("aseg")
+    network = build(**SEGMENTER, out_channels=len(protocol))
+    tensors = {f"segmenter.{key}": value for key, value in network.state_dict().items()}
+    save_file({**tensors, "template": torch.zeros(len(protocol), 3)}, file)
     write_card(small_card(name, **{"weights": describe(file, licence, path), **changes}), path)
     return read_card(path)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -128,7 +130,8 @@ EVERY = [
     "--bids-database-dir", "db", "--skip-bids-validation", "--multi-run", "first", "--shard", "2/8",
     "--age", "6 months", "--model", "any", "--models", "m1", "m2", "--licence", "permissive",
     "--offline", "--device", "cuda:1", "--nprocs", "8", "--omp-nthreads", "4", "--mem", "12.5G",
-    "-w", "work", "--dry-run", "--stop-on-first-crash", "--random-seed", "7", "-vv",
+    "-w", "work", "--dry-run", "--probabilities", "--stop-on-first-crash", "--random-seed", "7",
+    "-vv",
 ]  # fmt: skip
 
 
@@ -149,9 +152,11 @@ def test_every_option_arrives(app, everything, tmp_path):
         threads=4, memory_gib=12.5, device="cuda:1", model="any",
         model_dirs=(tmp_path / "m1", tmp_path / "m2"), licence="permissive", age="6 months",
         multi_run="first", shard=(2, 8), dry_run=True, stop_on_first_crash=True, random_seed=7,
-        verbosity=2, offline=True,
+        verbosity=2, offline=True, probabilities=True, command=config.command,
     )  # fmt: skip
-    untouched = {"reports_only", "boilerplate_only", "compat", "probabilities", "level"}
+    assert config.command.startswith("tlseg ")
+    assert "--age '6 months'" in config.command
+    untouched = {"reports_only", "boilerplate_only", "compat", "level"}
     defaults = Config(config.bids_dir, config.out_dir, "participant")
     for field in dataclasses.fields(Config):
         same = getattr(config, field.name) == getattr(defaults, field.name)
@@ -359,7 +364,7 @@ def test_every_option_has_help_and_every_field_an_option():
     assert all(action.help for action in it._actions)
     fields = {field.name for field in dataclasses.fields(Config)}
     unset = fields - {action.dest for action in it._actions}
-    assert unset == {"validate", "compat", "probabilities"}
+    assert unset == {"validate", "compat", "command"}
 
 
 def test_the_file_knows_every_long_option():
@@ -440,3 +445,22 @@ def test_a_dumb_or_verbose_terminal_gets_lines(monkeypatch):
     assert isinstance(progress_on(Terminal(), verbosity=1), Lines)
     monkeypatch.setenv("TERM", "dumb")
     assert isinstance(progress_on(Terminal()), Lines)
+
+
+def test_messages_stand_above_the_bars_and_many_threads_may_report(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger().addHandler(handler)
+    try:
+        with progress_on(stream) as progress, ThreadPoolExecutor(8) as pool:
+            progress.begin(40)
+            assert handler not in logging.getLogger().handlers
+            for number in range(40):
+                pool.submit(progress.step, f"scan{number}", "read", 1, 2)
+                pool.submit(progress.finish, f"scan{number}", "done")
+        assert handler in logging.getLogger().handlers
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert stream.getvalue().count(" done") == 40
+    assert "40/40" in stream.getvalue()

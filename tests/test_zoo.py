@@ -19,6 +19,7 @@ from cards import evidence, small_card, write_model
 from tlseg_bids.bids.scan import Age, Scan
 from tlseg_bids.cli import zoo as command
 from tlseg_bids.errors import CannotCreateError, DataError, NoInputError, OutputError, UsageError
+from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.zoo import weights as weights_module
 from tlseg_bids.zoo.card import Domain, Memory, Weights
 from tlseg_bids.zoo.card_file import check_card, digest, read_card, to_toml, write_card
@@ -263,7 +264,8 @@ def test_an_unknown_name_lists_the_known():
 def test_weights_are_loaded(tmp_path):
     card = write_model(tmp_path)
     tensors = load_weights(card)
-    assert torch.equal(tensors["segmenter.weight"], torch.arange(6.0).reshape(2, 3))
+    assert torch.equal(tensors["template"], torch.zeros(len(load_protocol("aseg")), 3))
+    assert tensors["segmenter.head.weight"].shape == (len(load_protocol("aseg")), 2, 1, 1, 1)
     assert verify(card) == tmp_path / "small.safetensors"
 
 
@@ -337,10 +339,10 @@ def test_weights_are_fetched_once_and_then_cached(tmp_path, cache):
     assert unavailable(card) is None
     with pytest.raises(NoInputError, match="not fetched yet, and --offline was given"):
         load_weights(card, offline=True)
-    assert set(load_weights(card)) == {"segmenter.weight"}
+    assert "template" in load_weights(card)
     assert leftovers(cache) == [f"{card.weights.sha256}.safetensors"]
     (tmp_path / "server" / "small.safetensors").unlink()
-    assert set(load_weights(card, offline=True)) == {"segmenter.weight"}
+    assert "template" in load_weights(card, offline=True)
     assert fetch(card) == cached_file(card)
 
 
@@ -484,6 +486,14 @@ def test_verify_names_the_damaged_model_and_goes_on(models, capsys):
     out, err = capsys.readouterr()
     assert "tlseg-zoo: alpha: the weights have 0 bytes" in err
     assert "beta 1.0: whole" in out
+
+
+def test_verify_builds_the_networks(models, capsys):
+    path = models / "alpha.toml"
+    wrong = {"segmenter": {"network": "unet", "features": [2, 8]}}
+    write_card(replace(read_card(path), networks=wrong), path)
+    assert command.main(["verify", "alpha", "--models", str(models)]) == DataError.exit_code
+    assert "the weights do not fit the network 'segmenter'" in capsys.readouterr().err
 
 
 def test_fetch_downloads_and_a_second_fetch_needs_no_network(tmp_path, capsys):

@@ -18,6 +18,7 @@ OPTIONS = {
 """Options whose name differs from that of the field they set."""
 
 ARGUMENTS = ("bids_dir", "out_dir", "level")
+NO_OPTIONS = (*ARGUMENTS, "validate", "command")
 ALWAYS = ("nprocs", "threads", "device", "random_seed")
 
 
@@ -40,6 +41,8 @@ class Config:
         Never fetch the weights of a model that are not on this machine.
     verbosity : int
         Number of ``-v``; from 2 on errors come with a traceback.
+    command : str
+        The command line as it was typed, for reports; no part of what is asked for.
     """
 
     bids_dir: Path
@@ -70,6 +73,7 @@ class Config:
     random_seed: int = 0
     verbosity: int = 0
     offline: bool = False
+    command: str = field(default="tlseg", compare=False)
 
     def at_once(self, memory_gib: float) -> int:
         """How many scans of `memory_gib` each may run at once under `nprocs` and `memory_gib`."""
@@ -87,7 +91,7 @@ class Config:
         table: dict[str, Any] = {} if self.validate else {"skip-bids-validation": True}
         for one in fields(self):
             value = getattr(self, one.name)
-            known = one.name not in (*ARGUMENTS, "validate") and value is not None
+            known = one.name not in NO_OPTIONS and value is not None
             if known and (value or one.name in ALWAYS) and value != (1, 1):
                 table[OPTIONS.get(one.name, one.name.replace("_", "-"))] = _plain(one.name, value)
         arguments = " ".join(repr(str(getattr(self, name))) for name in ARGUMENTS)

@@ -152,6 +152,9 @@ def _run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--stop-on-first-crash", action="store_true", help="do not go on after a failed scan"
     )
+    group.add_argument(
+        "--probabilities", action="store_true", help="write the probability of every label too"
+    )
     group.add_argument("--random-seed", type=seed, metavar="N", help="seed (default: 0)")
 
 

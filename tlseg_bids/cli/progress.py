@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
+from threading import Lock
 from types import TracebackType
 from typing import TextIO
 
@@ -18,7 +20,7 @@ class Progress:
     """What the program tells while it runs; this one keeps silent.
 
     The order of calls is ``begin``, then for each scan ``step`` (once before each of its steps)
-    and ``finish``, then ``close``. Scans may overlap.
+    and ``finish``, then ``close``. Scans may overlap, and calls may come from several threads.
     """
 
     def begin(self, scans: int) -> None:
@@ -52,6 +54,7 @@ class Lines(Progress):
         self._stream, self._steps = stream, steps
         self._scans = self._finished = 0
         self._started: dict[str, float] = {}
+        self._lock = Lock()
 
     def begin(self, scans: int) -> None:
         self._scans = scans
@@ -63,18 +66,22 @@ class Lines(Progress):
             self._print(f"{scan}: {name} ({number}/{of})")
 
     def finish(self, scan: str, status: str, note: str = "") -> None:
-        self._finished += 1
         started = self._started.pop(scan, None)
         took = "" if started is None else f" in {time.monotonic() - started:.0f} s"
         remark = f": {note}" if note else ""
-        self._print(f"[{self._finished}/{self._scans}] {scan} {status}{took}{remark}")
+        with self._lock:
+            self._finished += 1
+            self._print(f"[{self._finished}/{self._scans}] {scan} {status}{took}{remark}")
 
     def _print(self, line: str) -> None:
         print(_printable(line), file=self._stream, flush=True)
 
 
 class Bars(Progress):
-    """A bar for the run and one for each scan at work; finished scans leave a line above."""
+    """A bar for the run and one for each scan at work; finished scans leave a line above.
+
+    Messages of `logging` are written above the bars while they stand.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         from tqdm import tqdm
@@ -83,39 +90,52 @@ class Bars(Progress):
         self._run = None
         self._bars: dict[str, object] = {}
         self._places: dict[str, int] = {}
+        self._lock = Lock()
+        self._messages = ExitStack()
 
     def begin(self, scans: int) -> None:
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        self._messages.enter_context(logging_redirect_tqdm())
         self._run = self._tqdm(
             total=scans, desc="scans", file=self._stream, position=0, bar_format=BAR
         )
 
     def step(self, scan: str, name: str, number: int, of: int) -> None:
-        bar = self._bars.get(scan)
-        if bar is None:
-            place = min(set(range(1, len(self._places) + 2)) - set(self._places.values()))
-            self._places[scan] = place
-            bar = self._bars[scan] = self._tqdm(
-                total=of, file=self._stream, position=place, leave=False, bar_format=STEP_BAR
-            )
-        bar.total, bar.n = of, number - 1
-        bar.set_description_str(_printable(f"{scan}: {name}"), refresh=True)
+        with self._lock:
+            bar = self._bars[scan] if scan in self._bars else self._new_bar(scan, of)
+            bar.total, bar.n = of, number - 1
+            bar.set_description_str(_printable(f"{scan}: {name}"), refresh=True)
 
     def finish(self, scan: str, status: str, note: str = "") -> None:
-        bar = self._bars.pop(scan, None)
-        self._places.pop(scan, None)
-        if bar is not None:
-            bar.close()
-        remark = f": {note}" if note else ""
-        self._tqdm.write(_printable(f"{scan} {status}{remark}"), file=self._stream)
-        if self._run is not None:
-            self._run.update()
+        with self._lock:
+            bar = self._bars.pop(scan, None)
+            self._places.pop(scan, None)
+            if bar is not None:
+                bar.close()
+            remark = f": {note}" if note else ""
+            self._tqdm.write(_printable(f"{scan} {status}{remark}"), file=self._stream)
+            if self._run is not None:
+                self._run.update()
 
     def close(self) -> None:
-        for bar in self._bars.values():
-            bar.close()
-        self._bars.clear()
-        if self._run is not None:
-            self._run.close()
+        with self._lock:
+            for bar in self._bars.values():
+                bar.close()
+            self._bars.clear()
+            if self._run is not None:
+                self._run.close()
+            self._messages.close()
+
+    def _new_bar(self, scan: str, of: int):
+        """A bar on the uppermost free line below that of the run."""
+        taken = set(self._places.values())
+        place = min(set(range(1, len(taken) + 2)) - taken)
+        self._places[scan] = place
+        self._bars[scan] = self._tqdm(
+            total=of, file=self._stream, position=place, leave=False, bar_format=STEP_BAR
+        )
+        return self._bars[scan]
 
 
 def progress_on(stream: TextIO, verbosity: int = 0) -> Progress:

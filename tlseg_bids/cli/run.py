@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -37,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     verbosity = 0
     try:
-        config = make_config(parse(sys.argv[1:] if argv is None else list(argv)))
+        words = sys.argv[1:] if argv is None else list(argv)
+        config = make_config({**parse(words), "command": shlex.join(["tlseg", *words])})
         verbosity = config.verbosity
         check_folders(config)
         return _participant(config)

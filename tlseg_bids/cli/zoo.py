@@ -53,7 +53,11 @@ def parser() -> Parser:
     for name, run, text in (
         ("list", list_models, "a line per model"),
         ("show", show_model, "the card of one model"),
-        ("verify", verify_models, "check cards, sizes and hashes; without NAME of every model"),
+        (
+            "verify",
+            verify_models,
+            "check cards, sizes, hashes and networks; without NAME of every model",
+        ),
         ("fetch", fetch_model, "download weights into the cache and check them"),
     ):
         command = commands.add_parser(name, help=text, description=text, parents=[shared])
@@ -90,13 +94,15 @@ def show_model(cards: tuple[ModelCard, ...], given: argparse.Namespace) -> int:
 
 def verify_models(cards: tuple[ModelCard, ...], given: argparse.Namespace) -> int:
     """Check the weights of one model, or of every model, and that its networks take them."""
+    from tlseg_bids.segment.model import load_model
     from tlseg_bids.zoo.registry import find_card
-    from tlseg_bids.zoo.weights import verify
+    from tlseg_bids.zoo.weights import load_weights, verify
 
     code = 0
     for card in [find_card(cards, given.name, "NAME")] if given.name else cards:
         try:
             path = verify(card)
+            load_model(card, load_weights(card, offline=True))
         except TlsegError as error:
             code = report(error, f"tlseg-zoo: {card.name}")
         else:

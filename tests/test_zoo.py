@@ -7,7 +7,7 @@ import os
 import pickle
 import threading
 import tomllib
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -526,3 +526,16 @@ def test_every_card_of_the_package_is_in_order():
     for card in load_cards():
         check_card(card)
         verify(card)
+
+
+def test_the_example_in_the_documentation_is_a_card(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "cards.md").read_text(encoding="utf-8")
+    example = text.split("```toml\n")[1].split("```")[0]
+    sentence = "64 lower-case hexadecimal digits"
+    assert example.count(sentence) == 1
+    path = tmp_path / "any.toml"
+    path.write_text(example.replace(sentence, "a" * 64), encoding="utf-8")
+    card = read_card(path)
+    assert card.memory == Memory()
+    keys = set(tomllib.loads(to_toml(card)))
+    assert keys == {field.name for field in fields(card)} - {"path"} - {"training"}

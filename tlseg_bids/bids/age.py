@@ -198,7 +198,7 @@ def _age_from_text(text: str, unit: str | None, pma: bool, source: str) -> Age:
     words = text.strip().casefold()
     if words in UNKNOWN:
         raise _CannotRead(f"it says '{text.strip() or 'nothing'}'")
-    if re.fullmatch(r"\d+\s*\+", words) or re.match(r"[<>≥≤]", words):
+    if re.fullmatch(r"\d+\s*\+", words) or re.match(r"[<>≥≤]=?\s*\d", words):
         raise _CannotRead(f"it says '{text.strip()}', which is a bound and no age")
     if unit is not None and PMA_WORDS.search(unit.casefold()):
         pma = True

@@ -127,7 +127,7 @@ def _select(config: Config) -> tuple[list[str], list[Path]]:
     wanted = sorted({label.removeprefix("sub-") for label in config.participants})
     missing = [label for label in wanted if label not in names]
     if missing:
-        similar = difflib.get_close_matches(missing[0], labels, n=3)
+        similar = difflib.get_close_matches(missing[0], labels, n=3, cutoff=0.5)
         some = ", ".join(similar or labels[:5]) + ("" if similar or len(labels) <= 5 else ", …")
         raise NothingSelectedError(
             f"there is no participant {_listed(missing)}", config.bids_dir,
@@ -175,7 +175,7 @@ def _misnamed(config: Config, labels: list[str], known: set[Path]) -> Iterator[P
         for path in _files(folders):
             if path not in known and LOOKS_STRUCTURAL.fullmatch(path.name):
                 try:
-                    if parse_name(path.name)[1] in SUFFIXES:
+                    if parse_name(path.name)[1] in SUFFIXES and not path.is_dir():
                         continue
                 except BrokenName:
                     pass

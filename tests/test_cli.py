@@ -401,6 +401,20 @@ class Terminal(io.StringIO):
     def isatty(self):
         return True
 
+    def fileno(self):
+        return 77
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal of 100 columns that keeps what is drawn on it."""
+    monkeypatch.setenv("TERM", "xterm")
+    sizes = {77: os.terminal_size((100, 30))}
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd=0: sizes[fd])
+    it = Terminal()
+    it.sizes = sizes
+    return it
+
 
 def walk(progress: Progress) -> None:
     with progress:
@@ -428,32 +442,31 @@ def test_verbose_lines_tell_every_step():
     assert "sub-01_T1w: segment (2/2)" in stream.getvalue().splitlines()
 
 
-def test_bars_on_a_terminal(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    stream = Terminal()
-    progress = progress_on(stream)
+def test_bars_on_a_terminal(terminal):
+    progress = progress_on(terminal)
     assert isinstance(progress, Bars)
     walk(progress)
-    text = stream.getvalue()
+    text = terminal.getvalue()
     assert "\r" in text
-    for part in ("scans", "sub-01_T1w: segment", "sub-02_T1w failed: NaN\\n\\x1b[31m", "2/2"):
+    for part in ("scans", "segment  sub-01_T1w", "sub-02_T1w failed: NaN\\n\\x1b[31m", "2/2"):
         assert part in text
 
 
-def test_a_dumb_or_verbose_terminal_gets_lines(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    assert isinstance(progress_on(Terminal(), verbosity=1), Lines)
+def test_a_dumb_or_verbose_terminal_or_one_without_width_gets_lines(terminal, monkeypatch):
+    assert isinstance(progress_on(terminal, verbosity=1), Lines)
+    terminal.sizes[77] = os.terminal_size((0, 0))
+    assert isinstance(progress_on(terminal), Lines)
+    terminal.sizes[77] = os.terminal_size((80, 24))
+    assert isinstance(progress_on(terminal), Bars)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(progress_on(Terminal()), Lines)
+    assert isinstance(progress_on(terminal), Lines)
 
 
-def test_messages_stand_above_the_bars_and_many_threads_may_report(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    stream = Terminal()
+def test_messages_stand_above_the_bars_and_many_threads_may_report(terminal):
     handler = logging.StreamHandler(sys.stderr)
     logging.getLogger().addHandler(handler)
     try:
-        with progress_on(stream) as progress, ThreadPoolExecutor(8) as pool:
+        with progress_on(terminal) as progress, ThreadPoolExecutor(8) as pool:
             progress.begin(40)
             assert handler not in logging.getLogger().handlers
             for number in range(40):
@@ -462,5 +475,5 @@ def test_messages_stand_above_the_bars_and_many_threads_may_report(monkeypatch):
         assert handler in logging.getLogger().handlers
     finally:
         logging.getLogger().removeHandler(handler)
-    assert stream.getvalue().count(" done") == 40
-    assert "40/40" in stream.getvalue()
+    assert terminal.getvalue().count(" done") == 40
+    assert "40/40" in terminal.getvalue()

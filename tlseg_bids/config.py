@@ -84,7 +84,7 @@ class Config:
     def to_toml(self) -> str:
         """This run as a file for ``--config-file``; the arguments stand in a comment.
 
-        What was not asked for is left out, except where the default depends on the machine.
+        What is off or empty is left out, so that the file reads as a list of decisions.
         """
         import tomli_w
 

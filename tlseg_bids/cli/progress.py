@@ -105,7 +105,7 @@ class Bars(Progress):
         with self._lock:
             bar = self._bars[scan] if scan in self._bars else self._new_bar(scan, of)
             bar.total, bar.n = of, number - 1
-            bar.set_description_str(_printable(f"{scan}: {name}"), refresh=True)
+            bar.set_description_str(_printable(f"{name:<8} {scan}"), refresh=True)
 
     def finish(self, scan: str, status: str, note: str = "") -> None:
         with self._lock:
@@ -140,9 +140,19 @@ class Bars(Progress):
 
 def progress_on(stream: TextIO, verbosity: int = 0) -> Progress:
     """Bars if `stream` is a terminal that can draw them, else lines; steps as lines from -v on."""
-    if stream.isatty() and os.environ.get("TERM") != "dumb" and verbosity == 0:
+    if verbosity == 0 and _draws(stream):
         return Bars(stream)
     return Lines(stream, steps=verbosity > 0)
+
+
+def _draws(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that moves its cursor and knows its width."""
+    if not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except OSError:
+        return False
 
 
 def _printable(line: str) -> str:

@@ -4,7 +4,7 @@ from tlseg_bids.plan.choice import Choice, choose
 from tlseg_bids.plan.device import Machine, choose_device
 from tlseg_bids.plan.key import content_key
 from tlseg_bids.plan.make import make_plan
-from tlseg_bids.plan.table import describe, plan_table
+from tlseg_bids.plan.text import describe
 
 __all__ = [
     "Choice",
@@ -14,5 +14,4 @@ __all__ = [
     "content_key",
     "describe",
     "make_plan",
-    "plan_table",
 ]

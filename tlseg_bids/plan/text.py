@@ -1,16 +1,9 @@
-"""The plan for the eye: one block of text per scan, and one table row."""
+"""The plan for the eye: one block of text per scan."""
 
 from __future__ import annotations
 
-import pandas as pd
-
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.flow import Job, Plan, Skip
-
-COLUMNS = (
-    "scan", "decision", "model", "version", "reason", "refused", "device", "memory_gib",
-    "warnings", "hint", "key",
-)  # fmt: skip
 
 
 def describe(plan: Plan) -> str:
@@ -22,34 +15,6 @@ def describe(plan: Plan) -> str:
         f"{len(plan.jobs)} to label, {failed} that cannot be used, {left_out} left out as asked"
     )
     return "\n".join(_printable(line) for block in blocks for line in block.splitlines()) + "\n"
-
-
-def plan_table(plan: Plan) -> pd.DataFrame:
-    """The plan as a table with the columns `COLUMNS`, a row per scan; all text but the memory."""
-    rows = [
-        {
-            "scan": _name(job.scan),
-            "decision": "label",
-            "model": job.card.name,
-            "version": job.card.version,
-            "reason": job.reason,
-            "refused": "; ".join(f"{other.model}: {other.reason}" for other in job.refused),
-            "device": job.device,
-            "memory_gib": round(job.memory_gib, 2),
-            "warnings": "; ".join(job.warnings),
-            "key": job.key,
-        }
-        for job in plan.jobs
-    ] + [
-        {
-            "scan": _name(skip.scan),
-            "decision": "leave out" if skip.wanted else "cannot be used",
-            "reason": skip.reason,
-            "hint": skip.hint,
-        }
-        for skip in plan.skips
-    ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _name(scan: Scan) -> str:

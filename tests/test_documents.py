@@ -46,3 +46,9 @@ def test_pytorch_is_pinned_to_one_version() -> None:
     pins = re.findall(r"^(?:ARG )?TORCH ?\??= ?(\S+)$", DOCKERFILE + makefile, re.MULTILINE)
     assert len(pins) == 2
     assert len(set(pins)) == 1
+
+
+def test_every_page_is_listed() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {page for page in pages if f"]({page})" not in index} == set()

@@ -16,11 +16,17 @@ import torch
 from tlseg_bids.flow import Prediction, Segmentation
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.postprocess.cleaning import Cleaning, as_byte, bounding_box
-from tlseg_bids.postprocess.field import ProbabilityField, resample_probabilities
+from tlseg_bids.postprocess.field import ProbabilityField, probability_maps, resample_probabilities
 from tlseg_bids.postprocess.quality import flags, quality, volume_table
 from tlseg_bids.volume import Volume
 
-__all__ = ["ProbabilityField", "most_probable", "resample_probabilities", "to_native"]
+__all__ = [
+    "ProbabilityField",
+    "most_probable",
+    "probability_maps",
+    "resample_probabilities",
+    "to_native",
+]
 
 
 def to_native(prediction: Prediction, native: Volume, protocol: LabelProtocol) -> Segmentation:

@@ -194,3 +194,23 @@ def resample_probabilities(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`ProbabilityField(...).slabs()`: flat native voxels and their probabilities, by slabs."""
     return ProbabilityField(probabilities, grid, native).slabs()
+
+
+def probability_maps(probabilities: np.ndarray, grid: Grid, native: Grid) -> Iterator[np.ndarray]:
+    """Every channel's probability on the native grid, one after the other.
+
+    All channels are held as bytes meanwhile (channels × voxels), so that the interpolation is
+    done once.
+
+    Yields
+    ------
+    ndarray of float32, shape `native.shape`
+        Probability 0 to 1 in steps of 1/255; the background is 1 wherever nothing can be.
+    """
+    field = ProbabilityField(probabilities, grid, native)
+    maps = np.zeros((field.channels, int(np.prod(native.shape))), np.uint8)
+    maps[0] = 255
+    for voxels, found in field.slabs():
+        maps[:, voxels] = np.rint(found.T * 255)
+    for channel in maps:
+        yield channel.reshape(native.shape).astype(np.float32) / 255

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from tlseg_bids.networks import build
 from tlseg_bids.segment import STRATEGIES
 from tlseg_bids.volume import Grid
 from tlseg_bids.zoo.card import ModelCard
+from tlseg_bids.zoo.weights import load_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,22 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
         None if prior is None else prior[None].float().div(255).to(place),
         place, fast_precision(place),
     )  # fmt: skip
+
+
+class Models:
+    """Models by card and device, each loaded once; may be asked from several threads."""
+
+    def __init__(self, offline: bool = False) -> None:
+        self._offline, self._lock = offline, Lock()
+        self._loaded: dict[tuple[str, str], Model] = {}
+
+    def get(self, card: ModelCard, device: str) -> Model:
+        """The model of a card; raises as `load_weights` and `load_model`."""
+        with self._lock:
+            key = (card.weights.sha256, device)
+            if key not in self._loaded:
+                self._loaded[key] = load_model(card, load_weights(card, self._offline), device)
+            return self._loaded[key]
 
 
 def _probabilities(model: Model, role: str, image: Tensor, prior: Tensor | None) -> Tensor:

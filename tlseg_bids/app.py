@@ -1,0 +1,120 @@
+"""THE PROGRAM ON ONE PAGE: from a BIDS dataset to labelled brains and their reports."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from tlseg_bids import __version__
+from tlseg_bids.bids.discover import discover
+from tlseg_bids.bids.runlog import RunLog
+from tlseg_bids.bids.validate import validate
+from tlseg_bids.bids.write import Derivatives
+from tlseg_bids.config import Config
+from tlseg_bids.flow import Job, Outcome, Plan
+from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.plan import describe, make_plan
+from tlseg_bids.postprocess import probability_maps, to_native
+from tlseg_bids.preprocess.prepare import prepare
+from tlseg_bids.report.methods import methods_text
+from tlseg_bids.report.subject import write_subject_report
+from tlseg_bids.resources import peak_memory_gib, restart_peak
+from tlseg_bids.runner import Progress, Steps, exit_code, run_jobs
+from tlseg_bids.segment.model import Models, locate, segment
+from tlseg_bids.volume import load_scan
+from tlseg_bids.zoo.registry import load_cards
+
+LOG = logging.getLogger(__name__)
+
+
+def participant(config: Config, progress: Progress) -> int:
+    """Label every selected scan and report on every subject.
+
+    Returns
+    -------
+    int
+        Exit code: 0 all done, 1 a scan failed, 75 the only failures are scans that another run
+        is processing.
+    """
+    plan = decide(config)
+    if config.dry_run:
+        print(describe(plan), end="")
+        return 0
+    cards = tuple({job.card.name: job.card for job in plan.jobs}.values())
+    if config.boilerplate_only:
+        print(methods_text(cards, __version__))
+        return 0
+    outputs = Derivatives(config.out_dir, config.bids_dir, config.probabilities)
+    outputs.write_root(cards, {c.protocol: load_protocol(c.protocol).table for c in cards})
+    log = RunLog(config.out_dir)
+    log.write_config(config)
+    log.write_plan(plan)
+    log.write_citation(cards)
+    subjects = {entry.scan.subject for entry in (*plan.jobs, *plan.skips)}
+    if config.reports_only:
+        report(config, subjects, ())
+        return 0
+
+    torch.set_num_threads(config.threads or config.nprocs)
+    torch.manual_seed(config.random_seed)
+    models = Models(config.offline)
+
+    def work(job: Job, steps: Steps) -> Outcome:
+        return run_job(job, steps, models, outputs)
+
+    outcomes = run_jobs(plan, config, outputs, log, progress, work)
+    unchanged = {o.scan.subject for o in outcomes if o.status == "reused"}
+    unchanged -= {o.scan.subject for o in outcomes if o.status != "reused"}
+    unchanged = {s for s in unchanged if (config.out_dir / f"sub-{s}.html").is_file()}
+    report(config, subjects - unchanged, tuple(o for o in outcomes if o.status == "failed"))
+    return exit_code(outcomes)
+
+
+def decide(config: Config) -> Plan:
+    """Scan × cards → jobs and skips, each with its reason; only headers are read."""
+    scans, unusable = discover(config)
+    if config.validate and not config.dry_run:
+        said = validate(config.bids_dir, {scan.subject for scan in scans}, config.work_dir)
+        for line in filter(None, (said.warning, *map(str, said.findings))):
+            LOG.warning("BIDS validator: %s", line)
+    cards = load_cards(config.model_dirs, config.out_dir)
+    return make_plan(scans, unusable, cards, config, __version__)
+
+
+def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Outcome:
+    """One scan through the house: read, prepare, label, back to its own grid, write."""
+    restart_peak()
+    with steps("read"):
+        scan, odd = load_scan(job.scan.path)
+        model = models.get(job.card, job.device)
+    with steps("prepare"):
+        prepared = prepare(
+            scan, job.card.preprocess, locate(model), model.template, job.scan.skull_stripped
+        )
+    with steps("label"):
+        prediction = segment(model, prepared)
+    with steps("back"):
+        segmentation = to_native(prediction, scan, model.protocol)
+    with steps("write"):
+        provenance = {
+            "skull_stripped": prepared.skull_stripped,
+            "steps": list(prepared.steps),
+            "scan_warnings": [*odd, *prepared.warnings],
+            "precision": str(model.precision).removeprefix("torch."),
+            "template_from_scan": prepared.template_from_native.round(6).tolist(),
+            "seconds": dict(steps.seconds),
+            "peak_memory_gib": round(peak_memory_gib(), 3),
+        }
+        maps = None
+        if outputs.probabilities:
+            maps = probability_maps(prediction.probabilities, prediction.grid, scan.grid)
+        files = outputs.write_scan(job, segmentation, provenance, maps)
+    return Outcome(job.scan, "done", files, dict(steps.seconds), peak_memory_gib())
+
+
+def report(config: Config, subjects: set[str], failed: tuple[Outcome, ...]) -> None:
+    """Write the page of every subject named."""
+    for subject in sorted(subjects):
+        path = write_subject_report(config.out_dir, subject, config.command, failed)
+        LOG.info("report: %s", path)

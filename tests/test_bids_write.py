@@ -1,0 +1,674 @@
+"""Derivatives: names, bytes, resuming, full disks, locks and logs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.cards import small_card
+from tests.datasets import (
+    OBLIQUE,
+    SHAPE,
+    config,
+    made_up_job,
+    made_up_segmentation,
+    make_dataset,
+    write_nifti,
+)
+from tlseg_bids.bids.atomic import atomic, clean_cell, plain, write_text
+from tlseg_bids.bids.discover import discover
+from tlseg_bids.bids.lock import hold
+from tlseg_bids.bids.nifti import write_fractions, write_labels
+from tlseg_bids.bids.runlog import PLAN_COLUMNS, RunLog, new_run_id
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.write import Derivatives
+from tlseg_bids.errors import (
+    CannotCreateError,
+    LockedError,
+    OutputError,
+    ScanError,
+    UsageError,
+)
+from tlseg_bids.flow import Outcome, Plan, Skip
+from tlseg_bids.labels.protocol import load_protocol
+
+NAME = "sub-01_ses-a_acq-x_ce-gd_rec-y_run-01"
+PROTOCOLS = {"aseg": load_protocol("aseg").table}
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return make_dataset(tmp_path / "raw", [f"sub-01/ses-a/anat/{NAME}_T1w.nii.gz"])
+
+
+@pytest.fixture
+def job(raw):
+    (scan,), _ = discover(config(raw))
+    return made_up_job(scan)
+
+
+@pytest.fixture
+def out(tmp_path, raw):
+    return Derivatives(tmp_path / "out", raw)
+
+
+def write(out, job, **options):
+    return out.write_scan(job, made_up_segmentation(job.scan), {"peak_memory_gib": 1.5}, **options)
+
+
+def probabilities(job):
+    one = np.full(SHAPE, 0.25, np.float16)
+    return (one for _ in made_up_segmentation(job.scan).volumes.index)
+
+
+# Names -------------------------------------------------------------------------------------------
+
+
+def test_the_files_of_a_scan_have_the_names_of_bids(out, job):
+    out.probabilities = True
+    files = write(out, job, probabilities=probabilities(job))
+    space = f"sub-01/ses-a/anat/{NAME}_space-T1w"
+    assert [path.relative_to(out.out_dir).as_posix() for path in files] == [
+        f"{space}_seg-aseg_dseg.nii.gz",
+        f"{space}_seg-aseg_dseg.json",
+        f"{space}_seg-aseg_desc-volumes_dseg.tsv",
+        f"{space}_seg-aseg_desc-volumes_dseg.json",
+        f"{space}_desc-brain_mask.nii.gz",
+        f"{space}_desc-brain_mask.json",
+        f"{space}_seg-aseg_probseg.nii.gz",
+        f"{space}_seg-aseg_probseg.json",
+        f"{space}_seg-aseg_desc-uncertainty_probseg.nii.gz",
+        f"{space}_seg-aseg_desc-uncertainty_probseg.json",
+    ]
+    assert sorted(path for path in out.out_dir.rglob("*") if path.is_file()) == sorted(files)
+
+
+def test_a_t2w_lies_in_its_own_space_and_entities_in_the_order_of_the_standard(out, job):
+    scan = dataclasses.replace(
+        job.scan, suffix="T2w", entities={"sub": "01", "chunk": "2", "run": "1", "acq": "z"}
+    )
+    paths = out.paths(dataclasses.replace(job, scan=scan))
+    name = "sub-01_acq-z_run-1_space-T2w_chunk-2_seg-aseg_dseg.nii.gz"
+    assert paths.dseg == out.out_dir / "sub-01" / "anat" / name
+    assert paths.report == out.out_dir / "sub-01.html"
+    assert paths.figures == out.out_dir / "sub-01" / "figures"
+
+
+@pytest.mark.parametrize(
+    ("entities", "protocol", "what"),
+    [
+        ({"sub": "../../etc"}, "aseg", "'sub-../../etc' cannot stand in a file name"),
+        ({"sub": "01", "acq": "a/b"}, "aseg", "'acq-a/b' cannot stand in a file name"),
+        ({"sub": "01", "x/y": "1"}, "aseg", "'x/y-1' cannot stand in a file name"),
+        ({"sub": "01"}, "../aseg", "'seg-../aseg' cannot stand in a file name"),
+        ({"sub": ""}, "aseg", "'sub-' cannot stand in a file name"),
+    ],
+)
+def test_no_name_leaves_the_output_folder(out, job, entities, protocol, what):
+    scan = dataclasses.replace(job.scan, entities=entities)
+    broken = dataclasses.replace(job, scan=scan, card=small_card(protocol=protocol))
+    with pytest.raises(CannotCreateError) as error:
+        out.paths(broken)
+    assert str(error.value) == f"{what} – {job.scan.path} – rename the scan as BIDS asks"
+
+
+# Content -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 1), (2, 1), (4, 4)])
+@pytest.mark.parametrize("name", ["a_T1w.nii.gz", "a_T1w.nii"])
+def test_labels_lie_on_the_grid_of_the_scan(tmp_path, codes, name):
+    scan = write_nifti(tmp_path / name, codes=codes)
+    labels = np.arange(np.prod(SHAPE)).reshape(SHAPE) % 61
+    written = nib.load(write_labels(tmp_path / "out_dseg.nii.gz", labels, scan, 60))
+    source = nib.load(scan)
+    assert written.shape == SHAPE
+    assert np.array_equal(written.affine, source.affine)
+    for field in (
+        "sform_code",
+        "qform_code",
+        "pixdim",
+        "srow_x",
+        "srow_z",
+        "quatern_b",
+        "qoffset_x",
+    ):
+        assert np.array_equal(written.header[field], source.header[field]), field
+    assert (written.dataobj.slope, written.dataobj.inter) == (1, 0)
+    assert written.header.get_data_dtype() == np.uint8
+    assert np.array_equal(np.asarray(written.dataobj), labels)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_big_endian_scan_with_a_fourth_axis_and_private_fields_is_followed(tmp_path, kind):
+    header = kind.header_class(endianness=">")
+    header["descrip"], header["aux_file"] = b"Jane Doe", b"jane.txt"
+    image = kind(np.zeros((*SHAPE, 1), ">i2"), OBLIQUE, header)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
+    nib.save(image, tmp_path / "a_T1w.nii.gz")
+    labels = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    path = write_labels(tmp_path / "out.nii.gz", labels, tmp_path / "a_T1w.nii.gz", 300)
+    written = nib.load(path)
+    assert isinstance(written, kind)
+    assert written.shape == (*SHAPE, 1)
+    assert written.header.get_data_dtype() == np.int16
+    assert np.array_equal(np.asarray(written.dataobj)[..., 0], labels)
+    assert np.array_equal(written.affine, nib.load(tmp_path / "a_T1w.nii.gz").affine)
+    assert b"Jane" not in gzip.decompress(path.read_bytes())
+
+
+def test_the_same_result_gives_the_same_bytes(out, job):
+    first = {path: hashlib.sha256(path.read_bytes()).digest() for path in write(out, job)}
+    time.sleep(1.1)
+    second = {path: hashlib.sha256(path.read_bytes()).digest() for path in write(out, job)}
+    assert first == second
+
+
+def test_labels_that_do_not_fit_are_a_sentence(tmp_path):
+    scan = write_nifti(tmp_path / "a_T1w.nii.gz")
+    with pytest.raises(ScanError) as error:
+        write_labels(tmp_path / "x.nii.gz", np.zeros((2, 3, 4), int), scan, 1)
+    assert str(error.value) == (
+        f"a result of shape (2, 3, 4) does not fit the scan's shape {SHAPE} – {scan} – "
+        "report this as a defect"
+    )
+    with pytest.raises(ScanError) as error:
+        write_labels(tmp_path / "x.nii.gz", np.full(SHAPE, 40_000), scan, 1)
+    assert str(error.value) == (
+        f"the labels 40000 to 40000 do not fit int16 – {scan} – use a protocol with labels below "
+        "32768"
+    )
+    assert not (tmp_path / "x.nii.gz").exists()
+
+
+def test_a_scan_that_vanished_is_a_sentence(tmp_path):
+    with pytest.raises(ScanError) as error:
+        write_labels(tmp_path / "x.nii.gz", np.zeros(SHAPE, int), tmp_path / "gone.nii.gz", 1)
+    assert error.value.what.startswith("the scan cannot be read any more (")
+    assert error.value.hint == "check the disk and start again"
+
+
+def test_fractions_are_kept_to_one_part_in_255(tmp_path):
+    scan = write_nifti(tmp_path / "a_T1w.nii.gz")
+    maps = np.random.default_rng(0).random((3, *SHAPE), np.float32)
+    maps[0, 0, 0, 0] = np.nan
+    path = write_fractions(tmp_path / "p.nii.gz", iter(maps), 3, scan)
+    written = nib.load(path)
+    assert written.shape == (*SHAPE, 3)
+    assert np.abs(written.get_fdata() - np.moveaxis(np.nan_to_num(maps), 0, -1)).max() <= 0.5 / 254
+
+
+@pytest.mark.parametrize(
+    ("maps", "what"),
+    [
+        ([], "there are no probabilities to write"),
+        ([np.zeros(SHAPE)] * 2, "2 probability maps came where 3 are needed"),
+        (
+            [np.zeros(SHAPE), np.zeros((1, 1, 1))],
+            f"a result of shape (1, 1, 1) does not fit the scan's shape {SHAPE}",
+        ),
+    ],
+)
+def test_probabilities_that_do_not_fit_are_a_sentence(tmp_path, maps, what):
+    scan = write_nifti(tmp_path / "a_T1w.nii.gz")
+    with pytest.raises(ScanError) as error:
+        write_fractions(tmp_path / "p.nii.gz", maps, 3, scan)
+    assert str(error.value) == f"{what} – {scan} – report this as a defect"
+    assert [path.name for path in tmp_path.iterdir()] == ["a_T1w.nii.gz"]
+
+
+def test_the_sidecar_says_where_the_labels_come_from(out, job):
+    write(out, job)
+    content = json.loads(out.paths(job).sidecar.read_text())
+    assert content["SpatialReference"] == job.scan.uri
+    assert content["Sources"] == [f"bids:raw:sub-01/ses-a/anat/{NAME}_T1w.nii.gz"]
+    assert content["Model"] == {
+        "Name": "small", "Version": "1.0", "Status": "experimental", "Sha256": "0" * 64,
+        "Licence": "MIT",
+    }  # fmt: skip
+    assert content["ModelReason"] == "only one"
+    assert content["ModelsRefused"] == [{"Model": "other", "Reason": "it is for infants"}]
+    assert content["Age"] == {"Days": None, "PostMenstrualWeeks": None, "Source": "not given"}
+    assert content["Warnings"] == ["no age"]
+    assert content["Flags"] == ["small"]
+    assert content["QualityControl"] == {"score": 0.75}
+    assert content["PeakMemoryGib"] == 1.5
+    assert content["ContrastAgent"] == "gd"
+    assert list(content)[-1] == "ContentKey"
+
+
+def test_volumes_hold_every_label_and_their_units(out, job):
+    write(out, job)
+    paths = out.paths(job)
+    table = pd.read_csv(paths.volumes, sep="\t")
+    assert table["index"].tolist() == PROTOCOLS["aseg"]["index"].tolist()
+    voxel = made_up_segmentation(job.scan).labels.grid.voxel_mm3
+    assert table["hard_mm3"].sum() == pytest.approx(np.prod(SHAPE) * voxel)
+    content = json.loads(paths.volumes.with_suffix(".json").read_text())
+    assert content["hard_mm3"]["Units"] == "mm^3"
+    assert content["BrainVolume"]["Value"] == pytest.approx(
+        np.count_nonzero(made_up_segmentation(job.scan).brain_mask) * voxel
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        (None, "n/a"), ("", "n/a"), (float("nan"), "n/a"), ("a\tb\nc", "a b c"), (3, "3"),
+        (1234567.891, "1234567.891"), (np.float64(0.1), "0.1"), ("<b>", "<b>"),
+        ("\x1b[31m", "[31m"),
+    ],
+)  # fmt: skip
+def test_a_cell_never_breaks_its_table(value, cell):
+    assert clean_cell(value) == cell
+
+
+def test_json_holds_no_nan_and_no_numpy():
+    value = {"a": np.float32("nan"), 1: np.arange(2), "p": Path("x"), "t": (True, np.int16(3))}
+    assert plain(value) == {"a": None, "1": [0, 1], "p": "x", "t": [True, 3]}
+
+
+# Whole or absent ---------------------------------------------------------------------------------
+
+
+def test_a_scan_is_finished_only_with_the_same_key_and_every_file(out, job):
+    assert not out.finished(job)
+    files = write(out, job)
+    assert out.finished(job)
+    assert not out.finished(dataclasses.replace(job, key="key-2"))
+    out.probabilities = True
+    assert not out.finished(job)
+    out.probabilities = False
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(b"")
+        assert not out.finished(job), path
+        path.unlink()
+        assert not out.finished(job), path
+        path.write_bytes(content)
+    assert out.finished(job)
+
+
+def test_a_sidecar_that_is_no_json_means_not_finished(out, job):
+    write(out, job)
+    out.paths(job).sidecar.write_text('{"ContentKey": "key-1"')
+    assert not out.finished(job)
+
+
+def test_the_key_is_written_last_and_an_old_one_goes_first(out, job, monkeypatch):
+    write(out, job)
+    segmentation = made_up_segmentation(job.scan)
+    monkeypatch.setattr(segmentation.volumes, "columns", ["x"] * 6)  # fails after some files
+    with pytest.raises(KeyError):
+        out.write_scan(job, segmentation, {})
+    assert not out.paths(job).sidecar.exists()
+    assert not out.finished(job)
+
+
+def _write_and_die(out, job, segmentation):
+    import tlseg_bids.bids.write as module
+
+    def die(*_args):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    module._tsv = die
+    with out.lock(job):
+        out.write_scan(job, segmentation, {})
+
+
+def test_a_run_that_was_killed_is_resumed(out, job):
+    process = multiprocessing.get_context("fork").Process(
+        target=_write_and_die, args=(out, job, made_up_segmentation(job.scan))
+    )
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    assert out.paths(job).dseg.exists()
+    assert not out.finished(job)
+    with out.lock(job):
+        write(out, job)
+    assert out.finished(job)
+    assert not list(out.out_dir.rglob("*.lock"))
+
+
+def test_a_failed_write_leaves_nothing_and_the_old_file(tmp_path):
+    path = write_text(tmp_path / "a.txt", "old")
+
+    def fail_halfway():
+        with atomic(path) as stream:
+            stream.write(b"new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    code = (
+        "import os, sys, pathlib; from tlseg_bids.bids.atomic import atomic\n"
+        "with atomic(pathlib.Path(sys.argv[1])) as stream:\n"
+        " stream.write(b'x'); stream.flush(); os.kill(os.getpid(), 9)"
+    )
+    path = tmp_path / "a.txt"
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False, cwd=root)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".")
+    write_text(path, "whole")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        path = write_text(tmp_path / "a.txt", "x")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_full_disk_is_a_sentence(out, job):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+    try:
+        with pytest.raises(OutputError) as error:
+            write(out, job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    assert str(error.value) == (
+        f"there is no space left to write (File too large) – {out.paths(job).dseg} – free some "
+        "space or choose another output folder, then start again; finished scans are reused"
+    )
+    assert error.value.exit_code == 74
+    assert not [path for path in out.out_dir.rglob("*") if path.is_file()]
+
+
+def test_a_failing_disk_is_a_sentence(tmp_path, monkeypatch):
+    def fail(_descriptor):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputError) as error:
+        write_text(tmp_path / "a.txt", "x")
+    assert str(error.value) == (
+        f"writing failed (Input/output error) – {tmp_path / 'a.txt'} – check the disk or the "
+        "network drive, then start again; finished scans are reused"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_that_cannot_be_made_is_a_sentence(tmp_path, raw, job):
+    (tmp_path / "file").touch()
+    out = Derivatives(tmp_path / "file" / "out", raw)
+    with pytest.raises(CannotCreateError) as error:
+        write(out, job)
+    assert str(error.value) == (
+        f"the file cannot be made (Not a directory) – {out.paths(job).sidecar} – check that the "
+        "output folder may be written to"
+    )
+    assert error.value.exit_code == 73
+    with pytest.raises(CannotCreateError) as error:
+        out.write_root([], {})
+    lock = out.out_dir / "logs" / "locks" / "root.lock"
+    assert str(error.value) == (
+        f"the lock file cannot be made (Not a directory) – {lock} – check the permissions of the "
+        "folder and the space on the disk"
+    )
+
+
+# Root files --------------------------------------------------------------------------------------
+
+
+def test_the_root_says_what_the_dataset_is(out, monkeypatch):
+    monkeypatch.setenv("TLSEG_CONTAINER", "docker:ghcr.io/tlseg/tlseg:0.1.0")
+    out.write_root([small_card()], PROTOCOLS)
+    content = json.loads((out.out_dir / "dataset_description.json").read_text())
+    program, model = content["GeneratedBy"]
+    assert program["Name"] == "tlseg"
+    assert program["Container"] == {
+        "Type": "docker", "Tag": "ghcr.io/tlseg/tlseg:0.1.0",
+        "URI": "docker://ghcr.io/tlseg/tlseg:0.1.0",
+    }  # fmt: skip
+    assert model == {
+        "Name": "model small", "Version": "1.0",
+        "Description": f"weights with sha256 {'0' * 64}, MIT",
+    }  # fmt: skip
+    assert content["DatasetLinks"] == {"raw": "../raw"}
+    assert content["DatasetType"] == "derivative"
+    ignored = (out.out_dir / ".bidsignore").read_text().splitlines()
+    assert ignored == ["*.html", "figures", "group_*", "models", "logs"]
+    lines = (out.out_dir / "seg-aseg_dseg.tsv").read_text().splitlines()
+    assert lines[0].split("\t") == ["index", "name", "abbreviation", "color", "mapping"]
+    assert len(lines) == 1 + len(PROTOCOLS["aseg"])
+    by_name = {line.split("\t")[1]: line.split("\t")[4] for line in lines[1:]}
+    assert by_name["Left putamen"] == "9"
+    assert "n/a" not in by_name.values()
+
+
+def test_another_run_adds_to_the_root_and_keeps_the_rest(out):
+    out.write_root([small_card()], PROTOCOLS)
+    (out.out_dir / "README.md").write_text("mine")
+    (out.out_dir / ".bidsignore").write_text("mine\nlogs\n")
+    out.write_root([small_card("second"), small_card()], PROTOCOLS)
+    content = json.loads((out.out_dir / "dataset_description.json").read_text())
+    assert [g["Name"] for g in content["GeneratedBy"]] == ["tlseg", "model small", "model second"]
+    assert (out.out_dir / "README.md").read_text() == "mine"
+    lines = (out.out_dir / ".bidsignore").read_text().splitlines()
+    assert lines == ["mine", "logs", "*.html", "figures", "group_*", "models"]
+
+
+def test_the_bids_folder_is_never_the_output_folder(raw):
+    with pytest.raises(UsageError) as error:
+        Derivatives(raw / "sub-01" / "..", raw).write_root([], {})
+    assert str(error.value) == (
+        f"the output folder is the BIDS folder itself – {raw}/sub-01/.. – choose another, such as "
+        f"{raw}/derivatives/tlseg"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "who"),
+    [
+        ('{"GeneratedBy": [{"Name": "fMRIPrep"}]}', "fMRIPrep"),
+        ('{"Name": "x"}', "not by this program"),
+        ("{", "is not valid JSON (line 1: Expecting property name enclosed in double quotes)"),
+    ],
+)
+def test_another_dataset_is_not_mixed_with(out, text, who):
+    out.out_dir.mkdir()
+    path = out.out_dir / "dataset_description.json"
+    path.write_text(text)
+    with pytest.raises(CannotCreateError) as error:
+        out.write_root([], {})
+    assert str(error.value) == (
+        f"the output folder holds another dataset ({who}) – {out.out_dir} – choose an empty "
+        "folder, so that its files are not mixed with these"
+    )
+    assert path.read_text() == text
+
+
+def test_a_bidsignore_that_cannot_be_read_is_a_sentence(out):
+    path = out.out_dir / ".bidsignore"
+    path.mkdir(parents=True)
+    with pytest.raises(CannotCreateError) as error:
+        out.write_root([], {})
+    assert str(error.value) == (
+        f"the file cannot be made (Is a directory) – {path} – check that the output folder may be "
+        "written to"
+    )
+
+
+# Locks -------------------------------------------------------------------------------------------
+
+
+def test_a_scan_is_not_processed_twice_at_a_time(out, job):
+    with out.lock(job):
+        (path,) = (out.out_dir / "logs" / "locks").iterdir()
+        with pytest.raises(LockedError) as error, out.lock(job):
+            pass
+        assert str(error.value).startswith(
+            f"{NAME}_T1w.nii.gz is being processed by another run (process {os.getpid()} on "
+        )
+        assert str(error.value).endswith(
+            f" – {path} – wait until it ends, then start again; what it finished is reused"
+        )
+        assert error.value.exit_code == 75
+    with out.lock(job):
+        pass
+    assert not path.exists()
+
+
+def test_another_scan_is_not_held_up(out, job):
+    other = dataclasses.replace(job.scan, suffix="T2w")
+    with out.lock(job), out.lock(dataclasses.replace(job, scan=other)):
+        pass
+
+
+def test_a_lock_of_a_killed_process_does_not_hold(tmp_path):
+    path = tmp_path / "x.lock"
+    code = (
+        "import sys, time, pathlib; from tlseg_bids.bids.lock import hold\n"
+        "with hold(pathlib.Path(sys.argv[1]), 'x'):\n print('held', flush=True); time.sleep(60)"
+    )
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=root
+    ) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(LockedError), hold(path, "x"):
+            pass
+        process.kill()
+    assert path.exists()
+    with hold(path, "x"):
+        pass
+
+
+def _count_up(folder):
+    for _ in range(20):
+        with hold(folder / "x.lock", "x", wait_s=30):
+            count = int((folder / "n").read_text())
+            time.sleep(0.001)
+            (folder / "n").write_text(str(count + 1))
+
+
+def test_a_lock_that_is_waited_for_keeps_order(tmp_path):
+    (tmp_path / "n").write_text("0")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_count_up, args=(tmp_path,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert (tmp_path / "n").read_text() == "80"
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def unsupported(*_args):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with hold(tmp_path / "x.lock", "x"):
+        pass
+
+
+# Logs --------------------------------------------------------------------------------------------
+
+
+def read_tsv(path):
+    return list(csv.DictReader(path.read_text().splitlines(), delimiter="\t"))
+
+
+def test_the_plan_is_logged(out, job):
+    broken = Scan(
+        job.scan.bids_dir / "sub-01\tx\n.nii.gz", job.scan.bids_dir, {"sub": "01x"}, "T1w"
+    )
+    plan = Plan((job,), (Skip(broken, "the file is empty", "copy it again"),))
+    log = RunLog(out.out_dir, "run-1")
+    table, content = log.write_plan(plan)
+    planned, skipped = read_tsv(table)
+    assert tuple(planned) == PLAN_COLUMNS
+    assert planned["scan"] == f"sub-01/ses-a/anat/{NAME}_T1w.nii.gz"
+    assert planned["refused"] == "other: it is for infants"
+    assert (planned["model"], planned["device"], planned["memory_gib"]) == ("small", "cpu", "1")
+    assert skipped["scan"] == "sub-01 x .nii.gz"
+    assert skipped["reason"] == "the file is empty – copy it again"
+    assert (skipped["status"], skipped["model"]) == ("skipped", "n/a")
+    content = json.loads(content.read_text())
+    assert content["Jobs"][0]["Refused"] == [{"Model": "other", "Reason": "it is for infants"}]
+    assert content["Skipped"][0]["Hint"] == "copy it again"
+    assert table.name == "plan_run-1.tsv"
+
+
+def test_what_became_of_each_scan_is_logged_at_once(out, job):
+    log = RunLog(out.out_dir, "run-1")
+    log.record(Outcome(job.scan, "done", (Path("/x/a.nii.gz"),), {"read": 1.25, "net": 2}, 3), "m")
+    log.record(Outcome(job.scan, "failed", error="bad\nvoxels", hint="mend\tthem"))
+    done, failed = read_tsv(log.status_file)
+    assert (done["status"], done["seconds"], done["files"]) == ("done", "3.2", "a.nii.gz")
+    assert (done["model"], done["peak_memory_gib"], done["error"]) == ("m", "3.00", "n/a")
+    assert (failed["status"], failed["error"], failed["hint"]) == (
+        "failed",
+        "bad voxels",
+        "mend them",
+    )
+
+
+def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path, job):
+    (tmp_path / "logs").touch()
+    log = RunLog(tmp_path, "run-1")
+    with pytest.raises(CannotCreateError) as error:
+        log.record(Outcome(job.scan, "done"))
+    assert error.value.where == str(tmp_path / "logs" / "status_run-1.tsv")
+
+
+def test_a_crash_is_logged_with_its_traceback(out, job):
+    try:
+        raise ZeroDivisionError("no voxels")
+    except ZeroDivisionError as error:
+        path = RunLog(out.out_dir, "run-1").crash(job.scan, error)
+    assert path.name == f"crash_run-1_{NAME}_T1w.txt"
+    text = path.read_text()
+    assert "ZeroDivisionError: no voxels" in text
+    assert str(job.scan.path) in text
+
+
+def test_the_configuration_is_logged_as_toml(out, raw):
+    path = RunLog(out.out_dir, "run-1").write_config(config(raw, participants=("01",)))
+    assert tomllib.loads(path.read_text())["participant-label"] == ["01"]
+
+
+def test_the_citation_names_the_models(out):
+    path = RunLog(out.out_dir).write_citation([small_card()])
+    text = path.read_text()
+    assert "## Model small 1.0" in text
+    assert "10.1000/made-up" in text
+    assert "sdata.2016.44" in text
+
+
+def test_run_ids_differ_and_sort_by_time():
+    first, second = new_run_id(), new_run_id()
+    assert first != second
+    assert first[:15] <= second[:15]

@@ -82,6 +82,11 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
                 f"fetch or export the model again ({str(error).splitlines()[0]})",
             ) from error
         networks[role] = network.to(place).eval()
+    if "template" not in tensors or "locator" not in networks or "segmenter" not in networks:
+        raise DataError(
+            "the model has no locator, segmenter or template", card.path or card.name,
+            "fetch or export the model again",
+        )  # fmt: skip
     prior = tensors.get("prior")
     return Model(
         card, protocol, networks, tensors["template"].double().numpy(),

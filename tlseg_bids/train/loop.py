@@ -234,7 +234,8 @@ def train(
         if step % recipe.checkpoint_every == 0 or step == last:
             temporary = path.with_suffix(".tmp")
             torch.save({
-                **state, "recipe": asdict(recipe), "step": step, "curve": curve,
+                **state,
+                    "template": torch.as_tensor(state["template"]), "recipe": asdict(recipe), "step": step, "curve": curve,
                 "seconds": seconds, "network": network.state_dict(), "data": data,
                 "average": average.state_dict(), "optimiser": optimiser.state_dict(),
                 "generator": rng.generator.get_state(),

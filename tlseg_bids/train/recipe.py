@@ -104,8 +104,7 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of `tlseg_bids.train.loop.train`, on the CPU.
 
-    Only files that this machine's own runs wrote are opened this way; what is handed on is
-    safetensors (see `tlseg_bids.train.export`).
+    It holds tensors and plain values only: nothing in it is run when it is opened.
 
     Raises
     ------
@@ -114,7 +113,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise NoInputError("no such checkpoint", path, "name the .pt file of a training run")
-    saved = torch.load(path, map_location="cpu", weights_only=False)
+    saved = torch.load(path, map_location="cpu", weights_only=True)
     recipe = saved["recipe"]
     recipe["shape"], recipe["mix"] = Shape(**recipe["shape"]), Mix(**recipe["mix"])
+    saved["template"] = saved["template"].numpy()
     return saved

@@ -5,7 +5,6 @@ Nothing is passed along in memory from the run, so `--reports-only` makes the sa
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,12 @@ from urllib.parse import unquote, urlparse
 
 import pandas as pd
 
+from tlseg_bids.bids.tables import read_json, read_table
 from tlseg_bids.errors import DataError
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 
 DSEG_NAME = re.compile(r"^(?P<stem>sub-.+)_seg-(?P<protocol>[^_]+)_dseg\.nii\.gz$")
+AGAIN = "delete it and label the scan again"
 ENTITY_WORDS = {"ses": "session", "acq": "acquisition", "ce": "contrast agent", "run": "run"}
 
 
@@ -37,8 +38,10 @@ class LabelledScan:
         Suffix of the scan it labels (``T1w``, ``T2w``).
     sidecar : dict
         Its JSON; empty if there is none.
-    volumes : DataFrame or None
-        The volumes table; None if there is none.
+    volumes : tuple of dict or None
+        Rows of the volumes table, cells as text; None if there is no table.
+    totals : dict
+        Its JSON, which holds brain and intracranial volume.
     image : Path or None
         The scan itself; None if it is not where the sidecar says.
     source : str
@@ -50,7 +53,8 @@ class LabelledScan:
     entities: dict[str, str]
     suffix: str
     sidecar: dict[str, Any] = field(default_factory=dict)
-    volumes: pd.DataFrame | None = None
+    volumes: tuple[dict[str, str], ...] | None = None
+    totals: dict[str, Any] = field(default_factory=dict)
     image: Path | None = None
     source: str = ""
 
@@ -112,8 +116,10 @@ def labelled_scans(out_dir: Path, subject: str) -> tuple[list[LabelledScan], lis
 def dataset_links(out_dir: Path) -> dict[str, Path]:
     """Name of each linked dataset → its folder, from `DatasetLinks` of the derivatives."""
     description = out_dir / "dataset_description.json"
-    links = _read_json(description).get("DatasetLinks", {}) if description.is_file() else {}
-    return {name: _folder(str(uri), out_dir) for name, uri in links.items()}
+    links = read_json(description)[0].get("DatasetLinks")
+    if not isinstance(links, dict):
+        return {}
+    return {str(name): _place(str(uri), out_dir) for name, uri in links.items()}
 
 
 def resolve(uri: str, out_dir: Path, links: dict[str, Path]) -> Path | None:
@@ -122,19 +128,21 @@ def resolve(uri: str, out_dir: Path, links: dict[str, Path]) -> Path | None:
     `bids::…` is this derivative dataset, `bids:NAME:…` the dataset `NAME` of `DatasetLinks`.
     """
     if uri.startswith("bids:"):
-        _, name, relative = (*uri.split(":", 2), "")[:3]
+        _, name, relative = (*uri.split(":", 2), "", "")[:3]
         root = out_dir if not name else links.get(name)
         path = None if root is None else root / relative
     else:
-        path = _folder(uri, out_dir)
-    return path if path is not None and path.is_file() else None
+        path = _place(uri, out_dir)
+    try:
+        return path if path is not None and path.is_file() else None
+    except (OSError, ValueError):  # a name that no file system accepts
+        return None
 
 
-def _folder(uri: str, base: Path) -> Path:
+def _place(uri: str, base: Path) -> Path:
+    """The path that a ``file://`` URI, or a relative reference with %-escapes, stands for."""
     parsed = urlparse(uri)
-    if parsed.scheme == "file":
-        return Path(unquote(parsed.path))
-    return (base / uri).resolve()
+    return Path(unquote(parsed.path)) if parsed.scheme == "file" else base / unquote(uri)
 
 
 def _labelled_scan(
@@ -142,17 +150,17 @@ def _labelled_scan(
 ) -> LabelledScan:
     entities = dict(part.split("-", 1) for part in match["stem"].split("_") if "-" in part)
     base = path.name.removesuffix("_dseg.nii.gz")
-    sidecar_file = path.with_name(f"{base}_dseg.json")
+    sidecar = _object(path.with_name(f"{base}_dseg.json"))
+    source = str(next(iter(_as_list(sidecar.get("Sources"))), ""))
     table_file = path.with_name(f"{base}_desc-volumes_dseg.tsv")
-    sidecar = _read_json(sidecar_file) if sidecar_file.is_file() else {}
-    source = next(iter(_as_list(sidecar.get("Sources"))), "")
     return LabelledScan(
         dseg=path,
         protocol=protocol_of(match["protocol"], out_dir),
         entities=entities,
         suffix=entities.get("space", "scan"),
         sidecar=sidecar,
-        volumes=_read_table(table_file) if table_file.is_file() else None,
+        volumes=_rows(table_file) if table_file.is_file() else None,
+        totals=_object(table_file.with_suffix(".json")),
         image=resolve(source, out_dir, links) if source else None,
         source=source,
     )
@@ -172,7 +180,10 @@ def protocol_of(name: str, out_dir: Path) -> LabelProtocol:
         table_file = out_dir / f"seg-{name}_dseg.tsv"
         if not table_file.is_file():
             raise
-    table = _read_table(table_file)
+    table = pd.DataFrame(_rows(table_file))
+    if "index" not in table or "name" not in table:
+        raise DataError("columns 'index' and 'name' are missing", table_file, "write it again")
+    table["index"] = table["index"].astype(int)
     for column, default in (("abbreviation", table["name"]), ("color", "#ffffff")):
         if column not in table:
             table[column] = default
@@ -182,26 +193,60 @@ def protocol_of(name: str, out_dir: Path) -> LabelProtocol:
     )
 
 
+def recorded_failures(out_dir: Path, subject: str) -> list[FailedScan]:
+    """Scans of `subject` whose latest record in ``logs/`` is a failure or a skip.
+
+    Status tables and plans of all runs are read, so that a later run of other sessions does not
+    hide what is still to be mended.
+    """
+    records: list[tuple[str, str, FailedScan | None]] = []
+    for file in sorted((out_dir / "logs").glob("status_*.tsv")):
+        for row in read_table(file).rows:
+            failure = FailedScan(_name(row), _said(row, "error"), _said(row, "hint"))
+            failed = row.get("status") == "failed"
+            time = re.sub(r"[^0-9TZ]", "", row.get("time", "").replace("+00:00", "Z"))
+            records.append((time, row.get("scan", ""), failure if failed else None))
+    for file in sorted((out_dir / "logs").glob("plan_*.json")):
+        for entry in _as_list(read_json(file)[0].get("Skipped")):
+            row = {str(key).lower(): str(value) for key, value in entry.items()}
+            failure = FailedScan(_name(row), _said(row, "reason"), _said(row, "hint"))
+            time = file.stem.removeprefix("plan_").split("-")[0]
+            records.append((time, row.get("scan", ""), failure))
+    latest = {scan: failure for _, scan, failure in sorted(records, key=lambda r: r[:2])}
+    return [
+        failure
+        for scan, failure in sorted(latest.items())
+        if failure is not None and scan.startswith(f"sub-{subject}/")
+    ]
+
+
+def _name(row: dict[str, str]) -> str:
+    return row.get("scan", "").rpartition("/")[2]
+
+
+def _said(row: dict[str, str], column: str) -> str:
+    value = row.get(column, "")
+    return "" if value == "n/a" else value
+
+
 def _as_list(value: object) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"not readable as JSON: {error}", path, "run the scan again") from error
-    if not isinstance(content, dict):
-        raise DataError(
-            f"holds a {type(content).__name__}, not an object", path, "run the scan again"
-        )
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON at `path`; empty if there is no file."""
+    if not path.is_file():
+        return {}
+    content, problem = read_json(path)
+    if problem:
+        raise DataError(f"{path.name} {problem}", path.parent, AGAIN)
     return content
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"not readable as a table: {error}", path, "run the scan again") from error
+def _rows(path: Path) -> tuple[dict[str, str], ...]:
+    table = read_table(path)
+    if table.problem:
+        raise DataError(f"{path.name} {table.problem}", path.parent, AGAIN)
+    return table.rows

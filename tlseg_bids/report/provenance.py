@@ -3,51 +3,59 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from tlseg_bids.report.derivatives import LabelledScan
 
 QC_DIGITS = 3
+DAYS_PER_YEAR = 365.25
+MODEL_FIELDS = ("Name", "Version", "Status", "Sha256", "Licence")
+# What has its own place on the page; whatever else the sidecar holds is listed under its own name.
+SHOWN = {
+    "Age", "ContentKey", "ContrastAgent", "Description", "Device", "Flags", "Manual", "Model",
+    "ModelReason", "ModelsRefused", "PeakMemoryGib", "QualityControl", "Seconds", "Sources",
+    "SpatialReference", "Warnings",
+}  # fmt: skip
 
 
 def model_of(scan: LabelledScan) -> dict[str, Any]:
-    """Name, version, sha256 and licence of the model, why it was chosen, and who was refused."""
+    """What is told of the model (empty where it is not), why it was chosen and who was refused."""
     model = scan.sidecar.get("Model")
-    model = model if isinstance(model, dict) else {"name": model or ""}
-    refused = [
-        {"model": str(entry.get("model", "")), "reason": str(entry.get("reason", ""))}
-        for entry in scan.sidecar.get("Refused") or []
-        if isinstance(entry, dict)
-    ]
+    model = model if isinstance(model, dict) else {}
+    refused = scan.sidecar.get("ModelsRefused")
     return {
-        **{key: str(model.get(key) or "") for key in ("name", "version", "sha256", "licence")},
-        "reason": str(scan.sidecar.get("Reason") or ""),
-        "refused": refused,
+        **{key.lower(): str(model.get(key) or "") for key in MODEL_FIELDS},
+        "reason": str(scan.sidecar.get("ModelReason") or ""),
+        "refused": [
+            {"model": str(entry.get("Model", "")), "reason": str(entry.get("Reason", ""))}
+            for entry in (refused if isinstance(refused, list) else ())
+            if isinstance(entry, dict)
+        ],
     }
 
 
 def facts_of(scan: LabelledScan) -> list[tuple[str, str]]:
     """Where the labels come from and what they cost: name and value, those that are known."""
     sidecar = scan.sidecar
-    seconds = sidecar.get("Seconds")
-    seconds = seconds if isinstance(seconds, dict) else {}
-    memory = sidecar.get("PeakMemoryGiB")
+    memory = sidecar.get("PeakMemoryGib")
     facts = [
         ("Scan", scan.source),
-        ("Spatial reference", _text(sidecar.get("SpatialReference"))),
+        ("Age", _age(sidecar.get("Age"))),
+        ("Contrast agent", _text(sidecar.get("ContrastAgent"))),
         ("Label protocol", scan.protocol.name),
         ("Device", _text(sidecar.get("Device"))),
         ("Peak memory", f"{memory:.2f} GiB" if isinstance(memory, (int, float)) else ""),
-        ("Time", _times(seconds)),
+        ("Time", _times(sidecar.get("Seconds"))),
+        *((_spaced(key), _text(value)) for key, value in sidecar.items() if key not in SHOWN),
         ("Content key", _text(sidecar.get("ContentKey"))),
-        ("Labels", str(scan.dseg.name)),
     ]
     return [(name, value) for name, value in facts if value]
 
 
 def qc_rows(scan: LabelledScan) -> list[tuple[str, str]]:
     """Quality scores by name."""
-    scores = scan.sidecar.get("QC")
+    scores = scan.sidecar.get("QualityControl")
     if not isinstance(scores, dict):
         return []
     return [
@@ -59,8 +67,14 @@ def qc_rows(scan: LabelledScan) -> list[tuple[str, str]]:
     ]
 
 
-def _times(seconds: dict[str, Any]) -> str:
-    known = {k: float(v) for k, v in seconds.items() if isinstance(v, (int, float))}
+def _times(seconds: object) -> str:
+    if isinstance(seconds, (int, float)):
+        return f"{seconds:.1f} s"
+    known = {
+        str(step): float(value)
+        for step, value in (seconds.items() if isinstance(seconds, dict) else ())
+        if isinstance(value, (int, float))
+    }
     if not known:
         return ""
     total = known.pop("total", None)
@@ -69,7 +83,30 @@ def _times(seconds: dict[str, Any]) -> str:
     return f"{total:.1f} s" + (f" ({steps})" if steps else "")
 
 
-def _text(value: object) -> str:
-    if value is None:
+def _age(age: object) -> str:
+    if not isinstance(age, dict):
         return ""
+    days, weeks = age.get("Days"), age.get("PostMenstrualWeeks")
+    parts = []
+    if isinstance(days, (int, float)):
+        parts.append(f"{days:.0f} days" if days < 730 else f"{days / DAYS_PER_YEAR:.1f} years")
+    if isinstance(weeks, (int, float)):
+        parts.append(f"{weeks:.1f} post-menstrual weeks")
+    source = _text(age.get("Source"))
+    if not parts:
+        return source or "not given"
+    return ", ".join(parts) + (f" (from {source})" if source else "")
+
+
+def _spaced(key: str) -> str:
+    """``PeakMemoryGib`` → ``Peak memory gib``."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", key).lower()
+    return words[:1].upper() + words[1:]
+
+
+def _text(value: object) -> str:
+    if value is None or value == [] or value == {}:
+        return ""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,15 +14,21 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tlseg_bids import __version__
-from tlseg_bids.errors import CannotCreateError, DataError, OutputError, TlsegError
+from tlseg_bids.bids.atomic import atomic
+from tlseg_bids.errors import DataError, TlsegError
 from tlseg_bids.flow import Outcome, Skip
 from tlseg_bids.labels.protocol import LabelProtocol
-from tlseg_bids.report.derivatives import FailedScan, LabelledScan, labelled_scans
+from tlseg_bids.report.derivatives import (
+    FailedScan,
+    LabelledScan,
+    labelled_scans,
+    recorded_failures,
+)
 from tlseg_bids.report.display import Display, load_display
 from tlseg_bids.report.methods import methods
 from tlseg_bids.report.mosaic import COLUMNS, WIDTH_PX, Mosaic, mosaics, signed
 from tlseg_bids.report.provenance import facts_of, model_of, qc_rows
-from tlseg_bids.report.verdict import Verdict, extra_rows, verdict, volume_rows
+from tlseg_bids.report.verdict import Verdict, totals, verdict, volume_rows
 from tlseg_bids.report.viewer import (
     colours_of,
     label_colormap,
@@ -52,8 +56,8 @@ def write_subject_report(
     command : str
         The command line of the run, shown as provenance.
     failures : iterable of Outcome, Skip or FailedScan
-        Scans of this subject that were not labelled. Those of other subjects, and outcomes that
-        did not fail, are left out.
+        Scans of this subject that were not labelled, beside those that ``logs/`` tells of. Those
+        of other subjects, and outcomes that did not fail, are left out.
 
     Returns
     -------
@@ -74,7 +78,10 @@ def write_subject_report(
             "rename the participant in the dataset",
         )
     scans, failed = labelled_scans(out_dir, subject)
-    failed += [_failure(entry) for entry in failures if _concerns(entry, subject)]
+    failed += _without_twins(
+        [_failure(entry) for entry in failures if _concerns(entry, subject)],
+        recorded_failures(out_dir, subject),
+    )
     figures = out_dir / f"sub-{subject}" / "figures"
     sections = []
     for scan in scans:
@@ -109,7 +116,7 @@ def _section(scan: LabelledScan, scans: int, figures: Path, number: int) -> dict
         "protocol": scan.protocol,
         "rows": rows,
         "with_dice": any(math.isfinite(row.dice) for row in rows),
-        "extra_rows": extra_rows(scan),
+        "totals": totals(scan),
         "model": model_of(scan),
         "facts": facts_of(scan),
         "qc": qc_rows(scan),
@@ -233,7 +240,7 @@ def _card_told(model: dict[str, str], protocol: str) -> ModelCard:
     return ModelCard(
         name=model["name"],
         version=model["version"] or "not given",
-        status="",
+        status=model["status"],
         summary="",
         domain=Domain(),
         protocol=protocol,
@@ -249,6 +256,12 @@ def _concerns(entry: Failure, subject: str) -> bool:
         return True
     failed = isinstance(entry, Skip) or entry.status == "failed"
     return failed and entry.scan.subject == subject
+
+
+def _without_twins(given: list[FailedScan], recorded: list[FailedScan]) -> list[FailedScan]:
+    """What this run says of a scan, else what the logs say."""
+    names = {failure.name for failure in given}
+    return given + [failure for failure in recorded if failure.name not in names]
 
 
 def _failure(entry: Failure) -> FailedScan:
@@ -290,31 +303,5 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write to a temporary name in the same folder, then rename.
-
-    Raises
-    ------
-    CannotCreateError
-        If the folder cannot be made.
-    OutputError
-        If writing fails on the way.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotCreateError(
-            f"the folder cannot be made: {error.strerror}", path.parent, "check its permissions"
-        ) from error
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise OutputError(
-            f"writing failed: {error.strerror}", path, "check space and permissions"
-        ) from error
+    with atomic(path) as stream:
+        stream.write(content)

@@ -55,11 +55,7 @@ def asymmetry_percent(left_mm3: float, right_mm3: float) -> float:
 
 def volume_rows(scan: LabelledScan) -> list[VolumeRow]:
     """Every structure of the protocol but the background, in protocol order."""
-    measured = {}
-    if scan.volumes is not None and "index" in scan.volumes:
-        measured = {
-            int(row["index"]): row for row in scan.volumes.to_dict("records") if _is_int(row)
-        }
+    measured = {_number(row.get("index")): row for row in scan.volumes or ()}
     partner = dict(zip(scan.protocol.table["index"], scan.protocol.table["mirror"], strict=True))
     rows = []
     for entry in scan.protocol.table.iloc[1:].to_dict("records"):
@@ -83,16 +79,15 @@ def volume_rows(scan: LabelledScan) -> list[VolumeRow]:
     return rows
 
 
-def extra_rows(scan: LabelledScan) -> list[tuple[str, float]]:
-    """Rows of the table that are no label of the protocol, such as brain volume: name, mm³."""
-    if scan.volumes is None or "name" not in scan.volumes or "index" not in scan.volumes:
-        return []
-    known = {int(i) for i in scan.protocol.indices}
-    return [
-        (str(row["name"]), _number(row.get("hard_mm3")))
-        for row in scan.volumes.to_dict("records")
-        if not (_is_int(row) and int(row["index"]) in known)
+def totals(scan: LabelledScan) -> list[tuple[str, float]]:
+    """Volumes that are no label of the protocol, from the table's JSON: name and mm³."""
+    named = (("Brain", "BrainVolume"), ("Intracranial", "IntracranialVolume"))
+    values = [
+        (name, _number(entry.get("Value")))
+        for name, key in named
+        if isinstance(entry := scan.totals.get(key), dict)
     ]
+    return [(name, value) for name, value in values if not math.isnan(value)]
 
 
 def verdict(scan: LabelledScan, rows: list[VolumeRow]) -> Verdict:
@@ -133,10 +128,6 @@ def _listed(value: object) -> list[object]:
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _is_int(row: dict[str, object]) -> bool:
-    return not math.isnan(_number(row.get("index")))
 
 
 def _number(value: object) -> float:

@@ -81,6 +81,7 @@ class Viewer {
       multiplanarForceRender: true,
       crosshairColor: [1, 1, 1, 0.6],
       crosshairGap: 4,
+      crosshairWidth: 0.8,
       fontColor: [1, 1, 1, 1],
       backColor: [0, 0, 0, 1],
     });
@@ -106,8 +107,8 @@ class Viewer {
     const { labels, opacity, outline, scan, slices, place } = this.controls;
     [labels, opacity, scan].forEach((control) => control.addEventListener("input", () => this.apply()));
     outline.addEventListener("input", () => this.apply());
-    slices.addEventListener("input", () => this.apply());
-    place.addEventListener("input", () => this.goTo(place.value));
+    slices.addEventListener("change", () => this.apply());
+    place.addEventListener("change", () => this.goTo(place.value));
   }
 
   apply() {

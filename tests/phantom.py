@@ -110,18 +110,30 @@ class Phantom:
         return counts / np.float16(sub**3)
 
     def _paint(self, grid: Grid, offset: np.ndarray, value: str) -> np.ndarray:
-        index = np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij")
-        index = [axis + shift for axis, shift in zip(index, offset, strict=True)]
-        rows = grid.affine[:3]
-        world = [sum(row[a] * index[a] for a in range(3)) + row[3] for row in rows]
         out = np.zeros(grid.shape, np.float32)
+        back = np.linalg.inv(grid.affine)
         for s in STRUCTURES:
-            distance = sum(
-                ((world[a] - s.centre[a] * self.scale) / (s.radii[a] * self.scale)) ** 2
-                for a in range(3)
-            )
-            out[distance <= 1] = getattr(s, value)
+            centre, radii = np.array(s.centre) * self.scale, np.array(s.radii) * self.scale
+            box = _reach(back, centre, radii, grid.shape)
+            index = np.ogrid[box]
+            axes = [axis + shift for axis, shift in zip(index, offset, strict=True)]
+            distance = 0.0
+            for row, middle, radius in zip(grid.affine, centre, radii, strict=False):
+                world = sum((row[a] / radius * axes[a]).astype(np.float32) for a in range(3))
+                distance = distance + (world + np.float32((row[3] - middle) / radius)) ** 2
+            out[box][distance <= 1] = getattr(s, value)
         return out
+
+
+def _reach(
+    back: np.ndarray, centre: np.ndarray, radii: np.ndarray, shape: tuple[int, ...]
+) -> tuple[slice, ...]:
+    """The index box that an ellipsoid can touch."""
+    middle = back[:3, :3] @ centre + back[:3, 3]
+    room = np.linalg.norm(back[:3, :3] * radii, axis=1) + 1
+    low = np.clip(np.floor(middle - room), 0, shape).astype(int)
+    high = np.clip(np.ceil(middle + room) + 1, 0, shape).astype(int)
+    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
 
 def _offsets(sub: int) -> list[np.ndarray]:

@@ -201,5 +201,7 @@ def _write(tables: list[pd.DataFrame], output: Path | None) -> None:
     stream = sys.stderr if output is None else sys.stdout
     for key in means[0]:
         values = np.array([m[key] for m in means])
-        spread = f" ± {np.nanstd(values, ddof=1):.4f}" if len(values) > 1 else ""
-        print(f"{key}: {np.nanmean(values):.4f}{spread} (n = {len(values)})", file=stream)
+        values = values[np.isfinite(values)]
+        mean = f"{values.mean():.4f}" if len(values) else "n/a"
+        spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+        print(f"{key}: {mean}{spread} (n = {len(values)})", file=stream)

@@ -77,7 +77,7 @@ def write_scan(
         "ModelReason": "made for every age", "Seconds": {"segment": 12.25, "write": 0.5},
         "ModelsRefused": [{"Model": "infant", "Reason": "25 years is outside 0 to 2 years"}],
         "Warnings": [], "Flags": [], "QualityControl": {"mean_confidence": 0.912},
-        "ContentKey": "00ff", **(sidecar or {}),
+        "ContentKey": "00ff", "SkullStripped": True, **(sidecar or {}),
     }  # fmt: skip
     dseg.with_name(f"{stem}_seg-aseg_dseg.json").write_text(json.dumps(content))
     write_volumes(dseg, labels, float(abs(np.linalg.det(affine))))
@@ -177,7 +177,8 @@ def test_page_tells_what_the_sidecar_tells(tmp_path: Path) -> None:
     for said in (
         "any 1.2", "made for every age", "ab" * 32, "25 years is outside 0 to 2 years", "1.50 GiB",
         "12.8 s (segment 12.2, write 0.5)", "mean confidence 0.912", COMMAND,
-        "Brain 1 234 567 mm³", "Apache-2.0", "Left thalamus", "L-THA", "no finding", "https://doi.org/10.1038/",
+        "Brain 1 234 567 mm³", "Skull stripped yes", "Apache-2.0", "Left thalamus", "L-THA",
+        "no finding", "https://doi.org/10.1038/",
     ):  # fmt: skip
         assert said in text, said
 
@@ -473,9 +474,15 @@ def test_viewer_volumes_lie_where_the_labels_lie(tmp_path: Path, monkeypatch) ->
         now = nib.affines.apply_affine(small.affine, found).mean(0)
         assert np.linalg.norm(was - now) < 0.5 * max(data.spacing_mm)
         assert np.linalg.norm(np.array(data.places[row]) - now) < 1.01 * max(data.spacing_mm)
-    bright = np.argwhere(np.asarray(grey.dataobj) > 200)
-    left = nib.affines.apply_affine(affine, np.argwhere(image == 300)).mean(0)
-    assert np.linalg.norm(nib.affines.apply_affine(grey.affine, bright).mean(0) - left) < 3
+    was = centroid(display.grey(display.image), display.affine)
+    assert np.linalg.norm(centroid(np.asarray(grey.dataobj), grey.affine) - was) < 0.1
+
+
+def centroid(grey: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """World position of the centre of brightness; averaging voxels leaves it where it was."""
+    weights = grey.astype(float)
+    at = np.indices(grey.shape).reshape(3, -1)
+    return nib.affines.apply_affine(affine, (at * weights.ravel()).sum(1) / weights.sum())
 
 
 def test_colormap_has_a_node_per_structure_and_a_clear_background() -> None:
@@ -496,7 +503,10 @@ def test_asymmetry(left: float, right: float, percent: float) -> None:
 
 
 def test_verdict_names_absent_and_uneven_structures(tmp_path: Path) -> None:
-    dseg = write_scan(tmp_path, sidecar={"Warnings": ["age is not given"], "Flags": ["dim"]})
+    dseg = write_scan(
+        tmp_path,
+        sidecar={"Warnings": ["age is not given"], "Flags": ["dim"], "ScanWarnings": ["cropped"]},
+    )
     file = dseg.with_name(dseg.name.replace("_dseg.nii.gz", "_desc-volumes_dseg.tsv"))
     table = pd.read_csv(file, sep="\t").set_index("name")
     table.loc["Fourth ventricle", "hard_mm3"] = 0
@@ -508,6 +518,7 @@ def test_verdict_names_absent_and_uneven_structures(tmp_path: Path) -> None:
     assert found.level == "check"
     assert found.reasons == (
         "dim",
+        "cropped",
         "age is not given",
         "no voxel of Fourth ventricle",
         "Hippocampus: left larger by 67 % of the mean of both sides",

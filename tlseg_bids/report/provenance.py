@@ -14,8 +14,8 @@ MODEL_FIELDS = ("Name", "Version", "Status", "Sha256", "Licence")
 # What has its own place on the page; whatever else the sidecar holds is listed under its own name.
 SHOWN = {
     "Age", "ContentKey", "ContrastAgent", "Description", "Device", "Flags", "Manual", "Model",
-    "ModelReason", "ModelsRefused", "PeakMemoryGib", "QualityControl", "Seconds", "Sources",
-    "SpatialReference", "Warnings",
+    "ModelReason", "ModelsRefused", "PeakMemoryGib", "QualityControl", "ScanWarnings", "Seconds",
+    "Sources", "SpatialReference", "Warnings",
 }  # fmt: skip
 
 
@@ -107,6 +107,8 @@ def _spaced(key: str) -> str:
 def _text(value: object) -> str:
     if value is None or value == [] or value == {}:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ", ".join(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

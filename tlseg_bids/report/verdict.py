@@ -13,6 +13,7 @@ from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.report.derivatives import LabelledScan
 
 ASYMMETRY_LIMIT_PERCENT = 30.0
+TOLD = ("Flags", "ScanWarnings", "Warnings")
 WORDS = {"pass": "no finding", "check": "please check", "fail": "failed"}
 
 
@@ -92,7 +93,7 @@ def totals(scan: LabelledScan) -> list[tuple[str, float]]:
 
 def verdict(scan: LabelledScan, rows: list[VolumeRow]) -> Verdict:
     """Sum up warnings, flags and volumes of a labelled scan."""
-    reasons = [str(r) for key in ("Flags", "Warnings") for r in _listed(scan.sidecar.get(key))]
+    reasons = [str(r) for key in TOLD for r in _listed(scan.sidecar.get(key))]
     if scan.volumes is None:
         reasons.append("there is no volumes table beside the labels")
     absent = [row.name for row in rows if row.hard_mm3 == 0]

@@ -20,6 +20,8 @@ from tlseg_bids.errors import TlsegError, UsageError
 INTERRUPTED = 130
 EXCLUSIVE = ("dry_run", "reports_only", "boilerplate_only")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+NO_TELEMETRY = ("NO_ET", "NIPYPE_NO_ET")
+"""Keep nipype and its relatives, which niworkflows imports, from calling home."""
 CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -131,6 +133,8 @@ def _participant(config: Config) -> int:
     """Prepare the process and hand over to the program."""
     for variable in THREAD_VARIABLES:
         os.environ.setdefault(variable, str(config.threads))
+    for variable in NO_TELEMETRY:
+        os.environ[variable] = "1"
     _log(config.verbosity)
     from tlseg_bids import app
     from tlseg_bids.cli.progress import progress_on

@@ -22,7 +22,7 @@ from tlseg_bids.errors import CannotCreateError, DataError
 from tlseg_bids.flow import Outcome, Skip
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 from tlseg_bids.report import derivatives
-from tlseg_bids.report.display import load_display
+from tlseg_bids.report.display import Display, load_display
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.mosaic import PLANES, mosaics
 from tlseg_bids.report.subject import write_subject_report
@@ -415,10 +415,9 @@ def test_positions_are_world_millimetres(tmp_path: Path) -> None:
         assert middle == pytest.approx(expected, abs=2.1)
 
 
-def test_more_colours_than_a_palette_holds() -> None:
+def test_more_colours_than_a_palette_holds(monkeypatch) -> None:
     """A protocol of 300 structures in 300 colours needs full colour, and keeps each."""
-    from tlseg_bids.report.display import Display
-
+    monkeypatch.setattr("tlseg_bids.report.mosaic.WIDTH_PX", 360)
     channels = np.arange(8 * 8 * 8, dtype=np.uint16).reshape(8, 8, 8) % 300
     colours = np.stack(np.unravel_index(np.arange(300) * 50, (256, 256, 256))[::-1], 1)
     box = (slice(0, 8),) * 3

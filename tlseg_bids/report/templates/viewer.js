@@ -80,8 +80,9 @@ class Viewer {
       multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS,
       multiplanarForceRender: true,
       crosshairColor: [1, 1, 1, 0.6],
-      crosshairGap: 4,
-      crosshairWidth: 0.8,
+      crosshairGap: 3,
+      crosshairWidth: 0.6,
+      crosshairWidthUnit: "percent",
       fontColor: [1, 1, 1, 1],
       backColor: [0, 0, 0, 1],
     });

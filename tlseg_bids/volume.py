@@ -299,7 +299,7 @@ def _check_values(data: np.ndarray, image: nib.Nifti1Image, path: Path | str) ->
     """Refuse values that are not a scan; warn of clipped ones."""
     low, high = float(data.min()), float(data.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        broken = sum(int(np.count_nonzero(~np.isfinite(part))) for part in data)
+        broken = sum(int(np.count_nonzero(~np.isfinite(part))) for part in data.T)
         slope, inter = image.dataobj.slope, image.dataobj.inter
         raise ScanError(
             f"{broken} of {data.size} voxels are NaN or Inf (slope {slope:g}, intercept {inter:g})",
@@ -307,7 +307,7 @@ def _check_values(data: np.ndarray, image: nib.Nifti1Image, path: Path | str) ->
         )  # fmt: skip
     if low == high:
         raise ScanError(f"every voxel is {low:g}", path, "the image is empty: export it again")
-    if all(((part == low) | (part == high)).all() for part in data):
+    if all(((part == low) | (part == high)).all() for part in data.T):
         raise ScanError(
             f"the image holds only the values {low:g} and {high:g}", path,
             "this is a mask, not a scan: correct the suffix",
@@ -325,7 +325,7 @@ def _check_integers(data: np.ndarray, image: nib.Nifti1Image, path: Path | str) 
     ends = sorted((limits.min * slope + inter, limits.max * slope + inter))
     reach = ends[1] - ends[0]
     if dtype.itemsize == 2 and float(data.max()) - float(data.min()) > 0.98 * reach:
-        pairs = np.abs(np.diff(data[:: max(1, len(data) // 64)], axis=1)) > 0.9 * reach
+        pairs = np.abs(np.diff(data.T[:: max(1, data.shape[2] // 64)], axis=1)) > 0.9 * reach
         if pairs.mean() > MAX_WRAPPED_SHARE:
             raise ScanError(
                 f"intensities wrapped around: {pairs.mean():.2%} of neighbouring voxels differ by "
@@ -333,7 +333,7 @@ def _check_integers(data: np.ndarray, image: nib.Nifti1Image, path: Path | str) 
                 path, "export the scan again with a wider type, such as float32",
             )  # fmt: skip
     top = data.max()
-    clipped = float(np.mean([np.mean(part == top) for part in data[::4]]))
+    clipped = float(np.mean([np.mean(part == top) for part in data.T[::4]]))
     if clipped > MAX_CLIPPED_SHARE:
         return [f"{clipped:.0%} of the voxels are clipped at {float(top):g}"]
     return []

@@ -14,8 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
+from tlseg_bids.preprocess.geometry import in_memory_order
+from tlseg_bids.preprocess.intensity import outer_faces
 from tlseg_bids.volume import Volume
 
 MIN_FACE_SHARE = 0.92
@@ -70,12 +74,11 @@ def looks_skull_stripped(volume: Volume) -> bool:
 
 def skull_evidence(volume: Volume) -> SkullEvidence:
     """Measure the three things (about 0.3 s for 256³)."""
+    volume = in_memory_order(volume)
     data = volume.data
     step = max(1, data.size // 1_000_000)
     spread = data.reshape(-1)[:: step | 1]
-    faces = np.concatenate(
-        [np.take(data, end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
-    )
+    faces = outer_faces(data)
     values, counts = np.unique(faces, return_counts=True)
     background = float(values[counts.argmax()])
     above = spread[spread > background]
@@ -92,11 +95,10 @@ def skull_evidence(volume: Volume) -> SkullEvidence:
 
 def _coarse(data: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means of blocks of about 2.5 mm, and their spacing."""
-    blocks = np.maximum(1, np.round(_COARSE_MM / spacing)).astype(int)
-    for axis, block in enumerate(blocks):
-        if block > 1:
-            starts = np.arange(0, data.shape[axis] // block * block, block)
-            data = sum(np.take(data, starts + shift, axis=axis) for shift in range(block)) / block
+    blocks = np.minimum(np.maximum(1, np.round(_COARSE_MM / spacing)), data.shape).astype(int)
+    if blocks.max() > 1:
+        tensor = torch.from_numpy(np.ascontiguousarray(data, np.float32))[None, None]
+        data = F.avg_pool3d(tensor, blocks.tolist())[0, 0].numpy()
     return data, spacing * blocks
 
 

@@ -71,14 +71,19 @@ def constant_background(data: np.ndarray, share: float = 0.05) -> float | None:
     It is the commonest value on the faces of the array; on a scan with noise no single value fills
     this share of the volume.
     """
-    faces = [np.take(data, end, axis=axis).ravel() for axis in range(data.ndim) for end in (0, -1)]
-    values, counts = np.unique(np.concatenate(faces), return_counts=True)
+    values, counts = np.unique(outer_faces(data), return_counts=True)
     value = values[np.argmax(counts)]
     return float(value) if np.mean(data == value) >= share else None
 
 
+def outer_faces(data: np.ndarray) -> np.ndarray:
+    """Every voxel of the two outermost layers along each axis, in one row."""
+    views = [np.moveaxis(data, axis, 0)[end] for axis in range(data.ndim) for end in (0, -1)]
+    return np.concatenate([view.ravel() for view in views])
+
+
 def _sample(data: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """At most about `_SAMPLE` voxels, evenly spread (percentiles of 512³ need no more)."""
-    flat = data.reshape(-1) if mask is None else data[np.asarray(mask, bool)]
+    flat = data.ravel(order="K") if mask is None else data[np.asarray(mask, bool)]
     step = max(1, flat.size // _SAMPLE)
     return flat[:: step | 1]

@@ -17,9 +17,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.runlog import RunLog
+from tlseg_bids.bids.scan import Age, Scan
+from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.errors import CannotCreateError, DataError
-from tlseg_bids.flow import Outcome, Skip
+from tlseg_bids.flow import Job, Outcome, Plan, Refusal, Segmentation, Skip
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 from tlseg_bids.report import derivatives
 from tlseg_bids.report.display import Display, load_display
@@ -28,6 +30,7 @@ from tlseg_bids.report.mosaic import PLANES, mosaics
 from tlseg_bids.report.subject import write_subject_report
 from tlseg_bids.report.verdict import asymmetry_percent, verdict, volume_rows
 from tlseg_bids.report.viewer import colours_of, label_colormap, viewer_data
+from tlseg_bids.volume import Grid, Volume
 from tlseg_bids.zoo.card import Domain, ModelCard, Weights
 
 HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)> \"quoted\" & 'so'"
@@ -181,6 +184,49 @@ def test_page_tells_what_the_sidecar_tells(tmp_path: Path) -> None:
         "no finding", "https://doi.org/10.1038/",
     ):  # fmt: skip
         assert said in text, said
+
+
+def test_page_reads_what_the_program_writes(tmp_path: Path) -> None:
+    """Names of files, keys and columns agree with `bids.write` and `bids.runlog`."""
+    image, labels, affine = ball_head()
+    raw, out = tmp_path / "my data", tmp_path / "out"
+    path = raw / "sub-01" / "ses-a" / "anat" / "sub-01_ses-a_run-1_T1w.nii.gz"
+    path.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(image, affine), path)
+    (raw / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.10.0"}')
+    entities = {"sub": "01", "ses": "a", "run": "1"}
+    scan = Scan(path, raw, entities, "T1w", age=Age(9131.0, None, "participants.tsv"))
+    refused = (Refusal("infant", "25 years is too old"),)
+    job = Job(scan, card(), "made for every age", refused, ("thick slices",), "77aa", "cpu", 2.0)
+    volume = Volume(labels, Grid(labels.shape, affine))
+    counts = [int((labels == index).sum()) for index in ASEG.indices]
+    volumes = ASEG.table[["index", "name", "abbreviation"]].assign(
+        hard_mm3=[8.0 * n for n in counts], soft_mm3=[8.0 * n + 1 for n in counts],
+        voxels=counts, mean_confidence=[0.75 if n else np.nan for n in counts],
+    )  # fmt: skip
+    confidence = np.full(labels.shape, 191, np.uint8)
+    found = Segmentation(volume, confidence, labels > 0, volumes, {"fill": 0.125}, ("odd shape",))
+    outputs = Derivatives(out, raw)
+    outputs.write_root([job.card], {"aseg": ASEG.table})
+    provenance = {"seconds": {"label": 3.5}, "peak_memory_gib": 1.25, "scan_warnings": ["no units"]}
+    outputs.write_scan(job, found, provenance)
+    lost = Scan(path.with_name("sub-01_ses-a_run-2_T1w.nii.gz"), raw, entities, "T1w")
+    log = RunLog(out)
+    log.write_plan(Plan((job,), (Skip(lost, "the link leads nowhere", "fetch it"),)))
+    log.record(Outcome(scan, "failed", error="died", hint="again"))
+    log.record(Outcome(scan, "done"))
+    page = report(out)
+    text = words(page.text)
+    for said in (
+        "session a, run 1, T1w please check", "odd shape", "no units", "thick slices", "any 1.0",
+        "made for every age", "25 years is too old", "fill 0.125", "25.0 years", "3.5 s (label",
+        "1.25 GiB", "sub-01_ses-a_run-2_T1w.nii.gz the link leads nowhere What to do: fetch it",
+        "0.75", "The verified model 'any'",
+    ):  # fmt: skip
+        assert said in text, said
+    assert "died" not in text
+    assert "is not where the sidecar says" not in text
+    assert len(page.all("img")) == 2 * len(PLANES)
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:

@@ -82,14 +82,15 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
                 f"fetch or export the model again ({str(error).splitlines()[0]})",
             ) from error
         networks[role] = network.to(place).eval()
-    if "template" not in tensors or "locator" not in networks or "segmenter" not in networks:
+    if "locator" in networks and "template" not in tensors:
         raise DataError(
-            "the model has no locator, segmenter or template", card.path or card.name,
+            "the weights hold no template for the locator", card.path or card.name,
             "fetch or export the model again",
         )  # fmt: skip
+    nowhere = torch.full((len(protocol), 3), torch.nan)
     prior = tensors.get("prior")
     return Model(
-        card, protocol, networks, tensors["template"].double().numpy(),
+        card, protocol, networks, tensors.get("template", nowhere).double().numpy(),
         None if prior is None else prior[None].float().div(255).to(place),
         place, fast_precision(place),
     )  # fmt: skip
@@ -121,7 +122,18 @@ def _probabilities(model: Model, role: str, image: Tensor, prior: Tensor | None)
 
 
 def locate(model: Model) -> Callable[[np.ndarray], np.ndarray]:
-    """The card's locator as a function: image (I, J, K) to probabilities (channels, i, j, k)."""
+    """The card's locator as a function: image (I, J, K) to probabilities (channels, i, j, k).
+
+    Raises
+    ------
+    DataError
+        If the card has no locator.
+    """
+    if "locator" not in model.networks:
+        raise DataError(
+            "the model has no locator, so the brain cannot be found",
+            model.card.path or model.card.name, "choose another model with --model",
+        )  # fmt: skip
 
     def run(image: np.ndarray) -> np.ndarray:
         tensor = torch.from_numpy(np.ascontiguousarray(image, np.float32))[None, None]

@@ -1,0 +1,136 @@
+"""Finding the brain, preparing the image and running a model, on an analytic head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.cards import small_card
+from tests.phantom import PROTOCOL, Phantom, grid_over, orientations, rotation
+from tlseg_bids.errors import DataError, ScanError
+from tlseg_bids.flow import Prediction, Prepared
+from tlseg_bids.metrics import dice
+from tlseg_bids.networks import build
+from tlseg_bids.postprocess import to_native
+from tlseg_bids.preprocess import prepare as prepare_module
+from tlseg_bids.preprocess.geometry import resample
+from tlseg_bids.preprocess.prepare import find_template, prepare
+from tlseg_bids.preprocess.register import centroids
+from tlseg_bids.segment.model import load_model, locate, segment
+from tlseg_bids.volume import Grid, Volume
+
+CARD = small_card(
+    networks={
+        "segmenter": {"network": "unet", "features": [2, 4], "stem": 2, "prior_channels": 33},
+        "locator": {"network": "unet", "features": [2, 4], "stem": 2},
+    },
+    strategy={"name": "sliding", "window": 16},
+)
+
+
+def tensors(card=CARD) -> dict[str, torch.Tensor]:
+    """Random weights, an even prior and a template at the origin."""
+    torch.manual_seed(0)
+    found = {"template": torch.zeros(33, 3), "prior": torch.full((33, 8, 8, 8), 8).byte()}
+    for role, arguments in card.networks.items():
+        state = build(**arguments, out_channels=33).state_dict()
+        found |= {f"{role}.{key}": value for key, value in state.items()}
+    return found
+
+
+def test_weights_of_another_network_are_refused():
+    wrong = tensors()
+    wrong["segmenter.head.weight"] = torch.zeros(3, 2, 1, 1, 1)
+    with pytest.raises(DataError, match="do not fit the network 'segmenter'.*small.*again"):
+        load_model(CARD, wrong)
+
+
+def test_a_locator_needs_a_template():
+    without = {k: v for k, v in tensors().items() if k != "template"}
+    with pytest.raises(DataError, match="no template for the locator.*small.*again"):
+        load_model(CARD, without)
+
+
+def test_a_model_that_cannot_find_a_brain_says_so():
+    blind = replace(CARD, networks={"segmenter": CARD.networks["segmenter"]})
+    with pytest.raises(DataError, match="no locator.*small.*--model"):
+        locate(load_model(blind, tensors(blind)))
+
+
+def test_a_volume_without_structures_is_no_brain():
+    image = Volume(np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32),
+                   Grid((20, 20, 20), np.diag([9.0, 9, 9, 1])))  # fmt: skip
+    background = np.zeros((33, 8, 8, 8), np.float32)
+    background[0] = 1
+    options = {"size": 16, "spacing_mm": 12.0}
+    with pytest.raises(ScanError, match="no brain found .0 structures.*orientation"):
+        find_template(image, lambda _: background, np.zeros((33, 3)), options)
+
+
+class PerfectLocator:
+    """Answers with the phantom itself at the voxels that `prepare` shows it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.grids: list[Grid] = []
+        monkeypatch.setattr(prepare_module, "resample", self._resample)
+
+    def _resample(self, volume: Volume, grid: Grid) -> np.ndarray:
+        self.grids.append(grid)
+        return resample(volume, grid)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        assert image.shape == self.grids[-1].shape
+        return Phantom().probabilities(self.grids[-1], sub=1).astype(np.float32)
+
+
+def template_of(turn: np.ndarray) -> np.ndarray:
+    """Centroids of the phantom's structures, turned and shrunk: the frame of a made-up template."""
+    grid = grid_over(Phantom(), (2, 2, 2))
+    points, mass = centroids(Phantom().probabilities(grid, sub=1).astype(np.float32), grid.affine)
+    points[mass == 0] = np.nan
+    points[0] = np.nan
+    return 0.9 * points @ turn.T + [3, -8, 5]
+
+
+@pytest.mark.parametrize("number", range(48))
+def test_labels_come_back_to_where_they_were(number, monkeypatch):
+    axes = rotation(7, -12, 9) @ orientations()[number]
+    native = grid_over(Phantom(), (1.5, 3.0, 2.2), axes, offset=(40, -25, 12))
+    scan = Phantom().image(native)
+    look = PerfectLocator(monkeypatch)
+    turn = rotation(-9, 5, 14)
+    options = {
+        "locator": {"size": 60, "spacing_mm": 4.0}, "spacing_mm": 2.0,
+        "box_mm": [[-90, 90], [-100, 92], [-92, 84]],
+    }  # fmt: skip
+    prepared = prepare(scan, options, look, template_of(turn), skull_stripped=True)
+    np.testing.assert_allclose(prepared.template_from_native[:3, :3], 0.9 * turn, atol=0.02)
+    seen = Phantom().image(prepared.grid).data
+    assert np.corrcoef(seen.ravel(), prepared.image[0].ravel())[0, 1] > 0.95
+    answer = Prediction(Phantom().probabilities(prepared.grid, sub=1), prepared.grid)
+    found = to_native(answer, scan, PROTOCOL).labels
+    truth = Phantom().labels(native)
+    assert found.grid == native
+    for label in np.unique(truth.data)[1:]:
+        assert dice(found.data == label, truth.data == label) > 0.9, label
+    for left, right in PROTOCOL.pairs():
+        overlap = np.count_nonzero((found.data == left) & (truth.data == right))
+        assert overlap == 0, (left, right)
+
+
+def test_the_mirror_is_undone():
+    card = replace(CARD, strategy={"name": "sliding", "window": 16, "mirror": True})
+    model = load_model(card, tensors(card))
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(1, 16, 16, 16)).astype(np.float32)
+    scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
+
+    def run(data: np.ndarray) -> np.ndarray:
+        prepared = Prepared(np.ascontiguousarray(data), scan.grid, scan, np.eye(4), True, ())
+        return segment(model, prepared).probabilities.astype(np.float32)
+
+    straight, turned = run(image), run(image[:, ::-1])
+    np.testing.assert_allclose(turned[:, ::-1][PROTOCOL.mirror], straight, atol=2e-2)

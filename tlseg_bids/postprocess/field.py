@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from tlseg_bids.volume import Grid
 
 _CERTAIN = 1 - 1 / 512
-_POINTS_PER_SLAB = 2**18
+_POINTS_PER_SLAB = 2**17
 _FLOAT32_BYTES = 768 * 2**20
 
 
@@ -47,6 +47,9 @@ class ProbabilityField:
         high = torch.minimum(where.max(dim=0).values + 2, torch.tensor(grid.shape))
         box = tuple(slice(int(a), int(b)) for a, b in zip(self._low, high, strict=True))
         self._size = (high - self._low).tolist()
+        self._reaches_edge = bool(
+            (self._low == 0).any() or (high == torch.tensor(grid.shape)).any()
+        )
         self._table = self._rows(field[(slice(None), *box)])
         cells = F.pad(possible[box][None, None].float(), (0, 1) * 3)
         cells = F.max_pool3d(cells, 2, 1)[0, 0] > 0
@@ -75,7 +78,7 @@ class ProbabilityField:
             centre = self._lattice(begin, end)
             hit = torch.zeros(centre[0].numel(), dtype=torch.bool)
             for offset in self._sub_points:
-                cell = [self._clamped(c, axis, offset).long() for axis, c in enumerate(centre)]
+                cell = [self._clamped(c, axis, offset).int() for axis, c in enumerate(centre)]
                 hit |= self._cells[self._flat(cell).reshape(-1)]
             found = hit.nonzero()[:, 0]
             if len(found):
@@ -154,32 +157,32 @@ class ProbabilityField:
     def _trilinear(self, points: list[torch.Tensor], offset: np.ndarray) -> torch.Tensor:
         """One weighted sum of eight rows per point; background outside the model's grid."""
         position = [self._clamped(p, axis, offset) for axis, p in enumerate(points)]
-        cell = [p.long() for p in position]
+        cell = [p.int() for p in position]
         share = [p - c for p, c in zip(position, cell, strict=True)]
         (x, y, z) = (torch.stack((1 - f, f), dim=-1) for f in share)
         weights = (x[:, :, None] * y[:, None, :])[..., None] * z[:, None, None, :]
         weights = weights.reshape(-1, 8)
         strides = ((self._size[1] + 1) * (self._size[2] + 1), self._size[2] + 1, 1)
-        corners = torch.tensor([np.dot(c, strides) for c in product((0, 1), repeat=3)])
-        inside = self._inside(points, offset)
-        if not inside.all():
-            weights *= inside[:, None]
-        rows = self._flat(cell)[:, None] + corners
+        corners = [int(np.dot(c, strides)) for c in product((0, 1), repeat=3)]
+        outside = self._outside(points, offset) if self._reaches_edge else None
+        if outside is not None:
+            weights.masked_fill_(outside[:, None], 0)
+        rows = self._flat(cell)[:, None] + torch.tensor(corners, dtype=torch.int32)
         kind = self._table.dtype
         out = F.embedding_bag(
             rows, self._table, per_sample_weights=weights.to(kind), mode="sum"
         ).float()
-        if not inside.all():
-            out[:, 0] += ~inside
+        if outside is not None:
+            out[:, 0] += outside
         return out
 
-    def _inside(self, points: list[torch.Tensor], offset: np.ndarray) -> torch.Tensor:
-        """Whether points lie in the model's grid (to the outer faces of its voxels)."""
-        inside = torch.ones(len(points[0]), dtype=torch.bool)
+    def _outside(self, points: list[torch.Tensor], offset: np.ndarray) -> torch.Tensor:
+        """Whether points lie beyond the outer faces of the model's grid."""
+        outside = torch.zeros(len(points[0]), dtype=torch.bool)
         for axis, point in enumerate(points):
             low = -0.5 - float(self._low[axis]) - float(offset[axis])
-            inside &= (point >= low) & (point <= low + self.shape[axis])
-        return inside
+            outside |= (point < low) | (point > low + self.shape[axis])
+        return outside
 
 
 def _border_share(background: torch.Tensor) -> float:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-import tlseg_bids
 from tlseg_bids.errors import TlsegError
 from tlseg_bids.train.recipe import Recipe, load_checkpoint
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
@@ -28,23 +27,14 @@ ROLES = ("locator", "segmenter")
 CURVE_POINTS = 20
 
 
-def code_version() -> str:
-    """Program version and the hash of the sources that decide a training run."""
-    package = Path(tlseg_bids.__file__).parent
-    digest = hashlib.sha256()
-    for folder in ("networks", "train"):
-        for file in sorted((package / folder).rglob("*.*")):
-            if file.suffix in (".py", ".tsv"):
-                digest.update(file.read_bytes())
-    return f"{tlseg_bids.__version__}+sources.{digest.hexdigest()[:12]}"
-
-
 def _data(saved: dict[str, Any], root: Path) -> list[dict[str, Any]]:
     """A row per dataset: name, subjects, hash over their files, licence."""
-    rows = []
-    for name in sorted({key.split("/")[0] for key in saved["data"]}):
-        mine = sorted(key for key in saved["data"] if key.startswith(f"{name}/"))
-        digest = hashlib.sha256("".join(saved["data"][key] for key in mine).encode())
+    rows, seen = [], dict(saved["data"])
+    for one in saved["lineage"]:
+        seen |= one["data"]
+    for name in sorted({key.split("/")[0] for key in seen}):
+        mine = sorted(key for key in seen if key.startswith(f"{name}/"))
+        digest = hashlib.sha256("".join(seen[key] for key in mine).encode())
         description = json.loads((root / name / "dataset_description.json").read_text())
         rows.append({
             "dataset": name, "subjects": len(mine), "sha256": digest.hexdigest(),
@@ -60,7 +50,8 @@ def _history(saved: dict[str, Any]) -> dict[str, Any]:
     return {
         "recipe": recipe["name"], "seed": recipe["seed"], "steps": saved["step"],
         "learning_rate": recipe["learning_rate"], "seconds": round(saved["seconds"]),
-        "started_from": Path(recipe["start"]).stem if recipe["start"] else "nothing",
+        "started_from": [f"{one['recipe']} ({one['steps']} steps)" for one in saved["lineage"]],
+        "code": saved["code"],
         "curve_step": [row[0] for row in curve[::every]],
         "curve_loss": [round(row[2], 3) for row in curve[::every]],
         "curve_soft_dice": [round(row[3], 3) for row in curve[::every]],
@@ -123,7 +114,7 @@ def export(
             licence=" AND ".join(licences), file=f"../weights/{file.name}",
         ),
         training={
-            "code": code_version(), "data": list(data.values()),
+            "data": list(data.values()),
             **{role: _history(saved[role]) for role in ROLES},
         },
         evidence=tuple(description.get("evidence", ())),

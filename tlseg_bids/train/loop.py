@@ -23,7 +23,7 @@ from tlseg_bids.train.dataset import (
     load_dataset,
 )  # fmt: skip
 from tlseg_bids.train.losses import segmentation_loss, soft_target
-from tlseg_bids.train.recipe import Recipe, load_checkpoint
+from tlseg_bids.train.recipe import Recipe, code_version, load_checkpoint
 from tlseg_bids.train.synth import Random, deformed_positions, example, read_classes
 
 PRIOR_SPACING_MM = 4.0
@@ -156,6 +156,21 @@ def new_state(recipe: Recipe, samples: dict[str, list[Sample]], start: dict | No
     return state
 
 
+def lineage(start: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The runs that a run's starting weights went through, eldest first."""
+    if start is None:
+        return []
+    recipe = start["recipe"]
+    own = {
+        "recipe": recipe["name"],
+        "seed": recipe["seed"],
+        "steps": start["step"],
+        "seconds": round(start["seconds"]),
+        "data": start["data"],
+    }
+    return [*start.get("lineage", []), own]
+
+
 def train(
     recipe: Recipe, root: Path, out: Path, threads: int = 2, log: Any = print,
     until: int | None = None,
@@ -233,12 +248,21 @@ def train(
             losses, dices = [], []
         if step % recipe.checkpoint_every == 0 or step == last:
             temporary = path.with_suffix(".tmp")
-            torch.save({
+            content = {
                 **state,
-                    "template": torch.as_tensor(state["template"]), "recipe": asdict(recipe), "step": step, "curve": curve,
-                "seconds": seconds, "network": network.state_dict(), "data": data,
-                "average": average.state_dict(), "optimiser": optimiser.state_dict(),
+                "template": torch.as_tensor(state["template"]),
+                "recipe": asdict(recipe),
+                "code": code_version(),
+                "lineage": lineage(start),
+                "data": data,
+                "step": step,
+                "seconds": seconds,
+                "curve": curve,
+                "network": network.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
                 "generator": rng.generator.get_state(),
-            }, temporary)  # fmt: skip
+            }
+            torch.save(content, temporary)
             temporary.replace(path)
     return path

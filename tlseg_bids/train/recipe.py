@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tlseg_bids import __version__
 from tlseg_bids.errors import NoInputError, UsageError
 from tlseg_bids.train.synth import Mix, Shape
 
@@ -99,6 +101,17 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
         raise UsageError(
             f"keys do not fit: {error}", path, "see the docstring of Recipe"
         ) from error
+
+
+def code_version() -> str:
+    """Program version and the hash of the sources that decide a training run."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for folder in ("networks", "train"):
+        for file in sorted((package / folder).rglob("*.*")):
+            if file.suffix in (".py", ".tsv"):
+                digest.update(file.read_bytes())
+    return f"{__version__}+sources.{digest.hexdigest()[:12]}"
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

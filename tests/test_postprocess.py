@@ -7,7 +7,12 @@ import pytest
 from phantom import PROTOCOL, Phantom, grid_over
 
 from tlseg_bids.flow import Prediction
-from tlseg_bids.postprocess import ProbabilityField, resample_probabilities, to_native
+from tlseg_bids.postprocess import (
+    ProbabilityField,
+    probability_maps,
+    resample_probabilities,
+    to_native,
+)
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.volume import Grid, Volume
 
@@ -284,3 +289,22 @@ def test_half_precision_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlseg_bids.postprocess.field._FLOAT32_BYTES", 0)
     rough = ProbabilityField(field, grid, native).at(np.arange(2000))
     np.testing.assert_allclose(rough, exact, atol=2e-3)
+
+
+def test_probability_maps_are_the_interpolated_channels() -> None:
+    field, grid, native = _random_field()
+    maps = list(probability_maps(field, grid, native))
+    assert len(maps) == len(field)
+    for number, (values, found) in enumerate(zip(field, maps, strict=True)):
+        expected = resample(Volume(values, grid), native, fill=float(number == 0))
+        np.testing.assert_allclose(found, expected, atol=0.5 / 255 + 1e-4)
+    np.testing.assert_allclose(sum(maps), 1, atol=0.01)
+
+
+def test_probability_maps_of_nothing_are_background() -> None:
+    grid = Grid((4, 4, 4), np.eye(4))
+    empty = np.zeros((3, 4, 4, 4), np.float16)
+    empty[0] = 1
+    background, *others = probability_maps(empty, grid, grid)
+    assert (background == 1).all()
+    assert not np.any(others)

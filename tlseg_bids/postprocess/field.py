@@ -202,8 +202,8 @@ def resample_probabilities(
 def probability_maps(probabilities: np.ndarray, grid: Grid, native: Grid) -> Iterator[np.ndarray]:
     """Every channel's probability on the native grid, one after the other.
 
-    All channels are held as bytes meanwhile (channels × voxels), so that the interpolation is
-    done once.
+    The interpolation is done once; what it found is held as bytes, for the voxels alone that may
+    hold something (2 million of them and 33 channels: 66 MB).
 
     Yields
     ------
@@ -211,9 +211,9 @@ def probability_maps(probabilities: np.ndarray, grid: Grid, native: Grid) -> Ite
         Probability 0 to 1 in steps of 1/255; the background is 1 wherever nothing can be.
     """
     field = ProbabilityField(probabilities, grid, native)
-    maps = np.zeros((field.channels, int(np.prod(native.shape))), np.uint8)
-    maps[0] = 255
-    for voxels, found in field.slabs():
-        maps[:, voxels] = np.rint(found.T * 255)
-    for channel in maps:
-        yield channel.reshape(native.shape).astype(np.float32) / 255
+    parts = [(v, np.rint(found.T * 255).astype(np.uint8)) for v, found in field.slabs()]
+    for channel in range(field.channels):
+        out = np.full(native.shape, float(channel == 0), np.float32)
+        for voxels, found in parts:
+            out.reshape(-1)[voxels] = found[channel] / np.float32(255)
+        yield out

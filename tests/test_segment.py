@@ -17,7 +17,7 @@ from tlseg_bids.networks import build
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess import prepare as prepare_module
 from tlseg_bids.preprocess.geometry import resample
-from tlseg_bids.preprocess.prepare import find_template, prepare
+from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.preprocess.register import centroids
 from tlseg_bids.segment.model import load_model, locate, segment
 from tlseg_bids.volume import Grid, Volume
@@ -65,9 +65,9 @@ def test_a_volume_without_structures_is_no_brain():
                    Grid((20, 20, 20), np.diag([9.0, 9, 9, 1])))  # fmt: skip
     background = np.zeros((33, 8, 8, 8), np.float32)
     background[0] = 1
-    options = {"size": 16, "spacing_mm": 12.0}
+    options = {"locator": {"size": 16, "spacing_mm": 12.0, "looks": 2}}
     with pytest.raises(ScanError, match="no brain found .0 structures.*orientation"):
-        find_template(image, lambda _: background, np.zeros((33, 3)), options)
+        find_template(image, options, lambda _: background, np.zeros((33, 3)))
 
 
 class PerfectLocator:
@@ -103,14 +103,16 @@ def test_labels_come_back_to_where_they_were(number, monkeypatch):
     look = PerfectLocator(monkeypatch)
     turn = rotation(-9, 5, 14)
     options = {
-        "locator": {"size": 60, "spacing_mm": 4.0}, "spacing_mm": 2.0,
+        "locator": {"size": 60, "spacing_mm": 4.0, "looks": 2}, "spacing_mm": 2.0,
         "box_mm": [[-90, 90], [-100, 92], [-92, 84]],
     }  # fmt: skip
-    prepared = prepare(scan, options, look, template_of(turn), skull_stripped=True)
+    frame = find_template(scan, options, look, template_of(turn))
+    prepared = prepare(scan, options, frame, skull_stripped=True)
     np.testing.assert_allclose(prepared.template_from_native[:3, :3], 0.9 * turn, atol=0.02)
     seen = Phantom().image(prepared.grid).data
     assert np.corrcoef(seen.ravel(), prepared.image[0].ravel())[0, 1] > 0.95
     answer = Prediction(Phantom().probabilities(prepared.grid, sub=1), prepared.grid)
+    assert better_frame(answer, frame, template_of(turn))[1] < 0.5
     found = to_native(answer, scan, PROTOCOL).labels
     truth = Phantom().labels(native)
     assert found.grid == native

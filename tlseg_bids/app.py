@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import torch
 
 from tlseg_bids import __version__
@@ -12,17 +13,17 @@ from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.bids.validate import validate
 from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.config import Config
-from tlseg_bids.flow import Job, Outcome, Plan
+from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.plan import describe, make_plan
 from tlseg_bids.postprocess import probability_maps, to_native
-from tlseg_bids.preprocess.prepare import prepare
+from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.subject import write_subject_report
 from tlseg_bids.resources import peak_memory_gib, restart_peak
 from tlseg_bids.runner import Progress, Steps, exit_code, run_jobs
-from tlseg_bids.segment.model import Models, locate, segment
-from tlseg_bids.volume import load_scan
+from tlseg_bids.segment.model import Model, Models, locate, segment
+from tlseg_bids.volume import Volume, load_scan
 from tlseg_bids.zoo.registry import load_cards
 
 LOG = logging.getLogger(__name__)
@@ -83,17 +84,15 @@ def decide(config: Config) -> Plan:
 
 
 def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Outcome:
-    """One scan through the house: read, prepare, label, back to its own grid, write."""
+    """One scan through the house: read, find the brain, label, back to its own grid, write."""
     restart_peak()
     with steps("read"):
         scan, odd = load_scan(job.scan.path)
         model = models.get(job.card, job.device)
-    with steps("prepare"):
-        prepared = prepare(
-            scan, job.card.preprocess, locate(model), model.template, job.scan.skull_stripped
-        )
+    with steps("find"):
+        frame = find_template(scan, job.card.preprocess, locate(model), model.template)
     with steps("label"):
-        prediction = segment(model, prepared)
+        prepared, prediction = label(scan, job, model, frame)
     with steps("back"):
         segmentation = to_native(prediction, scan, model.protocol)
     with steps("write"):
@@ -111,6 +110,18 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
             maps = probability_maps(prediction.probabilities, prediction.grid, scan.grid)
         files = outputs.write_scan(job, segmentation, provenance, maps)
     return Outcome(job.scan, "done", files, dict(steps.seconds), peak_memory_gib())
+
+
+def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prepared, Prediction]:
+    """Segment in a frame, and again where the labels show that the frame was off."""
+    options = job.card.preprocess
+    for _ in range(options["rounds"]):
+        prepared = prepare(scan, options, frame, job.scan.skull_stripped)
+        prediction = segment(model, prepared)
+        frame, distance_mm = better_frame(prediction, frame, model.template)
+        if distance_mm < options["settled_mm"]:
+            break
+    return prepared, prediction
 
 
 def report(config: Config, subjects: set[str], failed: tuple[Outcome, ...]) -> None:

@@ -15,7 +15,7 @@ from tlseg_bids.errors import CannotCreateError, LockedError, OutputError, Tlseg
 from tlseg_bids.flow import Job, Outcome, Plan, Skip
 from tlseg_bids.resources import peak_memory_gib
 
-STEPS = ("read", "prepare", "label", "back", "write")
+STEPS = ("read", "find", "label", "back", "write")
 ENDS_THE_RUN = (CannotCreateError, OutputError)
 LOCKED = "locked: "
 

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 
 from tlseg_bids.errors import ScanError
-from tlseg_bids.flow import Prepared
+from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.intensity import robust_scale
-from tlseg_bids.preprocess.register import LEAST_LANDMARKS, template_from_probabilities
+from tlseg_bids.preprocess.register import (
+    LEAST_LANDMARKS,
+    displacement_mm,
+    template_from_probabilities,
+)
 from tlseg_bids.volume import Grid, Volume
 
 Locate = Callable[[np.ndarray], np.ndarray]
@@ -35,23 +39,29 @@ def cube(middle_from_world: np.ndarray, size: int, spacing_mm: float) -> Grid:
 
 
 def find_template(
-    volume: Volume, locate: Locate, template: np.ndarray, options: dict[str, Any]
+    volume: Volume, options: dict[str, Any], locate: Locate, template: np.ndarray
 ) -> np.ndarray:
     """The affine (4, 4) from the scan's world to the template, both in mm.
 
-    The locator looks twice: at a cube around the head along the scanner's axes, then at one in
-    the frame that the first look found, where a turned or small head is upright and of the
-    template's size.
+    The locator looks more than once: at a cube around the head along the scanner's axes, then at
+    one in the frame that the look before found, where a turned or small head is upright and of
+    the template's size.
+
+    Parameters
+    ----------
+    options : dict
+        The card's ``preprocess`` table; of it ``locator``: size (voxels), spacing_mm, looks.
 
     Raises
     ------
     ScanError
         If too few structures are found or they do not lie as in a brain.
     """
-    size, spacing = int(options["size"]), float(options["spacing_mm"])
+    look = options["locator"]
+    size, spacing = int(look["size"]), float(look["spacing_mm"])
     frame = np.eye(4)
     frame[:3, 3] = -foreground_centre(volume)
-    for _ in range(int(options.get("looks", 2))):
+    for _ in range(int(look["looks"])):
         grid = cube(frame, size, spacing)
         probabilities = locate(resample(volume, grid))
         factor = size / probabilities.shape[1]
@@ -74,32 +84,23 @@ def find_template(
 def prepare(
     volume: Volume,
     options: dict[str, Any],
-    locate: Locate,
-    template: np.ndarray,
+    template_from_native: np.ndarray,
     skull_stripped: bool | None,
 ) -> Prepared:
-    """The image on the card's grid, in the template's frame.
+    """The image on the card's grid, in the template's frame: one interpolation.
 
     Parameters
     ----------
     volume : Volume
         The scan, float32, on its own grid.
     options : dict
-        The card's ``preprocess`` table: ``locator`` (size, spacing_mm, looks), ``box_mm``
-        ([low, high] per template axis) and ``spacing_mm``.
-    locate : callable
-        Image (I, J, K) to class probabilities (channels, i, j, k).
-    template : ndarray, shape (channels, 3)
-        Template centroids in mm.
+        The card's ``preprocess`` table: ``box_mm`` ([low, high] per template axis) and
+        ``spacing_mm``.
+    template_from_native : ndarray, shape (4, 4)
+        World mm to template mm.
     skull_stripped : bool or None
         As the sidecar says; None asks the voxels.
-
-    Raises
-    ------
-    ScanError
-        If no brain is found.
     """
-    template_from_native = find_template(volume, locate, template, options["locator"])
     spacing = float(options["spacing_mm"])
     low, high = np.array(options["box_mm"], float).T
     shape = tuple(int(n) for n in np.round((high - low) / spacing))
@@ -117,3 +118,30 @@ def prepare(
         skull_stripped=skull_stripped,
         steps=("locate", "resample", "scale"),
     )
+
+
+def better_frame(
+    prediction: Prediction, template_from_native: np.ndarray, template: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """The frame that a segmentation asks for, and how far it is from the one it was made in.
+
+    Parameters
+    ----------
+    prediction : Prediction
+        Made in the frame `template_from_native`.
+    template : ndarray, shape (channels, 3)
+        Template centroids in mm.
+
+    Returns
+    -------
+    matrix : ndarray, shape (4, 4)
+        World mm to template mm; the old one if too few structures were found.
+    distance_mm : float
+        See `displacement_mm`.
+    """
+    found, landmarks, _ = template_from_probabilities(
+        prediction.probabilities, prediction.grid.affine, template
+    )
+    if landmarks < LEAST_LANDMARKS:
+        return template_from_native, 0.0
+    return found, displacement_mm(template_from_native, found, template)

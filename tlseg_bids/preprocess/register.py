@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-RIDGE = 0.02
+RIDGE = 0.1
 
 
 def similarity(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -127,3 +127,14 @@ def template_from_probabilities(
         return np.eye(4), int(use.sum()), float("inf")
     matrix, residual = robust_affine(points[use], template[use], landmark_weights(mass[use]))
     return matrix, int(use.sum()), residual
+
+
+def displacement_mm(one: np.ndarray, other: np.ndarray, template: np.ndarray) -> float:
+    """Root mean square distance between where two affines put the template's centroids, in mm.
+
+    `one` and `other` (4, 4) lead from the world to the template; distances are the template's.
+    """
+    points = template[np.isfinite(template).all(1)]
+    change = other @ np.linalg.inv(one)
+    moved = points @ change[:3, :3].T + change[:3, 3]
+    return float(np.sqrt(((moved - points) ** 2).sum(1).mean()))

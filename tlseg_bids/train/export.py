@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from tlseg_bids.errors import TlsegError
+from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.recipe import Recipe, load_checkpoint
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
 from tlseg_bids.zoo.card_file import write_card
@@ -82,7 +83,10 @@ def export(
         for key, value in one["average"].items()
     }
     last = saved["segmenter"]
-    tensors["template"] = torch.as_tensor(last["template"]).float()
+    template = torch.as_tensor(last["template"]).float()
+    # the fluid around the brain is no landmark: a skull-stripped scan has lost it
+    template[load_protocol(last["recipe"]["protocol"]).channels(abbreviation="CSF")] = torch.nan
+    tensors["template"] = template
     tensors["prior"] = (last["prior"] * 255).round().to(torch.uint8)
     name = description["name"]
     file = out / "weights" / f"{name}.safetensors"
@@ -107,7 +111,9 @@ def export(
         preprocess={
             "box_mm": segmenter.box_mm,
             "spacing_mm": segmenter.spacing_mm,
-            "locator": {"size": locator.patch, "spacing_mm": locator.spacing_mm, "looks": 2},
+            "rounds": 3,
+            "settled_mm": 1.5,
+            "locator": {"size": locator.patch, "spacing_mm": locator.spacing_mm, "looks": 3},
         },
         weights=Weights(
             sha256=hashlib.sha256(content).hexdigest(), bytes=len(content),

@@ -177,7 +177,7 @@ def test_bad_scans_do_not_stop_the_good_one(tmp_path, brain, capsys):
         "four": ("4 dimensions", "keep one volume"),
         "nan": ("1000 of .* voxels are NaN", "repair"),
         "empty": ("every voxel is 0", "export it again"),
-        "noise": ("no brain found", "orientation"),
+        "noise": ("no brain found|what was labelled", "orientation"),
         "link": ("link|not here", "datalad get"),
     }
     assert status.loc["good", "status"] == "done"

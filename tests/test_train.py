@@ -107,7 +107,7 @@ def test_an_exported_model_answers_as_its_checkpoint(heads, recipe, tmp_path):
     )
     assert card.weights.licence == "CC0-1.0"
     assert card.training["data"][0]["subjects"] == 2
-    written = replace(card, path=tmp_path / "zoo" / "cards" / "tiny.toml")
+    written = replace(card, path=tmp_path / "zoo" / "tiny.toml")
     model = load_model(written, load_weights(written))
     saved = load_checkpoint(segmenter)
     for key, value in saved["average"].items():

@@ -13,10 +13,12 @@ from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.bids.validate import validate
 from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.config import Config
+from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.plan import describe, make_plan
 from tlseg_bids.postprocess import probability_maps, to_native
+from tlseg_bids.postprocess.quality import implausible
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.subject import write_subject_report
@@ -27,6 +29,7 @@ from tlseg_bids.volume import Volume, load_scan
 from tlseg_bids.zoo.registry import load_cards
 
 LOG = logging.getLogger(__name__)
+CHECK_SCAN = "check that the scan shows a whole brain and that its header's orientation is right"
 
 
 def participant(config: Config, progress: Progress) -> int:
@@ -95,6 +98,8 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
         prepared, prediction = label(scan, job, model, frame)
     with steps("back"):
         segmentation = to_native(prediction, scan, model.protocol)
+        if reason := implausible(segmentation.qc):
+            raise ScanError(reason, "", CHECK_SCAN)
     with steps("write"):
         provenance = {
             "skull_stripped": prepared.skull_stripped,

@@ -12,6 +12,10 @@ ASYMMETRY_FLAG = 0.3
 ASYMMETRY_FLAG_CSF = 0.6
 CONFIDENCE_FLAG = 0.7
 BRAIN_MM3 = (2.0e5, 2.2e6)
+NO_BRAIN_MM3 = (1.0e5, 3.0e6)
+NO_BRAIN_DICE = 0.35
+"""Bounds beyond which no scan of the development data lies, and noise, a ball and an upside-down
+brain do; see docs/model.md."""
 
 
 def volume_table(
@@ -134,3 +138,23 @@ def flags(table: pd.DataFrame, qc: dict[str, float], protocol: LabelProtocol) ->
             both = row.name.replace("Left ", "").lower()
             out.append(f"Left and right {both} differ by {row.asymmetry:.0%} of their mean.")
     return tuple(out)
+
+
+def implausible(qc: dict[str, float]) -> str:
+    """Why what was labelled cannot be a brain; empty if it can.
+
+    Parameters
+    ----------
+    qc : dict
+        As `quality` gives.
+    """
+    litres = qc["brain_mm3"] / 1e6
+    low, high = (bound / 1e6 for bound in NO_BRAIN_MM3)
+    if not low <= litres <= high:
+        return f"what was labelled has {litres:.2f} l, and a brain has {low:g} to {high:g} l"
+    if qc["predicted_dice"] < NO_BRAIN_DICE:
+        return (
+            f"what was labelled does not look like a brain (expected Dice "
+            f"{qc['predicted_dice']:.2f}, at least {NO_BRAIN_DICE:g} is needed)"
+        )
+    return ""

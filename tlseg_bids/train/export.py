@@ -62,7 +62,7 @@ def _history(saved: dict[str, Any]) -> dict[str, Any]:
 def export(
     description: dict[str, Any], checkpoints: dict[str, Path], root: Path, out: Path
 ) -> ModelCard:
-    """Write ``OUT/weights/NAME.safetensors`` (fp16) and ``OUT/cards/NAME.toml``.
+    """Write ``OUT/NAME.safetensors`` (fp16) and ``OUT/NAME.toml``.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def export(
     root : Path
         Folder of the datasets, for their licences.
     out : Path
-        Folder of ``cards`` and ``weights``.
+        Folder of the model.
     """
     saved = {role: load_checkpoint(path) for role, path in checkpoints.items()}
     tensors = {
@@ -89,9 +89,10 @@ def export(
     tensors["template"] = template
     tensors["prior"] = (last["prior"] * 255).round().to(torch.uint8)
     name = description["name"]
-    file = out / "weights" / f"{name}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = out / f"{name}.safetensors"
+    out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file)
+    file.chmod(0o644)
     data = {row["dataset"]: row for role in ROLES for row in _data(saved[role], root)}
     licences = sorted({row["licence"] for row in data.values()})
     content = file.read_bytes()
@@ -111,13 +112,13 @@ def export(
         preprocess={
             "box_mm": segmenter.box_mm,
             "spacing_mm": segmenter.spacing_mm,
-            "rounds": 3,
+            "rounds": 4,
             "settled_mm": 1.5,
             "locator": {"size": locator.patch, "spacing_mm": locator.spacing_mm, "looks": 3},
         },
         weights=Weights(
             sha256=hashlib.sha256(content).hexdigest(), bytes=len(content),
-            licence=" AND ".join(licences), file=f"../weights/{file.name}",
+            licence=" AND ".join(licences), file=file.name,
         ),
         training={
             "data": list(data.values()),
@@ -128,7 +129,7 @@ def export(
         known_failures=tuple(description.get("known_failures", ())),
         memory=Memory(**description.get("memory", {})),
     )  # fmt: skip
-    write_card(card, out / "cards" / f"{name}.toml")
+    write_card(card, out / f"{name}.toml")
     return card
 
 
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for role in ROLES:
         parser.add_argument(f"--{role}", type=Path, required=True, help="checkpoint")
     parser.add_argument("--data", type=Path, required=True, help="folder of the datasets")
-    parser.add_argument("--out", type=Path, required=True, help="folder of cards/ and weights/")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     options = parser.parse_args(argv)
     try:
         description = tomllib.loads(options.description.read_text(encoding="utf-8"))

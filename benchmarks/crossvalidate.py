@@ -44,7 +44,7 @@ def label(data: Path, work: Path, dataset: str, fold: int, pair: tuple[Path, Pat
     export(description, dict(zip(("locator", "segmenter"), pair, strict=True)), data, zoo)
     command = [
         sys.executable, str(ROOT / "bids_app_entry.py"), str(data / dataset), str(out),
-        "participant", "--models", str(zoo / "cards"), "--model", f"fold-{fold}",
+        "participant", "--models", str(zoo), "--model", f"fold-{fold}",
         "--skip-bids-validation", "--participant-label", *held_out(data, dataset, pair),
     ]  # fmt: skip
     subprocess.run(command, check=True)

@@ -170,7 +170,7 @@ def test_what_is_written_is_valid(tmp_path, where):
     assert len(jobs) == len(NAMES)
     log = RunLog(out.out_dir)
     log.write_plan(Plan(tuple(jobs)))
-    log.write_citation([small_card()])
+    log.write_citation("# Methods\n")
     out.write_root([small_card()], {"aseg": load_protocol("aseg").table})
     for job in jobs:
         segmentation = made_up_segmentation(job.scan)

@@ -660,10 +660,11 @@ def test_the_configuration_is_logged_as_toml(out, raw):
     assert tomllib.loads(path.read_text())["participant-label"] == ["01"]
 
 
-def test_the_citation_names_the_models(out):
-    path = RunLog(out.out_dir).write_citation([small_card()])
+def test_the_citation_is_what_the_report_says(out):
+    path = RunLog(out.out_dir).write_citation(methods_text([small_card()], "1.2.3"))
     text = path.read_text()
-    assert "## Model small 1.0" in text
+    assert path.name == "CITATION.md"
+    assert "tlseg 1.2.3" in text
     assert "10.1000/made-up" in text
     assert "sdata.2016.44" in text
 

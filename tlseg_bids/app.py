@@ -54,7 +54,7 @@ def participant(config: Config, progress: Progress) -> int:
     log = RunLog(config.out_dir)
     log.write_config(config)
     log.write_plan(plan)
-    log.write_citation(cards)
+    log.write_citation(methods_text(cards, __version__))
     subjects = {entry.scan.subject for entry in (*plan.jobs, *plan.skips)}
     if config.reports_only:
         report(config, subjects, ())

@@ -28,15 +28,6 @@ PLAN_COLUMNS = (
 STATUS_COLUMNS = (
     "time", "scan", "status", "model", "seconds", "peak_memory_gib", "error", "hint", "files",
 )  # fmt: skip
-REFERENCES = (
-    "Gorgolewski et al. (2016). The brain imaging data structure. "
-    "Scientific Data 3, 160044. https://doi.org/10.1038/sdata.2016.44",
-    "Gorgolewski et al. (2017). BIDS apps. PLOS Computational Biology 13, e1005209. "
-    "https://doi.org/10.1371/journal.pcbi.1005209",
-    "Yarkoni et al. (2019). PyBIDS: Python tools for BIDS datasets. "
-    "Journal of Open Source Software 4, 1294. https://doi.org/10.21105/joss.01294",
-)
-
 
 class PlanLike(Protocol):
     """What is needed of `tlseg_bids.flow.Plan` (which this layer does not import)."""
@@ -168,16 +159,9 @@ class RunLog:
         )
         return write_text(self.folder / f"crash_{self.run_id}_{mark}_{scan.suffix}.txt", text)
 
-    def write_citation(self, cards: Iterable[Any]) -> Path:
-        """Write ``CITATION.md``: the program, the models of this output folder, the standards."""
-        lines = ["# How to cite these results", "", f"Made with tlseg {__version__}.", ""]
-        for card in sorted(cards, key=lambda card: (card.name, card.version)):
-            lines += [f"## Model {card.name} {card.version}", "", card.summary, ""]
-            lines += [f"- {citation}" for citation in card.citations]
-            lines += [f"- Licence of the weights: {card.weights.licence}", ""]
-        lines += ["## Data standard and software", ""]
-        lines += [f"- {reference}" for reference in REFERENCES]
-        return write_text(self.folder / "CITATION.md", "\n".join(lines) + "\n")
+    def write_citation(self, text: str) -> Path:
+        """Write ``CITATION.md``: the methods section and whom to cite."""
+        return write_text(self.folder / "CITATION.md", text)
 
 
 def _name(scan: Scan) -> str:

@@ -49,6 +49,7 @@ from tlseg_bids.errors import (
 )
 from tlseg_bids.flow import Outcome, Plan, Skip
 from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.report.methods import methods_text
 
 NAME = "sub-01_ses-a_acq-x_ce-gd_rec-y_run-01"
 PROTOCOLS = {"aseg": load_protocol("aseg").table}

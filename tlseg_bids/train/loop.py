@@ -1,32 +1,34 @@
-"""The training loop: one readable function, resumable to the step, decided by its seed."""
+"""The training loop: resumable to the step, decided by its seed."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from tlseg_bids.networks import build
 from tlseg_bids.train.dataset import (
-    Classes,
     Sample,
     align,
     build_template,
     default_protocol,
     load_classes,
     load_dataset,
-)  # fmt: skip
-from tlseg_bids.train.losses import segmentation_loss, soft_target
+)
+from tlseg_bids.train.draw import Draw, Example, atlas
+from tlseg_bids.train.losses import segmentation_loss
 from tlseg_bids.train.recipe import Recipe, code_version, load_checkpoint
-from tlseg_bids.train.synth import Random, deformed_positions, example, read_classes
+from tlseg_bids.train.synth import Random
 
-PRIOR_SPACING_MM = 4.0
+REPORT_EVERY = 50
+LARGEST_GRADIENT = 5.0
 
 
 def load_samples(recipe: Recipe, root: Path) -> dict[str, list[Sample]]:
@@ -40,97 +42,6 @@ def load_samples(recipe: Recipe, root: Path) -> dict[str, list[Sample]]:
             found = [s for i, s in enumerate(found) if i % n != k]
         samples[name] = found
     return samples
-
-
-def atlas(
-    samples: list[Sample], classes: Classes, channels: int, box_mm: list[list[float]]
-) -> Tensor:
-    """Mean labels of aligned samples and their mirror images: (channels, I, J, K) at 4 mm.
-
-    Voxel (0, 0, 0) is centred half a voxel inside the box's low corner.
-    """
-    protocol = default_protocol()
-    low = np.array([b[0] for b in box_mm]) + PRIOR_SPACING_MM / 2 - 1.0
-    size = [round((b[1] - b[0]) / PRIOR_SPACING_MM) for b in box_mm]
-    axes = [
-        torch.arange(2 * n, dtype=torch.float32) * PRIOR_SPACING_MM / 2 + float(start)
-        for n, start in zip(size, low, strict=True)
-    ]
-    positions = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    target = torch.as_tensor(np.append(classes.target, np.zeros(256 - len(classes.target), int)))
-    total = torch.zeros(channels, *size)
-    for sample in samples:
-        numbers = read_classes(sample, positions, sample.template_from_voxel)
-        total += soft_target(target[numbers.long()].to(torch.uint8), channels, 2)[0][0]
-    total = total / len(samples)
-    mirrored = total.flip(1)[torch.as_tensor(protocol.mirror)]
-    mean = (total + mirrored)[None] / 2
-    smooth = torch.nn.functional.avg_pool3d(mean, 3, 1, 1, count_include_pad=False)
-    return (mean + smooth)[0] / 2
-
-
-def prior_patch(
-    prior: Tensor, box_mm: list[list[float]], corner_mm: np.ndarray, size: int, spacing_mm: float
-) -> Tensor:
-    """The 4 mm atlas read at the voxel centres of a patch: (1, channels, size, size, size)."""
-    theta = torch.zeros(1, 3, 4)
-    for axis in range(3):
-        low, high = box_mm[axis]
-        middle = corner_mm[axis] + (size - 1) / 2 * spacing_mm
-        theta[0, 2 - axis, 2 - axis] = (size * spacing_mm) / (high - low)
-        theta[0, 2 - axis, 3] = (2 * middle - low - high) / (high - low)
-    grid = torch.nn.functional.affine_grid(theta, (1, 1, size, size, size), align_corners=False)
-    return torch.nn.functional.grid_sample(
-        prior[None].float(), grid, padding_mode="border", align_corners=False
-    )
-
-
-def mirror_sample(sample: Sample, classes: Classes, mirror: np.ndarray) -> Sample:
-    """The same head seen in a mirror: template x negated, left and right labels exchanged."""
-    lut = torch.arange(256, dtype=torch.uint8)
-    lut[: len(classes.mirror)] = torch.as_tensor(classes.mirror.astype(np.uint8))
-    flip = np.diag([-1.0, 1, 1, 1])
-    twin = Sample(**{k: getattr(sample, k) for k in sample.__dataclass_fields__})
-    twin.classes = lut[sample.classes.long()]
-    twin.group = mirror[sample.group[mirror]]
-    twin.template_from_voxel = flip @ sample.template_from_voxel
-    return twin
-
-
-class Draw:
-    """Draws training examples by the recipe."""
-
-    def __init__(self, recipe: Recipe, samples: dict[str, list[Sample]], state: dict) -> None:
-        protocol = default_protocol()
-        self.recipe, self.state = recipe, state
-        self.classes = load_classes(protocol)
-        self.names = list(samples)
-        weights = np.array([recipe.datasets[n].get("weight", 1.0) for n in self.names])
-        self.edges = np.cumsum(weights / weights.sum())
-        self.samples = {
-            n: [t for s in found for t in (s, mirror_sample(s, self.classes, protocol.mirror))]
-            for n, found in samples.items()
-        }
-
-    def __call__(self, rng: Random) -> tuple[Tensor, Tensor, Sample, np.ndarray]:
-        """Image (1, 1, n, n, n), channels (n, n, n), the sample and the patch's corner in mm."""
-        recipe = self.recipe
-        name = self.names[int(np.searchsorted(self.edges, rng.one() * 0.999999))]
-        pool = self.samples[name]
-        sample = pool[rng.below(len(pool))]
-        length = recipe.patch * recipe.spacing_mm
-        if rng.one() < recipe.centred:
-            middle = np.array([rng.one(-14, 14) for _ in range(3)])
-            corner = middle - length / 2
-        else:
-            corner = np.array(
-                [rng.one(low, max(high - length, low)) for low, high in recipe.box_mm]
-            )
-        corner += recipe.spacing_mm / 2
-        positions = deformed_positions(rng, recipe.shape, corner, recipe.patch, recipe.spacing_mm)
-        mix = replace(recipe.mix, real=recipe.datasets[name].get("real", 0.0))
-        image, channels = example(rng, sample, self.classes, positions, recipe.spacing_mm, mix)
-        return image[None, None], channels, sample, corner
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -172,7 +83,7 @@ def lineage(start: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def train(
-    recipe: Recipe, root: Path, out: Path, threads: int = 2, log: Any = print,
+    recipe: Recipe, root: Path, out: Path, threads: int = 2, log: Callable = print,
     until: int | None = None,
 ) -> Path:  # fmt: skip
     """Run a recipe, or its first `until` steps; returns the checkpoint `OUT/<name>.pt`.
@@ -184,85 +95,106 @@ def train(
     torch.manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{recipe.name}.pt"
-    protocol = default_protocol()
-    samples = load_samples(recipe, root)
-    saved = load_checkpoint(path) if path.exists() else None
-    start = load_checkpoint(Path(recipe.start)) if recipe.start else None
-    state = new_state(recipe, samples, saved or start)
-    network = build(**recipe.network, out_channels=len(protocol))
-    average = build(**recipe.network, out_channels=len(protocol))
-    if start:
-        network.load_state_dict(start["average"])
-    optimiser = torch.optim.AdamW(
-        network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    rng = Random(recipe.seed)
-    step, curve, seconds = 0, [], 0.0
-    if saved:
-        network.load_state_dict(saved["network"])
-        optimiser.load_state_dict(saved["optimiser"])
-        rng.generator.set_state(saved["generator"])
-        step, curve, seconds = saved["step"], saved["curve"], saved["seconds"]
-        average.load_state_dict(saved["average"])
-    else:
-        average.load_state_dict(network.state_dict())
-    draw = Draw(recipe, samples, state)
-    data = {f"{s.dataset}/{s.name}": s.sha256 for found in samples.values() for s in found}
-    losses: list[float] = []
-    dices: list[float] = []
-    clock = time.monotonic()
+    run = Training(recipe, root, load_checkpoint(path) if path.exists() else None)
     last = recipe.steps if until is None else min(until, recipe.steps)
-    while step < last:
-        image, channels, sample, corner = draw(rng)
-        target, known = soft_target(channels, len(protocol), network.stem)
-        prior = None
-        if "prior" in state and network.prior_channels:
-            first = corner + (network.stem - 1) / 2 * recipe.spacing_mm
-            prior = prior_patch(
-                state["prior"], recipe.box_mm, first, recipe.patch // network.stem,
-                recipe.spacing_mm * network.stem,
-            )  # fmt: skip
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, step)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = network(image, prior)
-        loss, dice = segmentation_loss(
-            logits, target, known, torch.as_tensor(sample.group), recipe.dice_weight
-        )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimiser.step()
-        step += 1
-        share = min(recipe.ema, step / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - share)
-        losses.append(float(loss.detach()))
-        dices.append(float(dice))
-        if step % 50 == 0:
-            now = time.monotonic()
-            seconds, clock = seconds + now - clock, now
-            curve.append((step, seconds, float(np.mean(losses)), float(np.mean(dices))))
-            log(f"{recipe.name} {step}/{recipe.steps} {seconds:.0f} s "
-                f"loss {curve[-1][2]:.3f} dice {curve[-1][3]:.3f}", flush=True)  # fmt: skip
-            losses, dices = [], []
-        if step % recipe.checkpoint_every == 0 or step == last:
+    while run.step < last:
+        run.learn(run.draw(run.rng))
+        if run.step % REPORT_EVERY == 0:
+            log(run.report(), flush=True)
+        if run.step % recipe.checkpoint_every == 0 or run.step == last:
             temporary = path.with_suffix(".tmp")
-            content = {
-                **state,
-                "template": torch.as_tensor(state["template"]),
-                "recipe": asdict(recipe),
-                "code": code_version(),
-                "lineage": lineage(start),
-                "data": data,
-                "step": step,
-                "seconds": seconds,
-                "curve": curve,
-                "network": network.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "generator": rng.generator.get_state(),
-            }
-            torch.save(content, temporary)
+            torch.save(run.content(), temporary)
             temporary.replace(path)
     return path
+
+
+class Training:
+    """The state of a run: networks, optimiser, generator and curve.
+
+    Parameters
+    ----------
+    saved : dict or None
+        A checkpoint of the same recipe, to go on from.
+    """
+
+    def __init__(self, recipe: Recipe, root: Path, saved: dict[str, Any] | None) -> None:
+        start = load_checkpoint(Path(recipe.start)) if recipe.start else None
+        samples = load_samples(recipe, root)
+        self.recipe, self.code, self.lineage = recipe, code_version(), lineage(start)
+        self.data = {f"{s.dataset}/{s.name}": s.sha256 for one in samples.values() for s in one}
+        self.fixed = new_state(recipe, samples, saved or start)
+        self.network, self.average = self._network(), self._network()
+        if start:
+            self.network.load_state_dict(start["average"])
+        self.average.load_state_dict(self.network.state_dict())
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.rng = Random(recipe.seed)
+        self.step, self.seconds, self.curve = 0, 0.0, []
+        if saved:
+            self._resume(saved)
+        prior = self.fixed.get("prior") if self.network.prior_channels else None
+        self.draw = Draw(recipe, samples, prior, self.network.stem)
+        self.losses: list[tuple[float, float]] = []
+        self.clock = time.monotonic()
+
+    def _network(self) -> nn.Module:
+        return build(**self.recipe.network, out_channels=len(default_protocol()))
+
+    def _resume(self, saved: dict[str, Any]) -> None:
+        for name in ("network", "average", "optimiser"):
+            getattr(self, name).load_state_dict(saved[name])
+        self.rng.generator.set_state(saved["generator"])
+        self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
+
+    def learn(self, example: Example) -> None:
+        """One step: forward in bfloat16, backward, update, average."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = self.network(example.image, example.prior)
+        loss, dice = segmentation_loss(
+            logits, example.target, example.known, example.group, self.recipe.dice_weight
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
+        self.optimiser.step()
+        self.step += 1
+        share = 1 - min(self.recipe.ema, self.step / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.network.parameters()), share
+            )
+        self.losses.append((float(loss.detach()), float(dice)))
+
+    def report(self) -> str:
+        """Add a point to the curve and say it."""
+        now = time.monotonic()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        loss, dice = (float(value) for value in np.mean(self.losses, axis=0))
+        self.losses = []
+        self.curve.append((self.step, self.seconds, loss, dice))
+        return (
+            f"{self.recipe.name} {self.step}/{self.recipe.steps} {self.seconds:.0f} s "
+            f"loss {loss:.3f} dice {dice:.3f}"
+        )
+
+    def content(self) -> dict[str, Any]:
+        """Everything that a checkpoint holds: tensors and plain values."""
+        return {
+            **self.fixed,
+            "template": torch.as_tensor(self.fixed["template"]),
+            "recipe": asdict(self.recipe),
+            "code": self.code,
+            "lineage": self.lineage,
+            "data": self.data,
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": self.curve,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.rng.generator.get_state(),
+        }

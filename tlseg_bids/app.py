@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import islice
 
 import numpy as np
 import torch
@@ -112,7 +113,8 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
         }
         maps = None
         if outputs.probabilities:
-            maps = probability_maps(prediction.probabilities, prediction.grid, scan.grid)
+            every = probability_maps(prediction.probabilities, prediction.grid, scan.grid)
+            maps = islice(every, 1, None)  # the background has no row in the table
         files = outputs.write_scan(job, segmentation, provenance, maps)
     return Outcome(job.scan, "done", files, dict(steps.seconds), peak_memory_gib())
 

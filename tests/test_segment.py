@@ -19,7 +19,7 @@ from tlseg_bids.preprocess import prepare as prepare_module
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.preprocess.register import centroids
-from tlseg_bids.segment.model import load_model, locate, segment
+from tlseg_bids.segment.model import load_model, locate, segment, with_mirror
 from tlseg_bids.volume import Grid, Volume
 
 CARD = small_card(
@@ -125,14 +125,21 @@ def test_labels_come_back_to_where_they_were(number, monkeypatch):
 
 def test_the_mirror_is_undone():
     card = replace(CARD, strategy={"name": "sliding", "window": 16, "mirror": True})
-    model = load_model(card, tensors(card))
+    certain = tensors(card)
+    certain["segmenter.head.weight"] *= 100
+    model = load_model(card, certain)
     rng = np.random.default_rng(0)
     image = rng.normal(size=(1, 16, 16, 16)).astype(np.float32)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
 
     def run(data: np.ndarray) -> np.ndarray:
         prepared = Prepared(np.ascontiguousarray(data), scan.grid, scan, np.eye(4), True, ())
-        return segment(model, prepared).probabilities.astype(np.float32)
+        straight = segment(model, prepared)
+        turned = segment(model, prepared, mirrored=True).probabilities.astype(np.float32)
+        assert np.abs(turned - straight.probabilities).max() > 0.3
+        found = with_mirror(model, prepared, straight).probabilities.astype(np.float32)
+        np.testing.assert_allclose(found, (turned + straight.probabilities) / 2, atol=2e-3)
+        return found
 
     straight, turned = run(image), run(image[:, ::-1])
     np.testing.assert_allclose(turned[:, ::-1][PROTOCOL.mirror], straight, atol=2e-2)

@@ -25,7 +25,7 @@ from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.subject import write_subject_report
 from tlseg_bids.resources import peak_memory_gib, restart_peak
 from tlseg_bids.runner import Progress, Steps, exit_code, run_jobs
-from tlseg_bids.segment.model import Model, Models, locate, segment
+from tlseg_bids.segment.model import Model, Models, locate, segment, with_mirror
 from tlseg_bids.volume import Volume, load_scan
 from tlseg_bids.zoo.registry import load_cards
 
@@ -128,7 +128,7 @@ def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prep
         frame, distance_mm = better_frame(prediction, frame, model.template)
         if distance_mm < options["settled_mm"]:
             break
-    return prepared, prediction
+    return prepared, with_mirror(model, prepared, prediction)
 
 
 def report(config: Config, subjects: set[str], failed: tuple[Outcome, ...]) -> None:

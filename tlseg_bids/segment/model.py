@@ -157,6 +157,10 @@ def _prior_window(model: Model, corner: tuple[int, ...], side: list[int], shape:
     return F.grid_sample(model.prior, grid, padding_mode="border", align_corners=False)
 
 
+def _straight(model: Model, image: Tensor, prior: Tensor | None) -> Tensor:
+    return _probabilities(model, "segmenter", image, prior)
+
+
 def _mirrored(model: Model, image: Tensor, prior: Tensor | None) -> Tensor:
     """Probabilities found in the mirror, brought back."""
     swap = torch.as_tensor(model.protocol.mirror, device=model.device)
@@ -164,27 +168,37 @@ def _mirrored(model: Model, image: Tensor, prior: Tensor | None) -> Tensor:
     return _probabilities(model, "segmenter", image.flip(2), turned).flip(2)[:, swap]
 
 
-def segment(
-    model: Model, prepared: Prepared, progress: Callable[[int, int], None] | None = None
-) -> Prediction:
-    """Class probabilities of a prepared image, on the network's output grid."""
+def segment(model: Model, prepared: Prepared, mirrored: bool = False) -> Prediction:
+    """Class probabilities of a prepared image, on the network's output grid.
+
+    Parameters
+    ----------
+    mirrored : bool
+        Show the network every window in the mirror, and mirror its answer back.
+    """
     strategy = dict(model.card.strategy)
     walk = STRATEGIES[strategy.pop("name")]
-    mirror = strategy.pop("mirror", False)
+    strategy.pop("mirror", None)
     stem = model.networks["segmenter"].stem
     image = torch.from_numpy(prepared.image)[None]
     shape = list(image.shape[2:])
+    answer = _mirrored if mirrored else _straight
 
     def predict(window: Tensor, corner: tuple[int, int, int]) -> Tensor:
         prior = _prior_window(model, corner, list(window.shape[2:]), shape)
-        found = _probabilities(model, "segmenter", window, prior)
-        if mirror:
-            found = (found + _mirrored(model, window, prior)) / 2
-        return found.cpu()
+        return answer(model, window, prior).cpu()
 
-    extra = {"progress": progress} if progress else {}
-    probabilities = walk(predict, image, factor=stem, **strategy, **extra)
+    probabilities = walk(predict, image, factor=stem, **strategy)
     coarse = np.diag([stem, stem, stem, 1.0])
     coarse[:3, 3] = (stem - 1) / 2
     grid = Grid(tuple(probabilities.shape[1:]), prepared.grid.affine @ coarse)
     return Prediction(probabilities.half().numpy(), grid)
+
+
+def with_mirror(model: Model, prepared: Prepared, straight: Prediction) -> Prediction:
+    """The mean of an answer and the one from the mirror, where the card asks for it."""
+    if not model.card.strategy.get("mirror", False):
+        return straight
+    other = segment(model, prepared, mirrored=True)
+    both = straight.probabilities + other.probabilities
+    return Prediction(both / np.float16(2), straight.grid)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from tlseg_bids.errors import NoInputError, UsageError
+from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.preprocess.register import affine, robust_affine, similarity
 from tlseg_bids.segment.model import load_model
 from tlseg_bids.train.dataset import IGNORE, default_protocol, load_classes
 from tlseg_bids.train.export import export
 from tlseg_bids.train.loop import train
 from tlseg_bids.train.losses import fold, segmentation_loss, soft_target
-from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
+from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe, load_start
 from tlseg_bids.train.synth import Mix, Random, Shape, class_means, paint, strip_skull
 from tlseg_bids.zoo.weights import load_weights
 
@@ -106,7 +106,7 @@ def test_an_exported_model_answers_as_its_checkpoint(heads, recipe, tmp_path):
         description, {"locator": locator, "segmenter": segmenter}, heads, tmp_path / "zoo"
     )
     assert card.weights.licence == "CC0-1.0"
-    assert card.training["data"][0]["subjects"] == 2
+    assert set(card.training["data"][0]["subjects"]) == {"sub-00", "sub-01"}
     written = replace(card, path=tmp_path / "zoo" / "tiny.toml")
     model = load_model(written, load_weights(written))
     saved = load_checkpoint(segmenter)
@@ -116,6 +116,15 @@ def test_an_exported_model_answers_as_its_checkpoint(heads, recipe, tmp_path):
     apart = model.template - saved["template"]
     assert np.nanmax(np.abs(apart)) < 1e-3
     assert np.isnan(model.template[PROTOCOL.channels(abbreviation="CSF")]).all()
+
+    further = replace(recipe, name="further", start=str(written.path), steps=1, learning_rate=0.0)
+    again = load_checkpoint(train(further, heads, tmp_path, 1, _quiet))
+    assert again["lineage"][0]["recipe"] == "tiny 0"
+    assert again["lineage"][0]["data"] == saved["data"]
+    for key, value in saved["average"].items():
+        torch.testing.assert_close(again["network"][key], value, atol=2e-3, rtol=2e-3)
+    with pytest.raises(DataError, match="no network 'judge'.*tiny.toml.*locator"):
+        load_start(written.path, "judge")
 
 
 def test_soft_target_is_the_share_of_each_block():

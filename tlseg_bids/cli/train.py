@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("runs"), help="folder for checkpoints")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--name", help="name of the checkpoint, instead of the recipe's")
-    p.add_argument("--start", default=None, help="checkpoint whose weights the run starts from")
+    p.add_argument("--start", default=None, help="checkpoint or model card to start from")
     p.add_argument("--steps", type=int, default=None)
     p.add_argument("--seed", type=int, default=None)
     p.add_argument("--fold", default=None, help="K/N: leave out every N-th subject from the K-th")

@@ -28,19 +28,18 @@ ROLES = ("locator", "segmenter")
 CURVE_POINTS = 20
 
 
-def _data(saved: dict[str, Any], root: Path) -> list[dict[str, Any]]:
-    """A row per dataset: name, subjects, hash over their files, licence."""
-    rows, seen = [], dict(saved["data"])
-    for one in saved["lineage"]:
-        seen |= one["data"]
+def _data(saved: dict[str, dict[str, Any]], root: Path) -> list[dict[str, Any]]:
+    """A row per dataset: its licence, and the subjects with the hash of their files."""
+    seen = {}
+    for one in saved.values():
+        for run in (*one["lineage"], one):
+            seen |= run["data"]
+    rows = []
     for name in sorted({key.split("/")[0] for key in seen}):
-        mine = sorted(key for key in seen if key.startswith(f"{name}/"))
-        digest = hashlib.sha256("".join(seen[key] for key in mine).encode())
         description = json.loads((root / name / "dataset_description.json").read_text())
-        rows.append({
-            "dataset": name, "subjects": len(mine), "sha256": digest.hexdigest(),
-            "licence": description["License"],
-        })  # fmt: skip
+        subjects = {k.split("/")[1]: seen[k] for k in sorted(seen) if k.startswith(f"{name}/")}
+        licence = description["License"]
+        rows.append({"dataset": name, "licence": licence, "subjects": subjects})
     return rows
 
 
@@ -93,8 +92,8 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file)
     file.chmod(0o644)
-    data = {row["dataset"]: row for role in ROLES for row in _data(saved[role], root)}
-    licences = sorted({row["licence"] for row in data.values()})
+    data = _data(saved, root)
+    licences = sorted({row["licence"] for row in data})
     content = file.read_bytes()
     segmenter = Recipe(**last["recipe"])
     locator = Recipe(**saved["locator"]["recipe"])
@@ -121,7 +120,7 @@ def export(
             licence=" AND ".join(licences), file=file.name,
         ),
         training={
-            "data": list(data.values()),
+            "data": data,
             **{role: _history(saved[role]) for role in ROLES},
         },
         evidence=tuple(description.get("evidence", ())),

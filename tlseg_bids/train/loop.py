@@ -24,7 +24,7 @@ from tlseg_bids.train.dataset import (
 )
 from tlseg_bids.train.draw import Draw, Example, atlas
 from tlseg_bids.train.losses import segmentation_loss
-from tlseg_bids.train.recipe import Recipe, code_version, load_checkpoint
+from tlseg_bids.train.recipe import Recipe, code_version, load_checkpoint, load_start
 from tlseg_bids.train.synth import Random
 
 REPORT_EVERY = 50
@@ -118,7 +118,7 @@ class Training:
     """
 
     def __init__(self, recipe: Recipe, root: Path, saved: dict[str, Any] | None) -> None:
-        start = load_checkpoint(Path(recipe.start)) if recipe.start else None
+        start = load_start(Path(recipe.start), recipe.role) if recipe.start else None
         samples = load_samples(recipe, root)
         self.recipe, self.code, self.lineage = recipe, code_version(), lineage(start)
         self.data = {f"{s.dataset}/{s.name}": s.sha256 for one in samples.values() for s in one}

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from tlseg_bids import __version__
-from tlseg_bids.errors import NoInputError, UsageError
+from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.train.synth import Mix, Shape
+from tlseg_bids.zoo.card_file import read_card
+from tlseg_bids.zoo.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Recipe:
     steps, learning_rate, warmup, ema, accumulate, seed
         The optimisation: AdamW, linear warm-up, cosine to zero.
     start : str
-        Checkpoint whose weights the run starts from.
+        Checkpoint, or card of a model, whose weights the run starts from.
     """
 
     name: str
@@ -131,3 +133,46 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     recipe["shape"], recipe["mix"] = Shape(**recipe["shape"]), Mix(**recipe["mix"])
     saved["template"] = saved["template"].numpy()
     return saved
+
+
+def load_start(path: Path, role: str) -> dict[str, Any]:
+    """What a run starts from: a checkpoint, or the card (TOML) of an exported model.
+
+    Parameters
+    ----------
+    role : str
+        Which of the model's networks: ``locator`` or ``segmenter``.
+
+    Raises
+    ------
+    NoInputError, DataError
+        As `load_checkpoint`, `read_card` and `load_weights`; also if the card has no such network.
+    """
+    if path.suffix != ".toml":
+        return load_checkpoint(path)
+    card = read_card(path)
+    if role not in card.networks:
+        known = ", ".join(card.networks)
+        raise DataError(f"the model has no network '{role}'", path, f"it has {known}")
+    tensors, prefix = load_weights(card), f"{role}."
+    history = card.training[role]
+    start = {
+        "average": {
+            key.removeprefix(prefix): value.float()
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        },
+        "template": tensors["template"].double().numpy(),
+        "recipe": {"name": f"{card.name} {card.version}", "seed": history["seed"]},
+        "step": history["steps"],
+        "seconds": history["seconds"],
+        "data": {
+            f"{row['dataset']}/{subject}": sha256
+            for row in card.training["data"]
+            for subject, sha256 in row["subjects"].items()
+        },
+        "lineage": [],
+    }
+    if "prior" in tensors:
+        start["prior"] = tensors["prior"].float() / 255
+    return start

@@ -111,7 +111,7 @@ def export(
         preprocess={
             "box_mm": segmenter.box_mm,
             "spacing_mm": segmenter.spacing_mm,
-            "rounds": 4,
+            "rounds": 6,
             "settled_mm": 1.5,
             "locator": {"size": locator.patch, "spacing_mm": locator.spacing_mm, "looks": 3},
         },

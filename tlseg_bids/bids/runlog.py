@@ -29,6 +29,7 @@ STATUS_COLUMNS = (
     "time", "scan", "status", "model", "seconds", "peak_memory_gib", "error", "hint", "files",
 )  # fmt: skip
 
+
 class PlanLike(Protocol):
     """What is needed of `tlseg_bids.flow.Plan` (which this layer does not import)."""
 

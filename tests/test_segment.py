@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests.cards import small_card
+from tests.datasets import made_up_job
 from tests.phantom import PROTOCOL, Phantom, grid_over, orientations, rotation
+from tlseg_bids import app
+from tlseg_bids.bids.scan import Scan
 from tlseg_bids.errors import DataError, ScanError
 from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.metrics import dice
@@ -143,3 +147,31 @@ def test_the_mirror_is_undone():
 
     straight, turned = run(image), run(image[:, ::-1])
     np.testing.assert_allclose(turned[:, ::-1][PROTOCOL.mirror], straight, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("distances", "passes", "warned"), [((9, 1), 2, False), ((9, 9, 9), 3, True)]
+)
+def test_a_frame_that_does_not_settle_is_told(distances, passes, warned, monkeypatch):
+    scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
+    asked, answers = [], iter(distances)
+
+    def prepare_in(volume, _options, frame, _stripped):
+        asked.append(frame)
+        return Prepared(np.zeros((1, 2, 2, 2)), volume.grid, volume, frame, True, ())
+
+    monkeypatch.setattr(app, "prepare", prepare_in)
+    monkeypatch.setattr(app, "segment", lambda *_: "labels")
+    monkeypatch.setattr(app, "with_mirror", lambda *given: given[-1])
+    monkeypatch.setattr(app, "better_frame", lambda *given: (given[1] + 1, next(answers)))
+    job = made_up_job(
+        Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w"),
+        preprocess={"rounds": 3, "settled_mm": 1.5},
+    )
+    model = load_model(CARD, tensors())
+    prepared, found = app.label(scan, job, model, np.eye(4))
+    assert found == "labels"
+    assert len(asked) == passes
+    np.testing.assert_array_equal(prepared.template_from_native, np.eye(4) + passes - 1)
+    told = [line for line in prepared.warnings if "still moved by 9.0 mm" in line]
+    assert bool(told) == warned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -128,6 +129,9 @@ def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prep
         frame, distance_mm = better_frame(prediction, frame, model.template)
         if distance_mm < options["settled_mm"]:
             break
+    else:
+        unsettled = f"the brain's place still moved by {distance_mm:.1f} mm in the last pass"
+        prepared = replace(prepared, warnings=(*prepared.warnings, unsettled))
     return prepared, with_mirror(model, prepared, prediction)
 
 

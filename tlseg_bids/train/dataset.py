@@ -24,7 +24,7 @@ class Classes:
     """What a training label map distinguishes; row order is the class number used below.
 
     `target` is the protocol channel of each class, `mirror` its left/right partner, `tissue` the
-    row of the contrast table it takes its intensity from (-1: free).
+    row of the contrast table it takes its intensity from (-1: free), `kind` that row's name.
     """
 
     index: np.ndarray
@@ -32,6 +32,7 @@ class Classes:
     mirror: np.ndarray
     tissue: np.ndarray
     extra: np.ndarray
+    kind: np.ndarray
     contrasts: pd.DataFrame
 
 
@@ -49,6 +50,7 @@ def load_classes(protocol: LabelProtocol) -> Classes:
             [contrasts.index.get_loc(t) if t in contrasts.index else -1 for t in table["tissue"]]
         ),
         extra=table["tissue"].str.startswith("extra-").to_numpy(),
+        kind=table["tissue"].to_numpy(str),
         contrasts=contrasts,
     )
 

@@ -170,7 +170,7 @@ def paint(rng: Random, classes: Classes, numbers: Tensor, mix: Mix, infant: bool
     image = means[known] + deviations[known] * texture
     if rng.one() < mix.gadolinium:
         blobs = smooth_field(rng, 1, size, rng.one(3, 6))[0]
-        where = torch.as_tensor(classes.extra | (classes.index == 24) | (classes.index == 4))
+        where = torch.as_tensor(classes.extra | np.isin(classes.kind, ("csf", "ventricle")))
         image = torch.where(where[known] & (blobs > rng.one(0.6, 1.2)), rng.one(0.8, 1.6), image)
     return image
 
@@ -178,7 +178,7 @@ def paint(rng: Random, classes: Classes, numbers: Tensor, mix: Mix, infant: bool
 def strip_skull(rng: Random, classes: Classes, numbers: Tensor) -> Tensor:
     """True where a skull-stripped scan keeps its voxels."""
     target = torch.as_tensor(classes.target)
-    keep = (target > 0) & torch.as_tensor(classes.index != 24)
+    keep = (target > 0) & torch.as_tensor(classes.kind != "csf")
     known = numbers.clamp(max=len(target) - 1).long()
     brain = (keep[known] | (numbers == IGNORE)).float()[None, None]
     for _ in range(rng.below(4)):

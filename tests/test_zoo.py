@@ -50,6 +50,8 @@ def test_a_card_survives_writing_and_reading(tmp_path):
         parent="any",
         training={"data": [{"name": "labelmaps", "n": 20}], "seed": 1},
         memory=Memory(1.5, 40.0, 3.0),
+        heads=("aseg", "braincolor"),
+        channels=("T1w", "T2w"),
         weights=Weights("a" * 64, 12, "MIT AND CC-BY-4.0", "x.safetensors", "https://x.org/a"),
     )
     path = tmp_path / "models" / "small.toml"
@@ -58,6 +60,12 @@ def test_a_card_survives_writing_and_reading(tmp_path):
     assert again == replace(card, path=path)
     assert digest(again) == digest(card)
     assert [file.name for file in path.parent.iterdir()] == ["small.toml"]
+
+
+def test_a_card_of_one_head_and_one_channel_says_nothing_of_them(tmp_path):
+    card = write_model(tmp_path)
+    assert (card.heads, card.channels) == (("aseg",), ())
+    assert not {"heads", "channels"} & set(tomllib.loads(card.path.read_text()))
 
 
 def test_numpy_numbers_are_written_as_numbers():
@@ -110,6 +118,16 @@ BROKEN = [
     (lambda t: t.update(networks={}), ["no network has the role 'segmenter'", "[networks.seg"]),
     (lambda t: t["networks"]["segmenter"].pop("network"), ["the network has no name", "segmenter"]),
     (lambda t: t["strategy"].pop("name"), ["the strategy has no name", "[strategy]"]),
+    (lambda t: t.update(heads=[1]), ["1 is not text", "heads"]),
+    (lambda t: t.update(heads=["aseg", "none"]), ["no label protocol 'none'", "known are aseg"]),
+    (lambda t: t.update(heads=["infant"]), ["first head is 'infant'", "heads – name the protocol"]),
+    (lambda t: t.update(heads=["aseg", "aseg"]), ["a head occurs twice: aseg, aseg", "each pro"]),
+    (lambda t: t.update(channels=["T1w"]), ["the image channels are T1w", "channels", "two or"]),
+    (lambda t: t.update(channels=["T1w", "T1w"]), ["channels are T1w, T1w", "different suffixes"]),
+    (
+        lambda t: t.update(channels=["T1w", "FLAIR"]),
+        ["the domain holds T1w, T2w and the channels are T1w, FLAIR", "only suffixes that"],
+    ),
 ]  # fmt: skip
 
 

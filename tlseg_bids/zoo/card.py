@@ -133,6 +133,12 @@ class ModelCard:
         The TOML file it was read from.
     memory : Memory
         What a scan costs.
+    heads : tuple of str
+        Label protocols of the segmenter's heads, in the order of its parameters
+        ``segmenter.heads.<n>``; the first is `protocol`, and where nothing is said the only one.
+    channels : tuple of str
+        Suffixes of the image's channels, e.g. ``("T1w", "T2w")``; empty for a model of one
+        channel, which takes any suffix of its domain.
     """
 
     name: str
@@ -152,6 +158,12 @@ class ModelCard:
     parent: str | None = None
     path: Path | None = None
     memory: Memory = Memory()
+    heads: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.heads:
+            object.__setattr__(self, "heads", (self.protocol,))
 
     def refuses(self, scan: Scan, spacing_mm: Sequence[float] | None = None) -> str | None:
         """Why this model is not meant for `scan`; None if it is.

@@ -37,6 +37,7 @@ CARD: Keys = {
 }  # fmt: skip
 CARD_OPTIONAL: Keys = {
     "training": dict, "evidence": list, "known_failures": list, "parent": str, "memory": dict,
+    "heads": list, "channels": list,
 }  # fmt: skip
 DOMAIN: Keys = {
     "suffixes": list, "age_years": list, "contrast_agent": bool, "skull_stripped": bool,
@@ -73,7 +74,7 @@ def read_card(path: Path) -> ModelCard:
     check_keys(table["domain"], f"{path}, [domain]", NOTHING, DOMAIN)
     check_keys(table["weights"], f"{path}, [weights]", WEIGHTS, WEIGHTS_OPTIONAL)
     check_keys(table.get("memory", {}), f"{path}, [memory]", NOTHING, MEMORY)
-    for key in ("citations", "known_failures"):
+    for key in ("citations", "known_failures", "heads", "channels"):
         check_list(table.get(key, []), f"{path}, {key}", str)
     check_list(table.get("evidence", []), f"{path}, evidence", dict)
     card = _card(table, path)
@@ -112,7 +113,8 @@ def check_card(card: ModelCard) -> None:
     for number, row in enumerate(card.evidence, start=1):
         entry = f"{where}, evidence entry {number}"
         check_keys(_plain(row, entry), entry, EVIDENCE, NOTHING)
-    load_protocol(card.protocol)
+    _check_heads(card, where)
+    _check_channels(card, where)
     _check_networks(card, where)
     _check_domain(card.domain, f"{where}, [domain]")
     _check_weights(card.weights, f"{where}, [weights]")
@@ -130,9 +132,11 @@ def to_toml(card: ModelCard) -> str:
     table["domain"] = {k: v for k, v in asdict(card.domain).items() if v is not None}
     table["weights"] = {k: v for k, v in asdict(card.weights).items() if v is not None}
     table["memory"] = asdict(card.memory)
-    for key in ("training", "evidence", "known_failures", "parent"):
+    for key in ("training", "evidence", "known_failures", "parent", "channels"):
         if not table[key]:
             del table[key]
+    if card.heads == (card.protocol,):
+        del table["heads"]
     del table["path"]
     where = card.path or f"model card '{card.name}'"
     return tomli_w.dumps({key: _plain(value, f"{where}, {key}") for key, value in table.items()})
@@ -220,9 +224,43 @@ def _card(table: dict[str, Any], path: Path) -> ModelCard:
             "evidence": tuple(table.get("evidence", ())),
             "citations": tuple(table["citations"]),
             "known_failures": tuple(table.get("known_failures", ())),
+            "heads": tuple(table.get("heads", ())),
+            "channels": tuple(table.get("channels", ())),
             "path": path,
         }
     )
+
+
+def _check_heads(card: ModelCard, where: object) -> None:
+    for protocol in card.heads:
+        load_protocol(protocol)
+    heads = ", ".join(card.heads)
+    if card.heads[0] != card.protocol:
+        raise DataError(
+            f"the first head is '{card.heads[0]}' and the protocol '{card.protocol}'",
+            f"{where}, heads", "name the protocol first, or leave heads out where it is the only",
+        )  # fmt: skip
+    if len(set(card.heads)) < len(card.heads):
+        raise DataError(
+            f"a head occurs twice: {heads}", f"{where}, heads", "name each protocol once"
+        )
+
+
+def _check_channels(card: ModelCard, where: object) -> None:
+    if not card.channels:
+        return
+    named = ", ".join(card.channels)
+    if len(card.channels) < 2 or len(set(card.channels)) < len(card.channels):
+        raise DataError(
+            f"the image channels are {named}", f"{where}, channels",
+            "name two or more different suffixes, or leave the key out for one channel",
+        )  # fmt: skip
+    if not card.domain.suffixes or set(card.domain.suffixes) - set(card.channels):
+        raise DataError(
+            f"the domain holds {', '.join(card.domain.suffixes) or 'any suffix'} and the channels "
+            f"are {named}", f"{where}, channels",
+            "name in the domain only suffixes that are a channel",
+        )  # fmt: skip
 
 
 def _check_networks(card: ModelCard, where: object) -> None:

@@ -28,7 +28,9 @@ GROUPS = {
 
 CLASSES = 4
 SMALL_ARGUMENTS: dict[str, Any] = {"out_channels": CLASSES, "features": (4, 8)}
-VARIANTS: tuple[dict[str, Any], ...] = ({}, {"stem": 2}, {"prior_channels": CLASSES})
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {}, {"stem": 2}, {"prior_channels": CLASSES}, {"stem": 2, "detail": 6}, {"image_channels": 2},
+)  # fmt: skip
 
 
 def network_variants(name: str) -> list[dict[str, Any]]:
@@ -45,14 +47,15 @@ def _network(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 def _image(network: nn.Module, count: int = 1) -> torch.Tensor:
     side = 4 * network.divisor
-    return torch.randn(count, 1, side, side, 2 * side, generator=torch.Generator().manual_seed(1))
+    shape = (count, network.image_channels, side, side, 2 * side)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 def network_keeps_the_shape(name: str, arguments: dict[str, Any]) -> None:
-    """Logits for every class, at the stem's resolution."""
+    """Logits for every class, at the resolution that the network promises."""
     network = _network(name, arguments)
     image = _image(network)
-    expected = [n // getattr(network, "stem", 1) for n in image.shape[2:]]
+    expected = [n // network.factor for n in image.shape[2:]]
     found = network(image)
     assert list(found.shape) == [1, CLASSES, *expected]
     assert torch.isfinite(found).all()

@@ -23,7 +23,7 @@ from tlseg_bids.preprocess import prepare as prepare_module
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.preprocess.register import centroids
-from tlseg_bids.segment.model import load_model, locate, segment, with_mirror
+from tlseg_bids.segment.model import Ask, _answer, _mirrored, load_model, locate, segment
 from tlseg_bids.volume import Grid, Volume
 
 CARD = small_card(
@@ -38,7 +38,7 @@ CARD = small_card(
 def tensors(card=CARD) -> dict[str, torch.Tensor]:
     """Random weights, an even prior and a template at the origin."""
     torch.manual_seed(0)
-    found = {"template": torch.zeros(33, 3), "prior": torch.full((33, 8, 8, 8), 8).byte()}
+    found = {"template": torch.zeros(33, 3), "prior.aseg": torch.full((33, 8, 8, 8), 8).byte()}
     for role, arguments in card.networks.items():
         state = build(**arguments, out_channels=33).state_dict()
         found |= {f"{role}.{key}": value for key, value in state.items()}
@@ -47,7 +47,7 @@ def tensors(card=CARD) -> dict[str, torch.Tensor]:
 
 def test_weights_of_another_network_are_refused():
     wrong = tensors()
-    wrong["segmenter.head.weight"] = torch.zeros(3, 2, 1, 1, 1)
+    wrong["segmenter.heads.0.weight"] = torch.zeros(3, 2, 1, 1, 1)
     with pytest.raises(DataError, match="do not fit the network 'segmenter'.*small.*again"):
         load_model(CARD, wrong)
 
@@ -127,26 +127,57 @@ def test_labels_come_back_to_where_they_were(number, monkeypatch):
         assert overlap == 0, (left, right)
 
 
-def test_the_mirror_is_undone():
-    card = replace(CARD, strategy={"name": "sliding", "window": 16, "mirror": True})
+DETAILED = replace(
+    CARD,
+    networks={
+        **CARD.networks,
+        "segmenter": {
+            "network": "unet", "features": [2, 4], "stem": 2, "prior_channels": 33, "detail": 3,
+        },
+    },
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("card", [CARD, DETAILED], ids=["coarse", "fine"])
+def test_the_mirror_is_undone(card):
     certain = tensors(card)
-    certain["segmenter.head.weight"] *= 100
+    certain["segmenter.heads.0.weight"] *= 100
     model = load_model(card, certain)
-    rng = np.random.default_rng(0)
-    image = rng.normal(size=(1, 16, 16, 16)).astype(np.float32)
+    image = np.random.default_rng(0).normal(size=(1, 16, 16, 16)).astype(np.float32)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
 
     def run(data: np.ndarray) -> np.ndarray:
         prepared = Prepared(np.ascontiguousarray(data), scan.grid, scan, np.eye(4), True, ())
-        straight = segment(model, prepared)
-        turned = segment(model, prepared, mirrored=True).probabilities.astype(np.float32)
-        assert np.abs(turned - straight.probabilities).max() > 0.3
-        found = with_mirror(model, prepared, straight).probabilities.astype(np.float32)
-        np.testing.assert_allclose(found, (turned + straight.probabilities) / 2, atol=2e-3)
+        window = torch.from_numpy(prepared.image)[None]
+        prior = model.priors["aseg"]
+        straight = _answer(model, Ask(), window, prior)[0].float().numpy()
+        turned = _mirrored(model, Ask(), window, prior)[0].float().numpy()
+        assert np.abs(turned - straight).max() > 0.3
+        found = segment(model, prepared, Ask(mirror=True)).probabilities.astype(np.float32)
+        np.testing.assert_allclose(found, (turned + straight) / 2, atol=2e-2)
         return found
 
     straight, turned = run(image), run(image[:, ::-1])
     np.testing.assert_allclose(turned[:, ::-1][PROTOCOL.mirror], straight, atol=2e-2)
+
+
+def test_the_fine_answer_lies_where_the_coarse_one_lies():
+    given = tensors(DETAILED)
+    given["segmenter.heads.0.weight"] *= 100
+    given["segmenter.details.0.weight"] *= 0
+    model = load_model(DETAILED, given)
+    scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
+    image = np.random.default_rng(0).normal(size=(1, 16, 16, 16)).astype(np.float32)
+    prepared = Prepared(image, scan.grid, scan, np.eye(4), True, ())
+    fine, coarse = (segment(model, prepared, Ask(fine=fine)) for fine in (True, False))
+    assert fine.grid.affine.tolist() == scan.grid.affine.tolist()
+    assert fine.probabilities.shape[1:] == (16, 16, 16)
+    assert coarse.probabilities.shape[1:] == (8, 8, 8)
+    middle = coarse.grid.affine @ [3, 3, 3, 1]
+    np.testing.assert_allclose(middle, fine.grid.affine @ [6.5, 6.5, 6.5, 1], atol=1e-4)
+    centre = fine.probabilities[:, 6:8, 6:8, 6:8].astype(np.float32).mean((1, 2, 3))
+    apart = [np.abs(centre - coarse.probabilities[:, i, i, i]).sum() for i in (3, 0)]
+    assert apart[0] < apart[1]
 
 
 @pytest.mark.parametrize(
@@ -161,8 +192,7 @@ def test_a_frame_that_does_not_settle_is_told(distances, passes, warned, monkeyp
         return Prepared(np.zeros((1, 2, 2, 2)), volume.grid, volume, frame, True, ())
 
     monkeypatch.setattr(app, "prepare", prepare_in)
-    monkeypatch.setattr(app, "segment", lambda *_: "labels")
-    monkeypatch.setattr(app, "with_mirror", lambda *given: given[-1])
+    monkeypatch.setattr(app, "segment", lambda *given: (given[-1].fine, given[-1].mirror))
     monkeypatch.setattr(app, "better_frame", lambda *given: (given[1] + 1, next(answers)))
     job = made_up_job(
         Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w"),
@@ -170,7 +200,7 @@ def test_a_frame_that_does_not_settle_is_told(distances, passes, warned, monkeyp
     )
     model = load_model(CARD, tensors())
     prepared, found = app.label(scan, job, model, np.eye(4))
-    assert found == "labels"
+    assert found == (True, False)
     assert len(asked) == passes
     np.testing.assert_array_equal(prepared.template_from_native, np.eye(4) + passes - 1)
     told = [line for line in prepared.warnings if "still moved by 9.0 mm" in line]

@@ -8,17 +8,22 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from tlseg_bids.errors import DataError, NoInputError, UsageError
+from tlseg_bids.labels.mapping import load_mapping
+from tlseg_bids.labels.protocol import COLUMNS, LabelProtocol, load_protocol
+from tlseg_bids.networks import build
 from tlseg_bids.preprocess.register import affine, robust_affine, similarity
 from tlseg_bids.segment.model import load_model
 from tlseg_bids.train.dataset import IGNORE, default_protocol, load_classes
 from tlseg_bids.train.export import export
 from tlseg_bids.train.loop import train
 from tlseg_bids.train.losses import fold, segmentation_loss, soft_target
-from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe, load_start
+from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
+from tlseg_bids.train.start import adopt, load_start
 from tlseg_bids.train.synth import Mix, Random, Shape, class_means, paint, strip_skull
 from tlseg_bids.zoo.weights import load_weights
 
@@ -65,9 +70,9 @@ def recipe() -> Recipe:
 
 
 def test_a_run_that_was_cut_off_ends_where_an_uncut_one_does(heads, recipe, tmp_path):
-    whole = load_checkpoint(train(recipe, heads, tmp_path / "whole", 1, _quiet))
-    first = load_checkpoint(train(recipe, heads, tmp_path / "cut", 1, _quiet, until=3))
-    again = load_checkpoint(train(recipe, heads, tmp_path / "cut", 1, _quiet))
+    whole = load_checkpoint(train(recipe, heads, tmp_path / "whole", _quiet))
+    first = load_checkpoint(train(recipe, heads, tmp_path / "cut", _quiet, until=3))
+    again = load_checkpoint(train(recipe, heads, tmp_path / "cut", _quiet))
     assert first["step"] == 3
     assert again["step"] == whole["step"] == 6
     assert set(again["data"]) == {"balls/sub-00", "balls/sub-01"}
@@ -78,26 +83,26 @@ def test_a_run_that_was_cut_off_ends_where_an_uncut_one_does(heads, recipe, tmp_
 
 
 def test_the_same_seed_gives_the_same_weights(heads, recipe, tmp_path):
-    runs = [load_checkpoint(train(recipe, heads, tmp_path / n, 1, _quiet)) for n in ("a", "b")]
+    runs = [load_checkpoint(train(recipe, heads, tmp_path / n, _quiet)) for n in ("a", "b")]
     for key, value in runs[0]["network"].items():
         torch.testing.assert_close(value, runs[1]["network"][key])
-    other = load_checkpoint(train(replace(recipe, seed=1), heads, tmp_path / "c", 1, _quiet))
+    other = load_checkpoint(train(replace(recipe, seed=1), heads, tmp_path / "c", _quiet))
     assert not torch.equal(runs[0]["generator"], other["generator"])
 
 
 def test_the_held_out_fold_is_not_seen(heads, recipe, tmp_path):
     folded = replace(recipe, fold=[0, 2], fold_datasets=["balls"], steps=1)
-    saved = load_checkpoint(train(folded, heads, tmp_path, 1, _quiet))
+    saved = load_checkpoint(train(folded, heads, tmp_path, _quiet))
     assert set(saved["data"]) == {"balls/sub-01"}
 
 
 def test_an_exported_model_answers_as_its_checkpoint(heads, recipe, tmp_path):
-    segmenter = train(recipe, heads, tmp_path, 1, _quiet)
+    segmenter = train(recipe, heads, tmp_path, _quiet)
     locating = replace(
         recipe, name="tiny-locator", role="locator",
         network={"network": "unet", "features": [4, 8], "stem": 2},
     )  # fmt: skip
-    locator = train(locating, heads, tmp_path, 1, _quiet)
+    locator = train(locating, heads, tmp_path, _quiet)
     description = {
         "name": "tiny", "version": "0", "status": "experimental", "summary": "balls",
         "domain": {}, "strategy": {"name": "sliding", "window": 16}, "citations": ["none"],
@@ -118,7 +123,7 @@ def test_an_exported_model_answers_as_its_checkpoint(heads, recipe, tmp_path):
     assert np.isnan(model.template[PROTOCOL.channels(abbreviation="CSF")]).all()
 
     further = replace(recipe, name="further", start=str(written.path), steps=1, learning_rate=0.0)
-    again = load_checkpoint(train(further, heads, tmp_path, 1, _quiet))
+    again = load_checkpoint(train(further, heads, tmp_path, _quiet))
     assert again["lineage"][0]["recipe"] == "tiny 0"
     assert again["lineage"][0]["data"] == saved["data"]
     for key, value in saved["average"].items():
@@ -234,7 +239,10 @@ def test_a_recipe_that_is_not_there_or_not_right_says_so(tmp_path):
         load_checkpoint(tmp_path / "gone.pt")
 
 
-RECIPES = ("any-locator", "any-segmenter", "any-locator-2", "any-segmenter-2")
+RECIPES = (
+    "any-locator", "any-segmenter", "any-locator-2", "any-segmenter-2", "any-segmenter-3", "infant",
+    "adult-t1w",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -243,6 +251,95 @@ def test_the_recipes_that_ship_can_be_read(name):
     recipe = load_recipe(folder / f"{name}.toml")
     assert recipe.name == name
     assert isinstance(recipe.shape, Shape)
+
+
+@pytest.fixture
+def fine(recipe) -> Recipe:
+    """The same with a sub-voxel answer and a second head, whose labels are the template's."""
+    network = {**recipe.network, "prior_channels": 143 + 33, "detail": 4}
+    return replace(
+        recipe, name="fine", protocol="braincolor", more_heads=["aseg"], network=network,
+        prior_mm={"braincolor": 8.0}, datasets={"balls": {"weight": 1.0}, "parcels": PARCELS},
+    )  # fmt: skip
+
+
+PARCELS = {"weight": 1.0, "real": 1.0, "protocol": "braincolor", "images": ["T1w"]}
+
+
+@pytest.fixture(scope="module")
+def parcels(heads) -> Path:
+    """A second dataset beside the balls: one scan with BrainCOLOR labels and its image."""
+    mapping = load_mapping("braincolor_to_aseg")
+    back = {target: source for source, target in reversed(mapping.pairs.items())}
+    source = nib.load(heads / "balls" / "sub-00" / "anat" / "sub-00_seg-head_dseg.nii.gz")
+    labels = np.vectorize(lambda i: max(back.get(i, 0), 0))(np.asarray(source.dataobj))
+    folder = heads / "parcels" / "sub-01" / "anat"
+    folder.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(labels.astype(np.int16), source.affine),
+             folder / "sub-01_seg-braincolor_dseg.nii.gz")  # fmt: skip
+    nib.save(nib.Nifti1Image((labels > 0).astype(np.float32) + labels / 200, source.affine),
+             folder / "sub-01_T1w.nii.gz")  # fmt: skip
+    (heads / "parcels" / "dataset_description.json").write_text(
+        json.dumps({"Name": "Parcels", "BIDSVersion": "1.10.0", "License": "CC-BY-NC-3.0"})
+    )
+    return heads
+
+
+def test_two_protocols_learn_on_one_encoder(parcels, recipe, fine, tmp_path):
+    first = train(recipe, parcels, tmp_path, _quiet)
+    child = replace(fine, start=str(first), steps=8)
+    saved = load_checkpoint(train(child, parcels, tmp_path, _quiet))
+    assert set(saved["data"]) == {"balls/sub-00", "balls/sub-01", "parcels/sub-01"}
+    assert saved["priors"]["braincolor"].shape == (143, 12, 12, 12)
+    assert saved["priors"]["aseg"].shape == (33, 24, 24, 24)
+    start = load_checkpoint(first)
+    for key in ("heads.0.weight", "heads.1.weight", "details.0.weight", "details.1.weight"):
+        assert saved["network"][key].shape[0] in (143, 33, 8 * 143, 8 * 33)
+    assert not torch.equal(saved["network"]["heads.1.weight"], start["average"]["heads.0.weight"])
+
+
+def test_a_new_head_starts_from_the_structures_that_its_own_are_part_of(
+    parcels, recipe, fine, tmp_path
+):
+    first = train(recipe, parcels, tmp_path, _quiet)
+    start = load_start(first, "segmenter")
+    network = build(**fine.network, out_channels=fine.head_sizes)
+    adopt(network, fine, start)
+    own = load_protocol("braincolor")
+    row = load_mapping("braincolor_to_aseg").channel_matrix().argmax(0)
+    part = int(own.channels(name="Left hippocampus")[0])
+    given = start["average"]["heads.0.weight"]
+    assert torch.equal(network.heads[0].weight[part], given[row[part]])
+    assert torch.equal(network.heads[1].weight, given)
+    parts = np.flatnonzero(row == row[int(own.channels(name="Left insula")[0])])
+    image = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    body = build(**recipe.network, out_channels=33)
+    body.load_state_dict(start["average"])
+    even = torch.full((1, 33, 8, 8, 8), 1 / 33)
+    prior = torch.cat([torch.full((1, 143, 8, 8, 8), 1 / 143), even], 1)
+    with torch.no_grad():
+        old = body(image, even).softmax(1)[:, row[parts[0]]]
+        new = network(image, prior, head=0, parts=()).softmax(1)
+        same = network(image, prior, head=1, parts=()).softmax(1)
+    torch.testing.assert_close(same, body(image, even).softmax(1), atol=1e-5, rtol=1e-4)
+    assert len(parts) > 40
+    share = new[:, parts]
+    torch.testing.assert_close(share.amax(1), share.amin(1), atol=1e-5, rtol=1e-3)
+    assert torch.corrcoef(torch.stack([share.sum(1).flatten(), old.flatten()]))[0, 1] > 0.95
+
+
+def test_a_start_of_another_body_is_refused(heads, recipe, tmp_path):
+    first = train(recipe, heads, tmp_path, _quiet)
+    wide = replace(recipe, network={**recipe.network, "features": [6, 8]}, start=str(first))
+    with pytest.raises(DataError, match=r"has the shape .* in the start.*network of its start"):
+        train(wide, heads, tmp_path / "wide", _quiet)
+
+
+def test_a_protocol_of_too_many_structures_is_refused():
+    rows = [(n, f"S{n}", f"S{n}", "#000000", "none", n, "other", 0) for n in range(300)]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    with pytest.raises(DataError, match=r"300 structures.*254.*'many'.*merge"):
+        load_classes(LabelProtocol("many", table))
 
 
 def _quiet(*words: object, **how: object) -> None:

@@ -283,7 +283,7 @@ def test_weights_are_loaded(tmp_path):
     card = write_model(tmp_path)
     tensors = load_weights(card)
     assert torch.equal(tensors["template"], torch.zeros(len(load_protocol("aseg")), 3))
-    assert tensors["segmenter.head.weight"].shape == (len(load_protocol("aseg")), 2, 1, 1, 1)
+    assert tensors["segmenter.heads.0.weight"].shape == (len(load_protocol("aseg")), 2, 1, 1, 1)
     assert verify(card) == tmp_path / "small.safetensors"
 
 

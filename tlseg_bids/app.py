@@ -26,7 +26,7 @@ from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.subject import write_subject_report
 from tlseg_bids.resources import peak_memory_gib, restart_peak
 from tlseg_bids.runner import Progress, Steps, exit_code, run_jobs
-from tlseg_bids.segment.model import Model, Models, locate, segment, with_mirror
+from tlseg_bids.segment.model import Ask, Model, Models, locate, segment
 from tlseg_bids.volume import Volume, load_scan
 from tlseg_bids.zoo.registry import load_cards
 
@@ -121,18 +121,19 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
 
 
 def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prepared, Prediction]:
-    """Segment in a frame, and again where the labels show that the frame was off."""
+    """Segment coarsely in a frame, again where that shows that the frame was off, then finely."""
     options = job.card.preprocess
     for _ in range(options["rounds"]):
         prepared = prepare(scan, options, frame, job.scan.skull_stripped)
-        prediction = segment(model, prepared)
+        prediction = segment(model, prepared, Ask(head=len(model.heads) - 1, fine=False))
         frame, distance_mm = better_frame(prediction, frame, model.template)
         if distance_mm < options["settled_mm"]:
             break
     else:
         unsettled = f"the brain's place still moved by {distance_mm:.1f} mm in the last pass"
         prepared = replace(prepared, warnings=(*prepared.warnings, unsettled))
-    return prepared, with_mirror(model, prepared, prediction)
+    mirror = model.card.strategy.get("mirror", False)
+    return prepared, segment(model, prepared, Ask(mirror=mirror))
 
 
 def report(config: Config, subjects: set[str], failed: tuple[Outcome, ...]) -> None:

@@ -15,6 +15,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, required=True, help="folder that holds the datasets")
     p.add_argument("--out", type=Path, default=Path("runs"), help="folder for checkpoints")
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1")
     p.add_argument("--name", help="name of the checkpoint, instead of the recipe's")
     p.add_argument("--start", default=None, help="checkpoint or model card to start from")
     p.add_argument("--steps", type=int, default=None)
@@ -26,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a recipe; returns the exit code."""
     options = parser().parse_args(argv)
+    import torch
+
     from tlseg_bids.errors import TlsegError
     from tlseg_bids.train.loop import train
     from tlseg_bids.train.recipe import load_recipe
@@ -39,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides["fold"] = [int(part) for part in options.fold.split("/")]
     try:
         recipe = load_recipe(options.recipe, overrides)
-        print(train(recipe, options.data, options.out, options.threads))
+        torch.set_num_threads(options.threads)
+        print(train(recipe, options.data, options.out, device=options.device))
     except TlsegError as error:
         print(f"tlseg-train: {error}", file=sys.stderr)
         return error.exit_code

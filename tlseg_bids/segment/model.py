@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +21,45 @@ from tlseg_bids.volume import Grid
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.weights import load_weights
 
+_PLANES = 16
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Networks by role, template and prior of a card.
+    """Networks by role, template and atlases of a card.
 
-    `template` (channels, 3): centroids in template mm, NaN where there is none; `prior`
-    (1, channels, I, J, K) float32: atlas probabilities over the card's box, or None.
+    `heads`: protocols that the segmenter answers in, the primary one first; the last is that of
+    the template and the locator. `template` (channels, 3): centroids in template mm, NaN where
+    there is none; `priors` (1, channels, I, J, K) float32 each: probabilities over the card's box,
+    for the heads that have them, in their order.
     """
 
     card: ModelCard
-    protocol: LabelProtocol
+    heads: tuple[LabelProtocol, ...]
     networks: dict[str, nn.Module]
     template: np.ndarray
-    prior: Tensor | None
+    priors: dict[str, Tensor]
     device: torch.device
     precision: torch.dtype
+
+    @property
+    def protocol(self) -> LabelProtocol:
+        """Of the primary head: what the user gets."""
+        return self.heads[0]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a segmenter is asked for.
+
+    `head` is a number in the model's heads; `fine` wants the finest answer that it has instead of
+    the one at the stem's resolution; `mirror` shows it every window in the mirror, too, and takes
+    the mean.
+    """
+
+    head: int = 0
+    fine: bool = True
+    mirror: bool = False
 
 
 def fast_precision(device: torch.device) -> torch.dtype:
@@ -57,7 +81,7 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
     card : ModelCard
         Names the networks by role.
     tensors : dict of str to Tensor
-        ``<role>.<parameter>``, ``template`` and, where a network takes one, ``prior``.
+        ``<role>.<parameter>``, ``template`` and, where a network takes them, ``prior.<protocol>``.
     device : str
         A torch device.
 
@@ -66,11 +90,12 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
     DataError
         If the tensors do not fit the card's networks.
     """
-    protocol = load_protocol(card.protocol)
+    heads = tuple(load_protocol(name) for name in card.heads)
     place = torch.device(device)
     networks = {}
     for role, arguments in card.networks.items():
-        network = build(**arguments, out_channels=len(protocol))
+        own = heads if role == "segmenter" else heads[-1:]
+        network = build(**arguments, out_channels=[len(protocol) for protocol in own])
         prefix = f"{role}."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
@@ -87,11 +112,14 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
             "the weights hold no template for the locator", card.path or card.name,
             "fetch or export the model again",
         )  # fmt: skip
-    nowhere = torch.full((len(protocol), 3), torch.nan)
-    prior = tensors.get("prior")
+    nowhere = torch.full((len(heads[-1]), 3), torch.nan)
+    priors = {
+        protocol.name: tensors[f"prior.{protocol.name}"][None].float().div(255).to(place)
+        for protocol in heads
+        if f"prior.{protocol.name}" in tensors
+    }
     return Model(
-        card, protocol, networks, tensors.get("template", nowhere).double().numpy(),
-        None if prior is None else prior[None].float().div(255).to(place),
+        card, heads, networks, tensors.get("template", nowhere).double().numpy(), priors,
         place, fast_precision(place),
     )  # fmt: skip
 
@@ -112,13 +140,12 @@ class Models:
             return self._loaded[key]
 
 
-def _probabilities(model: Model, role: str, image: Tensor, prior: Tensor | None) -> Tensor:
+def _logits(model: Model, role: str, image: Tensor, prior: Tensor | None, **ask: Any) -> Tensor:
     with (
         torch.inference_mode(),
         torch.autocast(model.device.type, model.precision, model.precision != torch.float32),
     ):
-        logits = model.networks[role](image.to(model.device), prior)
-    return F.softmax(logits.float(), 1)
+        return model.networks[role](image.to(model.device), prior, **ask)
 
 
 def locate(model: Model) -> Callable[[np.ndarray], np.ndarray]:
@@ -137,14 +164,17 @@ def locate(model: Model) -> Callable[[np.ndarray], np.ndarray]:
 
     def run(image: np.ndarray) -> np.ndarray:
         tensor = torch.from_numpy(np.ascontiguousarray(image, np.float32))[None, None]
-        return _probabilities(model, "locator", tensor, None)[0].cpu().numpy()
+        logits = _logits(model, "locator", tensor, None)
+        return F.softmax(logits.float(), 1)[0].cpu().numpy()
 
     return run
 
 
-def _prior_window(model: Model, corner: tuple[int, ...], side: list[int], shape: list[int]):
-    """The atlas at the output voxels of a window, (1, channels, i, j, k)."""
-    if model.prior is None:
+def _prior_window(
+    model: Model, corner: tuple[int, ...], side: list[int], shape: list[int]
+) -> Tensor | None:
+    """The atlases at the coarse voxels of a window, (1, channels, i, j, k)."""
+    if not model.priors:
         return None
     stem = model.networks["segmenter"].stem
     theta = torch.zeros(1, 3, 4, device=model.device)
@@ -154,51 +184,60 @@ def _prior_window(model: Model, corner: tuple[int, ...], side: list[int], shape:
         theta[0, row, 3] = (2 * corner[axis] + side[axis]) / shape[axis] - 1
     size = (1, 1, *(n // stem for n in side))
     grid = F.affine_grid(theta, size, align_corners=False)
-    return F.grid_sample(model.prior, grid, padding_mode="border", align_corners=False)
+    return torch.cat([
+        F.grid_sample(prior, grid, padding_mode="border", align_corners=False)
+        for prior in model.priors.values()
+    ], 1)  # fmt: skip
 
 
-def _straight(model: Model, image: Tensor, prior: Tensor | None) -> Tensor:
-    return _probabilities(model, "segmenter", image, prior)
+def _answer(model: Model, ask: Ask, image: Tensor, prior: Tensor | None) -> Tensor:
+    """Probabilities of a window, float16 (1, channels, i, j, k), on the CPU."""
+    parts = None if ask.fine else ()
+    logits = _logits(model, "segmenter", image, prior, head=ask.head, parts=parts)
+    out = torch.empty(logits.shape, dtype=torch.float16)
+    for start in range(0, logits.shape[2], _PLANES):
+        some = (slice(None), slice(None), slice(start, start + _PLANES))
+        out[some] = F.softmax(logits[some].float(), 1)
+    return out
 
 
-def _mirrored(model: Model, image: Tensor, prior: Tensor | None) -> Tensor:
+def _mirrored(model: Model, ask: Ask, image: Tensor, prior: Tensor | None) -> Tensor:
     """Probabilities found in the mirror, brought back."""
-    swap = torch.as_tensor(model.protocol.mirror, device=model.device)
-    turned = None if prior is None else prior.flip(2)[:, swap]
-    return _probabilities(model, "segmenter", image.flip(2), turned).flip(2)[:, swap]
+    if prior is not None:
+        every = [p for p in model.heads if p.name in model.priors]
+        starts = np.cumsum([0, *(len(p) for p in every)])
+        swap = np.concatenate([p.mirror + n for p, n in zip(every, starts[:-1], strict=True)])
+        prior = prior.flip(2)[:, torch.as_tensor(swap, device=prior.device)]
+    found = _answer(model, ask, image.flip(2), prior)
+    return found.flip(2)[:, torch.as_tensor(model.heads[ask.head].mirror)]
 
 
-def segment(model: Model, prepared: Prepared, mirrored: bool = False) -> Prediction:
+def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
     """Class probabilities of a prepared image, on the network's output grid.
 
     Parameters
     ----------
-    mirrored : bool
-        Show the network every window in the mirror, and mirror its answer back.
+    prepared : Prepared
+        Its image in the card's channels.
+    ask : Ask
+        Which head answers, how finely, with or without the mirror.
     """
-    strategy = dict(model.card.strategy)
-    walk = STRATEGIES[strategy.pop("name")]
-    strategy.pop("mirror", None)
-    stem = model.networks["segmenter"].stem
+    strategy = {k: v for k, v in model.card.strategy.items() if k not in ("name", "mirror")}
+    walk = STRATEGIES[model.card.strategy["name"]]
+    network = model.networks["segmenter"]
+    factor = network.factor if ask.fine else network.stem
     image = torch.from_numpy(prepared.image)[None]
     shape = list(image.shape[2:])
-    answer = _mirrored if mirrored else _straight
 
     def predict(window: Tensor, corner: tuple[int, int, int]) -> Tensor:
         prior = _prior_window(model, corner, list(window.shape[2:]), shape)
-        return answer(model, window, prior).cpu()
+        found = _answer(model, ask, window, prior)
+        if ask.mirror:
+            found = found.add_(_mirrored(model, ask, window, prior)).div_(2)
+        return found
 
-    probabilities = walk(predict, image, factor=stem, **strategy)
-    coarse = np.diag([stem, stem, stem, 1.0])
-    coarse[:3, 3] = (stem - 1) / 2
-    grid = Grid(tuple(probabilities.shape[1:]), prepared.grid.affine @ coarse)
-    return Prediction(probabilities.half().numpy(), grid)
-
-
-def with_mirror(model: Model, prepared: Prepared, straight: Prediction) -> Prediction:
-    """The mean of an answer and the one from the mirror, where the card asks for it."""
-    if not model.card.strategy.get("mirror", False):
-        return straight
-    other = segment(model, prepared, mirrored=True)
-    both = straight.probabilities + other.probabilities
-    return Prediction(both / np.float16(2), straight.grid)
+    probabilities = walk(predict, image, factor=factor, **strategy)
+    step = np.diag([factor, factor, factor, 1.0])
+    step[:3, 3] = (factor - 1) / 2
+    grid = Grid(tuple(probabilities.shape[1:]), prepared.grid.affine @ step)
+    return Prediction(probabilities.numpy(), grid)

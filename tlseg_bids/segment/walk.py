@@ -41,6 +41,18 @@ def taper(length: int) -> Tensor:
     return (1 - (2 * position - 1).abs()).clamp_min(1e-3)
 
 
+def blend(size: int, window: int, begins: list[int], factor: int) -> list[Tensor]:
+    """Weight of every window along an axis, (window/factor,) each; over all windows they sum to 1.
+
+    `begins` are the windows' first voxels, at the image's resolution.
+    """
+    tent = taper(window // factor)
+    total = torch.zeros(size // factor)
+    for begin in begins:
+        total[begin // factor : (begin + window) // factor] += tent
+    return [tent / total[b // factor : (b + window) // factor] for b in begins]
+
+
 def sliding(
     predict: Predict,
     image: Tensor,
@@ -50,7 +62,7 @@ def sliding(
     factor: int = 1,
     progress: Progress = _silent,
 ) -> Tensor:
-    """Overlapping windows, probabilities averaged with a tent weight.
+    """Overlapping windows, probabilities averaged with a tent weight while they come in.
 
     Parameters
     ----------
@@ -69,24 +81,29 @@ def sliding(
 
     Returns
     -------
-    Tensor, shape (channels, I/factor, J/factor, K/factor), float32
+    Tensor, shape (channels, I/factor, J/factor, K/factor)
+        Of the type that `predict` gives.
     """
     shape = tuple(n // factor for n in image.shape[2:])
     side = [min(window, n) for n in image.shape[2:]]
-    tents = [taper(n // factor).to(image.device) for n in side]
-    weight = tents[0][:, None, None] * tents[1][None, :, None] * tents[2][None, None, :]
-    total, mass = None, image.new_zeros(shape)
-    todo = list(corners(image.shape[2:], window, overlap, factor))
+    begins = [starts(n, w, overlap, factor) for n, w in zip(image.shape[2:], side, strict=True)]
+    tents = [
+        dict(zip(begin, blend(n // factor * factor, w, begin, factor), strict=True))
+        for n, w, begin in zip(image.shape[2:], side, begins, strict=True)
+    ]
+    total = None
+    todo = list(product(*begins))
     for number, corner in enumerate(todo):
         here = tuple(slice(c, c + n) for c, n in zip(corner, side, strict=True))
         there = tuple(slice(s.start // factor, s.stop // factor) for s in here)
-        found = predict(image[(slice(None), slice(None), *here)], corner)[0].float()
+        found = predict(image[(slice(None), slice(None), *here)], corner)[0]
         if total is None:
-            total = image.new_zeros((found.shape[0], *shape))
-        total[(slice(None), *there)] += found * weight
-        mass[there] += weight
+            total = found.new_zeros((found.shape[0], *shape))
+        x, y, z = (tent[c].to(found) for tent, c in zip(tents, corner, strict=True))
+        weight = x[:, None, None] * y[None, :, None] * z[None, None, :]
+        total[(slice(None), *there)].addcmul_(found, weight)
         progress(number + 1, len(todo))
-    return total / mass
+    return total
 
 
 def whole(
@@ -98,6 +115,6 @@ def whole(
     """
     short = [-n % factor for n in image.shape[:1:-1]]
     image = torch.nn.functional.pad(image, [p for n in short for p in (0, n)])
-    found = predict(image, (0, 0, 0))[0].float()
+    found = predict(image, (0, 0, 0))[0]
     progress(1, 1)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tlseg_bids.errors import NoInputError
+from tlseg_bids.errors import DataError, NoInputError
+from tlseg_bids.labels.mapping import load_mapping
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 from tlseg_bids.preprocess.register import affine, centroids, landmark_weights
 
@@ -36,10 +38,22 @@ class Classes:
     contrasts: pd.DataFrame
 
 
+@lru_cache
 def load_classes(protocol: LabelProtocol) -> Classes:
-    """Read `classes.tsv` and `contrasts.tsv`."""
-    table = pd.read_csv(HERE / "classes.tsv", sep="\t")
+    """Classes of the label maps of a protocol.
+
+    Those of the template's protocol are read from `classes.tsv`: they are finer, so that images can
+    be synthesised. Any other protocol is its own list of classes, of free intensity.
+
+    Raises
+    ------
+    DataError
+        If there are more than 254 structures.
+    """
     contrasts = pd.read_csv(HERE / "contrasts.tsv", sep="\t", index_col="tissue")
+    if protocol.name != default_protocol().name:
+        return _own_classes(protocol, contrasts)
+    table = pd.read_csv(HERE / "classes.tsv", sep="\t")
     channel = {int(i): c for c, i in enumerate(protocol.indices)}
     row = {int(i): n for n, i in enumerate(table["index"])}
     return Classes(
@@ -55,13 +69,32 @@ def load_classes(protocol: LabelProtocol) -> Classes:
     )
 
 
+def _own_classes(protocol: LabelProtocol, contrasts: pd.DataFrame) -> Classes:
+    """One class a structure."""
+    count = len(protocol)
+    if count >= IGNORE:
+        raise DataError(
+            f"{count} structures are more than the {IGNORE - 1} that training can tell apart",
+            f"label protocol '{protocol.name}'", "merge some",
+        )  # fmt: skip
+    return Classes(
+        index=protocol.indices.astype(int),
+        target=np.arange(count),
+        mirror=protocol.mirror,
+        tissue=np.full(count, -1),
+        extra=np.zeros(count, bool),
+        kind=protocol.table["group"].to_numpy(str),
+        contrasts=contrasts,
+    )
+
+
 @dataclass(eq=False)
 class Sample:
     """One labelled scan.
 
     `classes` uint8 (I, J, K) class numbers, `IGNORE` where nothing is known; `images` float32
     (I, J, K) each, on the same voxels; `template_from_voxel` (4, 4); `group` (channels,): the
-    merged channel that each protocol channel belongs to in this scan's (partial) labels.
+    merged channel that each channel of `protocol` belongs to in this scan's (partial) labels.
     """
 
     name: str
@@ -71,6 +104,7 @@ class Sample:
     world_from_voxel: np.ndarray
     group: np.ndarray
     sha256: str
+    protocol: LabelProtocol
     template_from_voxel: np.ndarray = field(default_factory=lambda: np.eye(4))
 
 
@@ -85,7 +119,7 @@ def _crop(classes: np.ndarray, margin: int) -> tuple[slice, ...]:
     )
 
 
-def load_dataset(root: Path, name: str, protocol: LabelProtocol, rules: dict) -> list[Sample]:
+def load_dataset(root: Path, name: str, rules: dict) -> list[Sample]:
     """Every labelled scan of a BIDS dataset.
 
     Parameters
@@ -93,7 +127,8 @@ def load_dataset(root: Path, name: str, protocol: LabelProtocol, rules: dict) ->
     root : Path
         The dataset.
     rules : dict
-        From the recipe: ``labels`` (folder of the derivative), ``merge`` (pairs of protocol
+        From the recipe: ``protocol`` (of the labels; the template's if not given), ``labels``
+        (folder of the derivative), ``merge`` (pairs of protocol
         labels that this dataset does not tell apart, [absent, merged into]), ``ignore`` (labels
         of which nothing is known), ``fill`` (protocol label of unlabelled voxels inside the
         image), ``images`` (suffixes).
@@ -103,6 +138,7 @@ def load_dataset(root: Path, name: str, protocol: LabelProtocol, rules: dict) ->
     NoInputError
         If there is no label map.
     """
+    protocol = load_protocol(rules["protocol"]) if "protocol" in rules else default_protocol()
     classes = load_classes(protocol)
     folder = root / rules.get("labels", ".")
     files = sorted(folder.glob("sub-*/**/*_dseg.nii.gz"))
@@ -140,27 +176,39 @@ def load_dataset(root: Path, name: str, protocol: LabelProtocol, rules: dict) ->
         samples.append(Sample(
             subject, name, torch.from_numpy(numbers[box].copy()),
             {k: torch.from_numpy(v[box].copy()) for k, v in images.items()},
-            image.affine @ shift, group, digest.hexdigest(),
+            image.affine @ shift, group, digest.hexdigest(), protocol,
         ))  # fmt: skip
     return samples
 
 
-def sample_centroids(sample: Sample, classes: Classes, channels: int) -> tuple:
-    """Centroids (channels, 3) in mm and masses (channels,) of a sample's protocol channels."""
-    numbers = sample.classes.numpy()
-    target = np.append(classes.target, np.zeros(256 - len(classes.target), int))
-    folded = sample.group[target[numbers]]
-    folded[numbers == IGNORE] = 0
-    points = np.full((channels, 3), np.nan)
-    mass = np.zeros(channels)
-    for channel in np.unique(folded):
-        points[channel], mass[channel] = (
+def sample_centroids(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Centroids (channels, 3) in mm and masses (channels,) of the template's channels.
+
+    Labels of another protocol are folded by its mapping to the template's.
+    """
+    target = default_protocol()
+    own = load_classes(sample.protocol)
+    channel = np.append(own.target, np.zeros(256 - len(own.target), int))
+    folded = sample.group[channel[sample.classes.numpy()]]
+    folded[sample.classes.numpy() == IGNORE] = 0
+    if sample.protocol.name != target.name:
+        folded = template_channels(sample.protocol)[folded]
+    points = np.full((len(target), 3), np.nan)
+    mass = np.zeros(len(target))
+    for number in np.unique(folded):
+        points[number], mass[number] = (
             value[0]
             for value in centroids(
-                (folded == channel)[None].astype(np.uint8), sample.world_from_voxel
+                (folded == number)[None].astype(np.uint8), sample.world_from_voxel
             )
         )
     return points, mass
+
+
+def template_channels(protocol: LabelProtocol) -> np.ndarray:
+    """Channel of the template's protocol for each channel of another, (channels,); 0 if none."""
+    mapping = load_mapping(f"{protocol.name}_to_{default_protocol().name}")
+    return mapping.channel_matrix().argmax(0)
 
 
 def build_template(samples: list[Sample], protocol: LabelProtocol, rounds: int = 5) -> np.ndarray:
@@ -169,8 +217,7 @@ def build_template(samples: list[Sample], protocol: LabelProtocol, rounds: int =
     Source: Gower 1975, doi:10.1007/BF02291478. The mean keeps the average size of the samples;
     x = 0 is the mid-sagittal plane and the origin the mean of all landmarks.
     """
-    classes = load_classes(protocol)
-    found = [sample_centroids(s, classes, len(protocol)) for s in samples]
+    found = [sample_centroids(s) for s in samples]
     points = np.stack([p for p, _ in found])
     weights = landmark_weights(np.stack([m for _, m in found]))
     weights[:, 0] = 0
@@ -192,12 +239,13 @@ def build_template(samples: list[Sample], protocol: LabelProtocol, rounds: int =
     return mean - [0, *np.nanmean(mean, 0)[1:]]
 
 
-def align(samples: list[Sample], template: np.ndarray, protocol: LabelProtocol) -> None:
+def align(samples: list[Sample], template: np.ndarray) -> None:
     """Set `template_from_voxel` of every sample from its centroids."""
-    classes = load_classes(protocol)
     for sample in samples:
-        points, mass = sample_centroids(sample, classes, len(protocol))
-        use = usable_landmarks(sample.group, mass, template)
+        points, mass = sample_centroids(sample)
+        own = sample.protocol.name == default_protocol().name
+        group = sample.group if own else np.arange(len(mass))
+        use = usable_landmarks(group, mass, template)
         matrix = affine(points[use], template[use], landmark_weights(mass)[use])
         sample.template_from_voxel = matrix @ sample.world_from_voxel
 
@@ -209,5 +257,5 @@ def usable_landmarks(group: np.ndarray, mass: np.ndarray, template: np.ndarray) 
 
 
 def default_protocol() -> LabelProtocol:
-    """The protocol of the default model."""
+    """The protocol of the template: of its centroids, and of what the locator finds."""
     return load_protocol("aseg")

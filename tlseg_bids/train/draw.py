@@ -8,26 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tlseg_bids.train.dataset import Classes, Sample, default_protocol, load_classes
+from tlseg_bids.train.dataset import Sample, load_classes
 from tlseg_bids.train.losses import soft_target
 from tlseg_bids.train.recipe import Recipe
 from tlseg_bids.train.synth import Random, deformed_positions, example, read_classes
 
-PRIOR_SPACING_MM = 4.0
 
+def atlas(samples: list[Sample], box_mm: list[list[float]], spacing_mm: float) -> Tensor:
+    """Mean labels of aligned samples of one protocol and their mirror images.
 
-def atlas(
-    samples: list[Sample], classes: Classes, channels: int, box_mm: list[list[float]]
-) -> Tensor:
-    """Mean labels of aligned samples and their mirror images: (channels, I, J, K) at 4 mm.
-
-    Voxel (0, 0, 0) is centred half a voxel inside the box's low corner.
+    Returns
+    -------
+    Tensor, shape (channels, I, J, K), float32
+        At `spacing_mm`; voxel (0, 0, 0) is centred half a voxel inside the box's low corner.
     """
-    protocol = default_protocol()
-    low = np.array([b[0] for b in box_mm]) + PRIOR_SPACING_MM / 2 - 1.0
-    size = [round((b[1] - b[0]) / PRIOR_SPACING_MM) for b in box_mm]
+    protocol = samples[0].protocol
+    classes, channels = load_classes(protocol), len(protocol)
+    low = np.array([b[0] for b in box_mm]) + spacing_mm / 4
+    size = [round((b[1] - b[0]) / spacing_mm) for b in box_mm]
     axes = [
-        torch.arange(2 * n, dtype=torch.float32) * PRIOR_SPACING_MM / 2 + float(start)
+        torch.arange(2 * n, dtype=torch.float32) * spacing_mm / 2 + float(start)
         for n, start in zip(size, low, strict=True)
     ]
     positions = torch.stack(torch.meshgrid(*axes, indexing="ij"))
@@ -46,8 +46,8 @@ def atlas(
 def prior_patch(
     prior: Tensor, box_mm: list[list[float]], corner_mm: np.ndarray, size: int, spacing_mm: float
 ) -> Tensor:
-    """The 4 mm atlas read at the voxel centres of a patch: (1, channels, size, size, size)."""
-    theta = torch.zeros(1, 3, 4)
+    """An atlas read at the voxel centres of a patch: (1, channels, size, size, size)."""
+    theta = torch.zeros(1, 3, 4, device=prior.device)
     for axis in range(3):
         low, high = box_mm[axis]
         middle = corner_mm[axis] + (size - 1) / 2 * spacing_mm
@@ -59,8 +59,9 @@ def prior_patch(
     )
 
 
-def mirror_sample(sample: Sample, classes: Classes, mirror: np.ndarray) -> Sample:
+def mirror_sample(sample: Sample) -> Sample:
     """The same head seen in a mirror: template x negated, left and right labels exchanged."""
+    classes, mirror = load_classes(sample.protocol), sample.protocol.mirror
     lut = torch.arange(256, dtype=torch.uint8)
     lut[: len(classes.mirror)] = torch.as_tensor(classes.mirror.astype(np.uint8))
     flip = np.diag([-1.0, 1, 1, 1])
@@ -75,9 +76,9 @@ def mirror_sample(sample: Sample, classes: Classes, mirror: np.ndarray) -> Sampl
 class Example:
     """What one step learns from.
 
-    `image` (1, 1, n, n, n); `target` (1, channels, m, m, m) shares of the merged channels and
-    `known` (1, m, m, m) at the network's output resolution; `group` (channels,) merges channels;
-    `prior` (1, channels, m, m, m) or None.
+    `image` (1, 1, n, n, n); `target` (1, channels, i, m, m) shares of the merged channels and
+    `known` (1, i, m, m), where the network answers; `group` (channels,) merges channels; `prior`
+    (1, prior channels, m, m, m) or None; `head` and `parts`: what the network is asked for.
     """
 
     image: Tensor
@@ -85,6 +86,8 @@ class Example:
     known: Tensor
     group: Tensor
     prior: Tensor | None
+    head: int = 0
+    parts: tuple[tuple[int, ...], ...] = ()
 
 
 class Draw:
@@ -94,24 +97,23 @@ class Draw:
     ----------
     samples : dict of str to list of Sample
         Aligned with the template; each is used as it is and in the mirror.
-    prior : Tensor or None
-        The atlas, for a network that takes one.
-    stem : int
-        How much coarser the network's answer is than its input.
+    priors : list of Tensor
+        Atlases, for a network that takes them: those of the last heads, in the heads' order.
+    network : Module
+        Says how coarse its answers are.
     """
 
     def __init__(
-        self, recipe: Recipe, samples: dict[str, list[Sample]], prior: Tensor | None, stem: int
-    ) -> None:
-        protocol = default_protocol()
-        self.recipe, self.prior, self.stem = recipe, prior, stem
-        self.classes, self.channels = load_classes(protocol), len(protocol)
+        self, recipe: Recipe, samples: dict[str, list[Sample]], priors: list[Tensor],
+        network: torch.nn.Module,
+    ) -> None:  # fmt: skip
+        self.recipe, self.priors = recipe, priors
+        self.stem, self.fine = network.stem, not network.coarse_only
         self.names = list(samples)
         weights = np.array([recipe.datasets[n].get("weight", 1.0) for n in self.names])
         self.edges = np.cumsum(weights / weights.sum())
         self.samples = {
-            n: [t for s in found for t in (s, mirror_sample(s, self.classes, protocol.mirror))]
-            for n, found in samples.items()
+            n: [t for s in found for t in (s, mirror_sample(s))] for n, found in samples.items()
         }
 
     def __call__(self, rng: Random) -> Example:
@@ -120,14 +122,32 @@ class Draw:
         name = self.names[int(np.searchsorted(self.edges, rng.one() * 0.999999))]
         pool = self.samples[name]
         sample = pool[rng.below(len(pool))]
+        classes = load_classes(sample.protocol)
         corner = self._corner(rng)
         positions = deformed_positions(rng, recipe.shape, corner, recipe.patch, recipe.spacing_mm)
         mix = replace(recipe.mix, real=recipe.datasets[name].get("real", 0.0))
-        image, channels = example(rng, sample, self.classes, positions, recipe.spacing_mm, mix)
-        target, known = soft_target(channels, self.channels, self.stem)
+        image, channels = example(rng, sample, classes, positions, recipe.spacing_mm, mix)
+        parts = self._parts(rng)
+        target, known = self._target(channels, len(sample.protocol), parts)
+        group = torch.as_tensor(sample.group, device=image.device)
+        head = recipe.heads.index(sample.protocol.name)
         return Example(
-            image[None, None], target, known, torch.as_tensor(sample.group), self._prior(corner)
-        )
+            image[None, None], target, known, group, self._prior(corner), head, parts
+        )  # fmt: skip
+
+    def _parts(self, rng: Random) -> tuple[tuple[int, ...], ...]:
+        """Sub-voxels that are asked for; none means the coarse answer."""
+        if not self.fine or rng.one() < self.recipe.coarse:
+            return ()
+        order = [rng.below(8) for _ in range(self.recipe.parts)]
+        return tuple(tuple(int(bit) for bit in f"{number:03b}") for number in sorted(set(order)))
+
+    def _target(self, channels: Tensor, count: int, parts: tuple) -> tuple[Tensor, Tensor]:
+        """Shares of the channels where the network answers, and the share that is known."""
+        if not parts:
+            return soft_target(channels, count, self.stem)
+        chosen = torch.cat([channels[i::2, j::2, k::2] for i, j, k in parts])
+        return soft_target(chosen, count, 1)
 
     def _corner(self, rng: Random) -> np.ndarray:
         """Centre of a patch's first voxel, in template mm."""
@@ -141,10 +161,11 @@ class Draw:
         return corner + recipe.spacing_mm / 2
 
     def _prior(self, corner: np.ndarray) -> Tensor | None:
-        if self.prior is None:
+        if not self.priors:
             return None
         recipe, stem = self.recipe, self.stem
         first = corner + (stem - 1) / 2 * recipe.spacing_mm
-        return prior_patch(
-            self.prior, recipe.box_mm, first, recipe.patch // stem, recipe.spacing_mm * stem
+        size, spacing_mm = recipe.patch // stem, recipe.spacing_mm * stem
+        return torch.cat(
+            [prior_patch(p, recipe.box_mm, first, size, spacing_mm) for p in self.priors], 1
         )

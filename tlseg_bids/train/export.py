@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from tlseg_bids.errors import TlsegError
-from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.train.dataset import default_protocol
 from tlseg_bids.train.recipe import Recipe, load_checkpoint
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
 from tlseg_bids.zoo.card_file import write_card
@@ -84,9 +84,10 @@ def export(
     last = saved["segmenter"]
     template = torch.as_tensor(last["template"]).float()
     # the fluid around the brain is no landmark: a skull-stripped scan has lost it
-    template[load_protocol(last["recipe"]["protocol"]).channels(abbreviation="CSF")] = torch.nan
+    template[default_protocol().channels(abbreviation="CSF")] = torch.nan
     tensors["template"] = template
-    tensors["prior"] = (last["prior"] * 255).round().to(torch.uint8)
+    for protocol, prior in last["priors"].items():
+        tensors[f"prior.{protocol}"] = (prior * 255).round().to(torch.uint8)
     name = description["name"]
     file = out / f"{name}.safetensors"
     out.mkdir(parents=True, exist_ok=True)
@@ -106,6 +107,7 @@ def export(
             k: tuple(v) if isinstance(v, list) else v for k, v in description["domain"].items()
         }),
         protocol=segmenter.protocol,
+        heads=segmenter.heads,
         networks={role: dict(saved[role]["recipe"]["network"]) for role in ROLES},
         strategy=description["strategy"],
         preprocess={

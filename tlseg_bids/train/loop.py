@@ -9,9 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tlseg_bids.networks import build
 from tlseg_bids.train.dataset import (
@@ -19,24 +18,24 @@ from tlseg_bids.train.dataset import (
     align,
     build_template,
     default_protocol,
-    load_classes,
     load_dataset,
 )
 from tlseg_bids.train.draw import Draw, Example, atlas
 from tlseg_bids.train.losses import segmentation_loss
-from tlseg_bids.train.recipe import Recipe, code_version, load_checkpoint, load_start
+from tlseg_bids.train.recipe import Recipe, code_version, load_checkpoint
+from tlseg_bids.train.start import adopt, load_start
 from tlseg_bids.train.synth import Random
 
 REPORT_EVERY = 50
 LARGEST_GRADIENT = 5.0
+PRIOR_SPACING_MM = 4.0
 
 
 def load_samples(recipe: Recipe, root: Path) -> dict[str, list[Sample]]:
     """The recipe's datasets under `root`, without the subjects of the held-out fold."""
-    protocol = default_protocol()
     samples = {}
     for name, rules in recipe.datasets.items():
-        found = load_dataset(root / name, name, protocol, rules)
+        found = load_dataset(root / name, name, rules)
         if recipe.fold and name in recipe.fold_datasets:
             k, n = recipe.fold
             found = [s for i, s in enumerate(found) if i % n != k]
@@ -53,17 +52,20 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def new_state(recipe: Recipe, samples: dict[str, list[Sample]], start: dict | None) -> dict:
-    """Template and prior: taken from `start`, else made from the first dataset."""
-    protocol = default_protocol()
-    classes = load_classes(protocol)
-    if start is not None:
-        state = {k: start[k] for k in ("template", "prior") if k in start}
-    else:
-        state = {"template": build_template(next(iter(samples.values())), protocol)}
+    """Template and atlases: taken from `start`, else made from the first dataset that has them."""
+    first = next(iter(samples.values()))
+    template = start["template"] if start else build_template(first, default_protocol())
+    state = {"template": template, "priors": {}}
     for found in samples.values():
-        align(found, state["template"], protocol)
-    if recipe.role == "segmenter" and "prior" not in state:
-        state["prior"] = atlas(next(iter(samples.values())), classes, len(protocol), recipe.box_mm)
+        align(found, template)
+    known = start["priors"] if start else {}
+    for name in recipe.prior_heads:
+        of_protocol = [s for found in samples.values() for s in found if s.protocol.name == name]
+        alike = [s for s in of_protocol if s.dataset == of_protocol[0].dataset]
+        spacing_mm = recipe.prior_mm.get(name, PRIOR_SPACING_MM)
+        state["priors"][name] = (
+            known[name] if name in known else atlas(alike, recipe.box_mm, spacing_mm)
+        )
     return state
 
 
@@ -83,22 +85,21 @@ def lineage(start: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def train(
-    recipe: Recipe, root: Path, out: Path, threads: int = 2, log: Callable = print,
-    until: int | None = None,
+    recipe: Recipe, root: Path, out: Path, log: Callable = print, until: int | None = None,
+    device: str = "cpu",
 ) -> Path:  # fmt: skip
     """Run a recipe, or its first `until` steps; returns the checkpoint `OUT/<name>.pt`.
 
     A checkpoint that is there already is resumed: weights, moments, averages and the generator's
     state, so that a run that was cut off ends where an uncut one would.
     """
-    torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{recipe.name}.pt"
-    run = Training(recipe, root, load_checkpoint(path) if path.exists() else None)
+    run = Training(recipe, root, load_checkpoint(path) if path.exists() else None, device)
     last = recipe.steps if until is None else min(until, recipe.steps)
     while run.step < last:
-        run.learn(run.draw(run.rng))
+        run.learn([run.draw(run.rng) for _ in range(recipe.accumulate)])
         if run.step % REPORT_EVERY == 0:
             log(run.report(), flush=True)
         if run.step % recipe.checkpoint_every == 0 or run.step == last:
@@ -115,9 +116,14 @@ class Training:
     ----------
     saved : dict or None
         A checkpoint of the same recipe, to go on from.
+    device : str
+        A torch device; examples are made on it, too.
     """
 
-    def __init__(self, recipe: Recipe, root: Path, saved: dict[str, Any] | None) -> None:
+    def __init__(
+        self, recipe: Recipe, root: Path, saved: dict[str, Any] | None, device: str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
         start = load_start(Path(recipe.start), recipe.role) if recipe.start else None
         samples = load_samples(recipe, root)
         self.recipe, self.code, self.lineage = recipe, code_version(), lineage(start)
@@ -125,22 +131,23 @@ class Training:
         self.fixed = new_state(recipe, samples, saved or start)
         self.network, self.average = self._network(), self._network()
         if start:
-            self.network.load_state_dict(start["average"])
+            adopt(self.network, recipe, start)
         self.average.load_state_dict(self.network.state_dict())
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        self.rng = Random(recipe.seed)
+        self.rng = Random(recipe.seed, device)
         self.step, self.seconds, self.curve = 0, 0.0, []
         if saved:
             self._resume(saved)
-        prior = self.fixed.get("prior") if self.network.prior_channels else None
-        self.draw = Draw(recipe, samples, prior, self.network.stem)
-        self.losses: list[tuple[float, float]] = []
+        priors = [prior.to(self.device) for prior in self.fixed["priors"].values()]
+        self.draw = Draw(recipe, samples, priors, self.network)
+        self.losses: list[tuple[Tensor, Tensor]] = []
         self.clock = time.monotonic()
 
     def _network(self) -> nn.Module:
-        return build(**self.recipe.network, out_channels=len(default_protocol()))
+        network = build(**self.recipe.network, out_channels=self.recipe.head_sizes)
+        return network.to(self.device)
 
     def _resume(self, saved: dict[str, Any]) -> None:
         for name in ("network", "average", "optimiser"):
@@ -148,17 +155,19 @@ class Training:
         self.rng.generator.set_state(saved["generator"])
         self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
 
-    def learn(self, example: Example) -> None:
+    def learn(self, examples: list[Example]) -> None:
         """One step: forward in bfloat16, backward, update, average."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = self.network(example.image, example.prior)
-        loss, dice = segmentation_loss(
-            logits, example.target, example.known, example.group, self.recipe.dice_weight
-        )
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        for one in examples:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                logits = self.network(one.image, one.prior, one.head, one.parts)
+            loss, dice = segmentation_loss(
+                logits, one.target, one.known, one.group, self.recipe.dice_weight
+            )
+            (loss / len(examples)).backward()
+            self.losses.append((loss.detach(), dice))
         nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
         self.optimiser.step()
         self.step += 1
@@ -167,13 +176,12 @@ class Training:
             torch._foreach_lerp_(
                 list(self.average.parameters()), list(self.network.parameters()), share
             )
-        self.losses.append((float(loss.detach()), float(dice)))
 
     def report(self) -> str:
         """Add a point to the curve and say it."""
         now = time.monotonic()
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        loss, dice = (float(value) for value in np.mean(self.losses, axis=0))
+        loss, dice = torch.tensor(self.losses).mean(0).tolist()
         self.losses = []
         self.curve.append((self.step, self.seconds, loss, dice))
         return (

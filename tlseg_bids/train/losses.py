@@ -15,8 +15,8 @@ def soft_target(channels: Tensor, count: int, factor: int) -> tuple[Tensor, Tens
     Channels uint8 (I, J, K) to (1, count, I/f, J/f, K/f) and (1, I/f, J/f, K/f).
     """
     size = [n // factor for n in channels.shape]
-    total = torch.zeros(count + 1, *size)
-    one = torch.full((1, *size), 1 / factor**3)
+    total = torch.zeros(count + 1, *size, device=channels.device)
+    one = torch.full((1, *size), 1 / factor**3, device=channels.device)
     known = torch.where(channels == IGNORE, count, channels.long())
     for i in range(factor):
         for j in range(factor):
@@ -27,7 +27,7 @@ def soft_target(channels: Tensor, count: int, factor: int) -> tuple[Tensor, Tens
 
 def fold(probabilities: Tensor, group: Tensor) -> Tensor:
     """Merge the channels (dimension 1) that a partial protocol does not tell apart."""
-    if bool((group == torch.arange(len(group))).all()):
+    if bool((group == torch.arange(len(group), device=group.device)).all()):
         return probabilities
     return torch.zeros_like(probabilities).index_add(1, group, probabilities)
 
@@ -49,6 +49,6 @@ def segmentation_loss(
     size = (p * p + t * t).sum((0, 2, 3, 4))
     present = t.sum((0, 2, 3, 4)) > 4
     if not bool(present.any()):
-        return entropy, torch.zeros(())
+        return entropy, entropy.new_zeros(())
     dice = ((overlap + 1) / (size + 1))[present].mean()
     return entropy + dice_weight * (1 - dice), dice.detach()

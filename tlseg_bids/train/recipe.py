@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from tlseg_bids import __version__
-from tlseg_bids.errors import DataError, NoInputError, UsageError
+from tlseg_bids.errors import NoInputError, UsageError
+from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.synth import Mix, Shape
-from tlseg_bids.zoo.card_file import read_card
-from tlseg_bids.zoo.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,16 @@ class Recipe:
         Role is ``locator`` or ``segmenter``.
     protocol : str
         Label protocol of the output.
+    more_heads : list of str
+        Protocols of further heads on the same encoder. The last head is the template's: it says
+        where the brain lies.
     network : dict
         Name and arguments for `tlseg_bids.networks.build`; `out_channels` is added.
+    prior_mm : dict of str to float
+        Voxel size of the atlas of each protocol that has one; 4 mm if not named.
+    parts, coarse
+        For a sub-voxel answer: how many of the 8 sub-voxels a step learns from, and the share of
+        steps that learn from the coarse answer.
     patch : int
         Voxels along each side of a training patch.
     spacing_mm : float
@@ -44,8 +51,8 @@ class Recipe:
         Subjects left out, ``dataset/sub-X`` (cross-validation).
     fold : [k, n] or empty
         Leave out every n-th subject, starting from k, of the datasets named in `fold_datasets`.
-    steps, learning_rate, warmup, ema, accumulate, seed
-        The optimisation: AdamW, linear warm-up, cosine to zero.
+    steps, learning_rate, weight_decay, warmup, ema, accumulate, seed
+        The optimisation: AdamW, linear warm-up, cosine to 1 %; `accumulate` examples a step.
     start : str
         Checkpoint, or card of a model, whose weights the run starts from.
     """
@@ -72,6 +79,31 @@ class Recipe:
     start: str = ""
     dice_weight: float = 1.0
     checkpoint_every: int = 250
+    more_heads: list[str] = field(default_factory=list)
+    prior_mm: dict[str, float] = field(default_factory=dict)
+    parts: int = 1
+    coarse: float = 0.15
+    accumulate: int = 1
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Protocols of all heads, the primary one first."""
+        return (self.protocol, *self.more_heads)
+
+    @property
+    def head_sizes(self) -> tuple[int, ...]:
+        """Channels of all heads."""
+        return tuple(len(load_protocol(name)) for name in self.heads)
+
+    @property
+    def prior_heads(self) -> tuple[str, ...]:
+        """Protocols of the heads that are handed an atlas: the last ones."""
+        left, found = self.network.get("prior_channels", 0), []
+        for name, size in zip(self.heads[::-1], self.head_sizes[::-1], strict=True):
+            if size <= left:
+                found.append(name)
+            left -= size
+        return tuple(found[::-1])
 
 
 def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
@@ -133,46 +165,3 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     recipe["shape"], recipe["mix"] = Shape(**recipe["shape"]), Mix(**recipe["mix"])
     saved["template"] = saved["template"].numpy()
     return saved
-
-
-def load_start(path: Path, role: str) -> dict[str, Any]:
-    """What a run starts from: a checkpoint, or the card (TOML) of an exported model.
-
-    Parameters
-    ----------
-    role : str
-        Which of the model's networks: ``locator`` or ``segmenter``.
-
-    Raises
-    ------
-    NoInputError, DataError
-        As `load_checkpoint`, `read_card` and `load_weights`; also if the card has no such network.
-    """
-    if path.suffix != ".toml":
-        return load_checkpoint(path)
-    card = read_card(path)
-    if role not in card.networks:
-        known = ", ".join(card.networks)
-        raise DataError(f"the model has no network '{role}'", path, f"it has {known}")
-    tensors, prefix = load_weights(card), f"{role}."
-    history = card.training[role]
-    start = {
-        "average": {
-            key.removeprefix(prefix): value.float()
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        },
-        "template": tensors["template"].double().numpy(),
-        "recipe": {"name": f"{card.name} {card.version}", "seed": history["seed"]},
-        "step": history["steps"],
-        "seconds": history["seconds"],
-        "data": {
-            f"{row['dataset']}/{subject}": sha256
-            for row in card.training["data"]
-            for subject, sha256 in row["subjects"].items()
-        },
-        "lineage": [],
-    }
-    if "prior" in tensors:
-        start["prior"] = tensors["prior"].float() / 255
-    return start

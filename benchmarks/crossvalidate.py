@@ -4,7 +4,7 @@ Usage: ``python benchmarks/crossvalidate.py DATA WORK DATASET LABELS MAPPING
 LOCATOR_0.pt SEGMENTER_0.pt [LOCATOR_1.pt SEGMENTER_1.pt …]``
 
 DATA is the folder of the datasets, DATASET the one that is scored, LABELS its derivative with the
-reference, MAPPING the name of the mapping between the protocols. Each pair of checkpoints is
+reference, MAPPING the name of the mapping between the protocols, or ``none``. Each pair of checkpoints is
 exported as a model of its own and the program labels the subjects that its segmenter and its
 locator were not trained on. Prints the mean Dice per suffix (± standard deviation over scans and
 over folds) and writes WORK/dice.tsv.
@@ -61,7 +61,8 @@ def main(words: list[str]) -> int:
         out = label(data, work, dataset, fold, pair)
         scores = work / f"dice-{fold}.tsv"
         reference = str(data / dataset / labels)
-        asked = [str(out), reference, "--mapping", mapping, "--no-distances", "-o", str(scores)]
+        asked = [str(out), reference, "--no-distances", "-o", str(scores)]
+        asked += [] if mapping == "none" else ["--mapping", mapping]
         if evaluate(asked):
             return 1
         tables.append(pd.read_csv(scores, sep="\t").assign(fold=fold))

@@ -18,7 +18,6 @@ from tlseg_bids.volume import Grid
 
 _CERTAIN = 1 - 1 / 512
 _POINTS_PER_SLAB = 2**17
-_FLOAT32_BYTES = 768 * 2**20
 
 
 class ProbabilityField:
@@ -104,9 +103,8 @@ class ProbabilityField:
 
     def _rows(self, field: torch.Tensor) -> torch.Tensor:
         """Channels side by side, one row per model voxel; the far faces are repeated once."""
-        bytes_ = 4 * self.channels * int(np.prod([n + 1 for n in field.shape[1:]]))
-        kind = torch.float32 if bytes_ <= _FLOAT32_BYTES else torch.float16
-        table = torch.empty((*(n + 1 for n in field.shape[1:]), self.channels), dtype=kind)
+        size = (*(n + 1 for n in field.shape[1:]), self.channels)
+        table = torch.empty(size, dtype=field.dtype)
         table[:-1, :-1, :-1] = field.permute(1, 2, 3, 0)
         table[-1] = table[-2]
         table[:, -1] = table[:, -2]

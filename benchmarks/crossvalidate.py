@@ -4,10 +4,10 @@ Usage: ``python benchmarks/crossvalidate.py DATA WORK DATASET LABELS MAPPING
 LOCATOR_0.pt SEGMENTER_0.pt [LOCATOR_1.pt SEGMENTER_1.pt …]``
 
 DATA is the folder of the datasets, DATASET the one that is scored, LABELS its derivative with the
-reference, MAPPING the name of the mapping between the protocols, or ``none``. Each pair of checkpoints is
-exported as a model of its own and the program labels the subjects that its segmenter and its
-locator were not trained on. Prints the mean Dice per suffix (± standard deviation over scans and
-over folds) and writes WORK/dice.tsv.
+reference, MAPPING the name of the mapping between the protocols, or ``none``. Each pair of
+checkpoints is exported as a model of its own and the program labels the subjects that its
+segmenter and its locator were not trained on. Prints the mean Dice per suffix (± standard
+deviation over scans and over folds) and writes WORK/dice.tsv.
 """
 
 from __future__ import annotations

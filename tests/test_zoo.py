@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import pickle
 import threading
@@ -504,8 +505,37 @@ def test_list_shows_every_model(models, capsys):
     assert lines[0].split()[:3] == ["name", "version", "status"]
     row = next(line for line in lines if line.startswith("alpha"))
     assert "T1w, 0–2 y, skull-stripped, without contrast agent" in row
-    assert row.endswith("here")
+    assert row.split()[-2:] == ["here", "nothing"]
     assert any("CC-BY-NC-4.0" in line for line in lines)
+
+
+def test_list_shows_a_line_for_each_row_of_evidence(tmp_path, capsys):
+    rows = (evidence(suffixes=["T1w"], structures="all"), evidence(dataset="infant", mean=0.7))
+    write_model(
+        tmp_path, "gamma", domain=Domain(("T1w", "T2w"), None, None, False, (0.5, 2)),
+        evidence=rows, heads=("aseg", "braincolor"), channels=("T1w", "T2w"),
+    )  # fmt: skip
+    assert command.main(["list", "--models", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("gamma"))
+    assert "T1w+T2w, whole head, 0.5–2 mm" in lines[at]
+    assert "aseg+braincolor" in lines[at]
+    assert lines[at].endswith("T1w malc: dice (all) 0.800 ± 0.050, n = 15")
+    assert lines[at + 1].strip() == "infant: dice 0.700 ± 0.050, n = 15"
+    column = lines[0].index("measured")
+    assert lines[at].index("T1w malc") == lines[at + 1].index("infant") == column
+
+
+def test_list_as_json_holds_everything(models, capsys):
+    assert command.main(["list", "--json", "--models", str(models)]) == 0
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(found) >= {"alpha", "beta", "any"}
+    assert found["alpha"]["domain"]["age_years"] == [0, 2]
+    assert found["alpha"]["domain"]["skull_stripped"] is True
+    assert (found["alpha"]["permissive"], found["beta"]["permissive"]) == (True, False)
+    assert found["alpha"]["weights"] == "here"
+    assert found["alpha"]["heads"] == ["aseg"]
+    assert found["any"]["evidence"][0]["structures"] == "14 sub-cortical"
 
 
 def test_show_prints_the_card(models, capsys):

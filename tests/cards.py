@@ -13,6 +13,7 @@ from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.networks import build
 from tlseg_bids.zoo.card import Domain, ModelCard, Weights
 from tlseg_bids.zoo.card_file import read_card, write_card
+from tlseg_bids.zoo.proof import renew
 from tlseg_bids.zoo.weights import describe
 
 SEGMENTER = {"network": "unet", "features": [2, 4]}
@@ -50,9 +51,12 @@ def small_card(name: str = "small", **changes: Any) -> ModelCard:
 
 
 def write_model(
-    folder: Path, name: str = "small", licence: str = "MIT", **changes: Any
+    folder: Path, name: str = "small", licence: str = "MIT", proven: bool = False, **changes: Any
 ) -> ModelCard:
-    """Write ``folder/NAME.safetensors`` and ``folder/NAME.toml`` and read the card back."""
+    """Write ``folder/NAME.safetensors`` and ``folder/NAME.toml`` and read the card back.
+
+    With `proven` the weights also hold a question and its answer.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file, path = folder / f"{name}.safetensors", folder / f"{name}.toml"
     protocol = load_protocol("aseg")
@@ -60,4 +64,4 @@ def write_model(
     tensors = {f"segmenter.{key}": value for key, value in network.state_dict().items()}
     save_file({**tensors, "template": torch.zeros(len(protocol), 3)}, file)
     write_card(small_card(name, **{"weights": describe(file, licence, path), **changes}), path)
-    return read_card(path)
+    return renew(path) if proven else read_card(path)

@@ -19,6 +19,7 @@ from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.networks import NETWORKS, build
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import check_card
+from tlseg_bids.zoo.proof import check_proof
 from tlseg_bids.zoo.weights import load_weights, local_file
 
 MAX_PACKAGED_BYTES = 16 * 2**20
@@ -236,7 +237,7 @@ def mapping_law(name: str) -> None:
 
 
 def card_law(card: ModelCard) -> None:
-    """In order, whole, small enough for the package, and every output channel has a label."""
+    """In order, whole, small enough for the package; heads, flags and answers are the card's."""
     check_card(card)
     assert card.weights.licence
     assert card.citations
@@ -246,6 +247,4 @@ def card_law(card: ModelCard) -> None:
         return
     assert card.weights.bytes <= MAX_PACKAGED_BYTES
     assert local_file(card) is not None
-    tensors = load_weights(card, offline=True)
-    networks = [t for name, t in tensors.items() if name != "template"]
-    assert all(torch.isfinite(t.float()).all() for t in networks)
+    check_proof(card, load_weights(card, offline=True))

@@ -50,7 +50,9 @@ def write_scan(root: Path, entities=None, suffix="T1w", shape=(48, 50, 52), **ch
 def test_the_only_model_is_taken(tmp_path):
     choice = choose([small_card("one")], write_scan(tmp_path))
     assert (choice.card.name, choice.refused, choice.warnings) == ("one", (), ())
-    assert choice.reason == "the only model whose domain holds the scan"
+    assert choice.reason == (
+        "the only model whose domain holds the scan; nothing was measured on such scans"
+    )
 
 
 def test_the_narrower_domain_wins_and_the_others_say_why(tmp_path):
@@ -61,7 +63,10 @@ def test_the_narrower_domain_wins_and_the_others_say_why(tmp_path):
     ]
     choice = choose(cards, write_scan(tmp_path))
     assert choice.card.name == "adult"
-    assert choice.reason == "the scan is in its domain, which is narrower than that of 'wide'"
+    assert choice.reason == (
+        "the scan is in its domain, which is narrower than that of 'wide'; "
+        "nothing was measured on such scans"
+    )
     why = {other.model: other.reason for other in choice.refused}
     assert why["wide"].startswith("'adult' is preferred: the scan is in its domain, which is narr")
     assert why["infant"] == "meant for ages of 0 to 2 years, this scan was taken at 30.0 years"
@@ -72,7 +77,7 @@ def test_the_narrower_domain_wins_and_the_others_say_why(tmp_path):
     [
         ({"status": "verified", "evidence": (evidence(),)}, "verified, and 'base' is not"),
         ({"parent": "base"}, "adapted from 'base' for such scans"),
-        ({"evidence": (evidence(),)}, "evidence is no worse than that of 'base'"),
+        ({"evidence": (evidence(),)}, "it was measured on such scans, and 'base' was not"),
     ],
 )
 def test_the_reason_names_the_advantage(tmp_path, changes, reason):
@@ -129,7 +134,7 @@ def test_a_permissive_licence_can_be_asked_for(tmp_path, config):
     assert "licence CC-BY-NC-4.0 is not permissive" in job.refused[0].reason
     with pytest.raises(UsageError, match=r"no model has a permissive licence – --licence permiss"):
         make_plan([scan], (), [bound], config, VERSION)
-    with pytest.raises(UsageError, match=r"'bound' has the licence CC-BY-NC-4.0.*drop one of"):
+    with pytest.raises(UsageError, match=r"'bound' may not be used.*CC-BY-NC-4.0 is.*drop one"):
         make_plan([scan], (), [free, bound], replace(config, model="bound"), VERSION)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import pickle
 import threading
@@ -98,6 +99,14 @@ BROKEN = [
     (lambda t: t["domain"].update(voxel_mm=[1.0]), ["[1.0] is not a range", "voxel_mm"]),
     (lambda t: t["domain"].update(suffixes=[1]), ["1 is not text", "suffixes"]),
     (lambda t: t["domain"].update(skull_stripped=1), ["1 is not true or false", "skull_stripped"]),
+    (lambda t: t["domain"].update(agents=["Gad"]), ["'Gad' cannot begin the name", "lower-case"]),
+    (
+        lambda t: t["domain"].update(agents=["gad"], contrast_agent=False),
+        ["the agents gad are named and contrast_agent is false", "leave one of the two out"],
+    ),
+    (lambda t: t["evidence"][0].update(age_years=[9]), ["[9] is not a range", "entry 1, age_y"]),
+    (lambda t: t["evidence"][0].update(suffixes=[1]), ["1 is not text", "entry 1, suffixes"]),
+    (lambda t: t["evidence"][0].update(scanner="x"), ["unknown: scanner", "entry 1"]),
     (lambda t: t["weights"].pop("licence"), ["missing: licence", "[weights]"]),
     (lambda t: t["weights"].update(licence=" "), ["licence is empty", "SPDX"]),
     (lambda t: t["weights"].update(bytes=True), ["True is not an integer", "bytes"]),
@@ -185,6 +194,10 @@ def test_a_card_that_cannot_be_written(tmp_path):
         (Domain(skull_stripped=False), {"skull_stripped": True}, "whole heads, this one is skull"),
         (Domain(skull_stripped=True), {}, "the sidecar has no SkullStripped"),
         (Domain(voxel_mm=(0.5, 1.5)), {}, "of 0.5 to 1.5 mm, these are 1 × 1 × 3"),
+        (Domain(agents=("gad", "gd")), {"contrast_agent": "Gadobutrol"}, None),
+        (Domain(agents=("gad", "gd")), {}, None),
+        (Domain(agents=("gad",)), {"contrast_agent": "xenon"}, "gad…, this one is after xenon"),
+        (Domain(contrast_agent=True, agents=("gad",)), {}, "meant for scans after contrast agent"),
     ],
 )  # fmt: skip
 def test_a_card_refuses_what_it_is_not_meant_for(domain, changes, reason):
@@ -200,7 +213,13 @@ def test_every_reason_is_told():
 @pytest.mark.parametrize(
     ("licence", "permissive"),
     [("MIT", True), ("CC-BY-4.0 AND Apache-2.0", True), ("CC BY 4.0", True),
-     ("CC-BY-NC-3.0 AND MIT", False), ("CC BY-NC 4.0", False), ("LicenseRef-x", False)],
+     ("CC-BY-NC-3.0 AND MIT", False), ("CC BY-NC 4.0", False), ("LicenseRef-x", False),
+     ("mit and cc by 4.0", True), ("Apache-2.0 AND BSD-3-Clause", True), ("CC0", True),
+     ("MIT OR CC-BY-NC-4.0", True), ("CC-BY-NC-SA-4.0 OR (MIT AND CC BY-NC 3.0)", False),
+     ("MIT OR CC-BY-NC-4.0 AND GPL-3.0", True), ("(MIT OR GPL-3.0) AND CC-BY-NC-4.0", False),
+     ("CC BY-NC-ND 4.0", False), ("CC-BY-ND-4.0", False), ("Apache-2.0 WITH LLVM-exception", True),
+     ("MIT AND", False), ("(MIT", False), ("MIT)", False), ("AND MIT", False), ("", False),
+     ("MIT Apache-2.0", False)],
 )  # fmt: skip
 def test_permissive_licences(licence, permissive):
     assert Weights("", 1, licence).permissive is permissive
@@ -213,16 +232,16 @@ def test_memory_is_a_straight_line_in_the_voxels():
 # --- the order --------------------------------------------------------------------------------
 
 
-def test_ranking_prefers_verified_then_narrow_then_adapted_then_evidence():
+def test_without_a_scan_ranking_prefers_verified_then_narrow_then_adapted_then_measured():
     wide = small_card("wide", status="verified", evidence=(evidence(mean=0.9),))
     young = small_card("young", status="verified", domain=Domain(age_years=(0, 2)),
                        evidence=(evidence(mean=0.5),))  # fmt: skip
     child = replace(wide, name="child", parent="wide", evidence=(evidence(mean=0.6),))
-    weak = replace(wide, name="a-weak", evidence=(evidence(mean=0.7),))
+    bare = replace(wide, name="a-bare", evidence=(evidence(metric="hd95"),))
     trial = small_card("trial", domain=Domain(("T1w",), (0, 2)), evidence=(evidence(mean=1.0),))
-    order = [card.name for card in ranked([trial, weak, wide, child, young])]
-    assert order == ["young", "child", "wide", "a-weak", "trial"]
-    assert most_robust([trial, weak, wide, child, young]).name == "wide"
+    order = [card.name for card in ranked([trial, bare, wide, child, young])]
+    assert order == ["young", "child", "wide", "a-bare", "trial"]
+    assert most_robust([trial, bare, wide, child, young]).name == "wide"
 
 
 def test_ranking_does_not_depend_on_the_order_given_nor_on_circular_parents():
@@ -486,8 +505,37 @@ def test_list_shows_every_model(models, capsys):
     assert lines[0].split()[:3] == ["name", "version", "status"]
     row = next(line for line in lines if line.startswith("alpha"))
     assert "T1w, 0–2 y, skull-stripped, without contrast agent" in row
-    assert row.endswith("here")
+    assert row.split()[-2:] == ["here", "nothing"]
     assert any("CC-BY-NC-4.0" in line for line in lines)
+
+
+def test_list_shows_a_line_for_each_row_of_evidence(tmp_path, capsys):
+    rows = (evidence(suffixes=["T1w"], structures="all"), evidence(dataset="infant", mean=0.7))
+    write_model(
+        tmp_path, "gamma", domain=Domain(("T1w", "T2w"), None, None, False, (0.5, 2)),
+        evidence=rows, heads=("aseg", "braincolor"), channels=("T1w", "T2w"),
+    )  # fmt: skip
+    assert command.main(["list", "--models", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("gamma"))
+    assert "T1w+T2w, whole head, 0.5–2 mm" in lines[at]
+    assert "aseg+braincolor" in lines[at]
+    assert lines[at].endswith("T1w malc: dice (all) 0.800 ± 0.050, n = 15")
+    assert lines[at + 1].strip() == "infant: dice 0.700 ± 0.050, n = 15"
+    column = lines[0].index("measured")
+    assert lines[at].index("T1w malc") == lines[at + 1].index("infant") == column
+
+
+def test_list_as_json_holds_everything(models, capsys):
+    assert command.main(["list", "--json", "--models", str(models)]) == 0
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(found) >= {"alpha", "beta", "any"}
+    assert found["alpha"]["domain"]["age_years"] == [0, 2]
+    assert found["alpha"]["domain"]["skull_stripped"] is True
+    assert (found["alpha"]["permissive"], found["beta"]["permissive"]) == (True, False)
+    assert found["alpha"]["weights"] == "here"
+    assert found["alpha"]["heads"] == ["aseg"]
+    assert found["any"]["evidence"][0]["structures"] == "14 sub-cortical"
 
 
 def test_show_prints_the_card(models, capsys):

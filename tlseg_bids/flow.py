@@ -29,7 +29,8 @@ class Job:
     """A scan and the model that will label it, decided before a voxel is read.
 
     `key` is the content key: a hash of the input file, its sidecar, the card, the weights and the
-    program's version. A finished scan with the same key is reused.
+    program's version. A finished scan with the same key is reused. `companions` are the scans of
+    the card's other image channels, in their order; empty for a model of one channel.
     """
 
     scan: Scan
@@ -40,6 +41,7 @@ class Job:
     key: str
     device: str
     memory_gib: float
+    companions: tuple[Scan, ...] = ()
 
 
 @dataclass(frozen=True)

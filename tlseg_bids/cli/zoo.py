@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tlseg_bids.cli.options import Parser, absolute
 from tlseg_bids.cli.run import report
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from tlseg_bids.zoo.card import ModelCard
 
 MIB = 2**20
-HEADINGS = ("name", "version", "status", "for", "protocol", "licence", "MiB", "weights")
+HEADINGS = ("name", "version", "status", "for", "labels", "licence", "MiB", "weights", "measured")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,27 +52,33 @@ def parser() -> Parser:
     )  # fmt: skip
     commands = it.add_subparsers(required=True, metavar="{list,show,verify,fetch}")
     for name, run, text in (
-        ("list", list_models, "a line per model"),
+        ("list", list_models, "domain, labels, licence, size and evidence of every model"),
         ("show", show_model, "the card of one model"),
         (
             "verify",
             verify_models,
-            "check cards, sizes, hashes and networks; without NAME of every model",
+            "check sizes, hashes, heads and stored answers; without NAME of every model",
         ),
         ("fetch", fetch_model, "download weights into the cache and check them"),
     ):
         command = commands.add_parser(name, help=text, description=text, parents=[shared])
-        if name != "list":
+        if name == "list":
+            command.add_argument("--json", action="store_true", help="print JSON instead")
+        else:
             command.add_argument("name", metavar="NAME", nargs="?" if name == "verify" else None)
         command.set_defaults(run=run)
     return it
 
 
-def list_models(cards: tuple[ModelCard, ...], given: argparse.Namespace) -> int:  # noqa: ARG001
-    """Print a table of the models, the preferred first."""
+def list_models(cards: tuple[ModelCard, ...], given: argparse.Namespace) -> int:
+    """Print a table of the models, or JSON, the preferred first."""
     from tlseg_bids.zoo.registry import ranked
 
-    rows = [HEADINGS] + [_row(card) for card in ranked(cards)]
+    if given.json:
+        print(json.dumps([_record(card) for card in ranked(cards)], indent=2, ensure_ascii=False))
+        return 0
+    blocks = [[HEADINGS]] + [_rows(card) for card in ranked(cards)]
+    rows = [row for block in blocks for row in block]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -93,21 +100,34 @@ def show_model(cards: tuple[ModelCard, ...], given: argparse.Namespace) -> int:
 
 
 def verify_models(cards: tuple[ModelCard, ...], given: argparse.Namespace) -> int:
-    """Check the weights of one model, or of every model, and that its networks take them."""
-    from tlseg_bids.segment.model import load_model
+    """Check size, hash, heads and stored answers of one model, or of every model."""
     from tlseg_bids.zoo.registry import find_card
-    from tlseg_bids.zoo.weights import load_weights, verify
 
     code = 0
     for card in [find_card(cards, given.name, "NAME")] if given.name else cards:
         try:
-            path = verify(card)
-            load_model(card, load_weights(card, offline=True))
+            said = _verified(card)
         except TlsegError as error:
             code = report(error, f"tlseg-zoo: {card.name}")
         else:
-            print(f"{card.name} {card.version}: whole, {path}")
+            print(f"{card.name} {card.version}: {said}")
     return code
+
+
+def _verified(card: ModelCard) -> str:
+    """What was checked of a model; raises where something is wrong."""
+    from tlseg_bids.zoo.assemble import assemble, precision
+    from tlseg_bids.zoo.proof import check_proof, has_proof
+    from tlseg_bids.zoo.weights import load_weights, verify
+
+    path = verify(card)
+    tensors = load_weights(card, offline=True)
+    said = f"whole, {path}\n  {precision(card, tensors)}, heads {', '.join(card.heads)}"
+    if not has_proof(tensors):
+        assemble(card, tensors)
+        return f"{said}; there is no stored answer to compare with"
+    worst = max(check_proof(card, tensors).values())
+    return f"{said}; answers as stored (within {worst:.4f} of a logit)"
 
 
 def fetch_model(cards: tuple[ModelCard, ...], given: argparse.Namespace) -> int:
@@ -128,30 +148,49 @@ def _beside(card: ModelCard) -> bool:
     return local_file(card) not in (None, cached_file(card))
 
 
-def _row(card: ModelCard) -> tuple[str, ...]:
+def _where(card: ModelCard) -> str:
+    """Whether the weights are here."""
     from tlseg_bids.zoo.weights import cached_file, local_file
 
     path = local_file(card)
-    where = "to be fetched" if card.weights.url else "missing"
-    if path is not None:
-        where = "fetched" if path == cached_file(card) else "here"
-    return (
-        card.name, card.version, card.status, _domain(card), card.protocol, card.weights.licence,
-        f"{card.weights.bytes / MIB:.1f}", where,
+    if path is None:
+        return "to be fetched" if card.weights.url else "missing"
+    return "fetched" if path == cached_file(card) else "here"
+
+
+def _rows(card: ModelCard) -> list[tuple[str, ...]]:
+    """The lines of a model in the table: one for each row of evidence, or one."""
+    from tlseg_bids.zoo.page import domain_text
+
+    measured = [_evidence(row) for row in card.evidence] or ["nothing"]
+    first = (
+        card.name, card.version, card.status, domain_text(card), "+".join(card.heads),
+        card.weights.licence, f"{card.weights.bytes / MIB:.1f}", _where(card),
     )  # fmt: skip
+    rest = ("",) * len(first)
+    return [(*(rest if n else first), text) for n, text in enumerate(measured)]
 
 
-def _domain(card: ModelCard) -> str:
-    """The domain in a few words."""
-    domain = card.domain
-    words = ["/".join(domain.suffixes) or "any suffix"]
-    if domain.age_years is not None:
-        words.append(f"{domain.age_years[0]:g}–{domain.age_years[1]:g} y")
-    if domain.skull_stripped is not None:
-        words.append("skull-stripped" if domain.skull_stripped else "whole head")
-    if domain.contrast_agent is not None:
-        words.append("with contrast agent" if domain.contrast_agent else "without contrast agent")
-    return ", ".join(words)
+def _evidence(row: dict[str, Any]) -> str:
+    """A row of evidence in a few words."""
+    on = " ".join(["/".join(row.get("suffixes", ())), row["dataset"]]).strip()
+    over = f" ({row['structures']})" if "structures" in row else ""
+    return f"{on}: {row['metric']}{over} {row['mean']:.3f} ± {row['sd']:.3f}, n = {row['n']}"
+
+
+def _record(card: ModelCard) -> dict[str, Any]:
+    """A model as JSON: what the table shows, in full."""
+    from dataclasses import asdict
+
+    return {
+        "name": card.name, "version": card.version, "status": card.status,
+        "summary": card.summary, "domain": asdict(card.domain), "heads": list(card.heads),
+        "channels": list(card.channels), "parent": card.parent,
+        "licence": card.weights.licence, "permissive": card.permissive,
+        "bytes": card.weights.bytes, "sha256": card.weights.sha256, "weights": _where(card),
+        "card": str(card.path), "evidence": list(card.evidence),
+        "known_failures": list(card.known_failures), "citations": list(card.citations),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
-from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.age import OLDEST_YEARS
+from tlseg_bids.bids.scan import Age, Scan
 from tlseg_bids.config import Config
-from tlseg_bids.errors import DataError, UsageError
+from tlseg_bids.errors import DataError, ScanError, UsageError
 from tlseg_bids.flow import Refusal
-from tlseg_bids.zoo.card import ModelCard
-from tlseg_bids.zoo.registry import BUILTIN, find_card, most_robust, ranked
+from tlseg_bids.zoo.card import ModelCard, age_in_years, age_text
+from tlseg_bids.zoo.registry import BUILTIN, Standing, find_card, most_robust, standings
 from tlseg_bids.zoo.weights import unavailable
 
 
@@ -38,11 +39,12 @@ def usable_cards(
         If the weights of the forced model, or of every model, can be had nowhere.
     """
     forced = find_card(cards, config.model) if config.model else None
-    allowed = [card for card in cards if config.licence != "permissive" or card.weights.permissive]
-    if forced is not None and forced not in allowed:
+    bound = _bound(cards) if config.licence == "permissive" else {}
+    allowed = [card for card in cards if card.name not in bound]
+    if forced is not None and forced.name in bound:
         raise UsageError(
-            f"model '{forced.name}' has the licence {forced.weights.licence}, which is not "
-            "permissive", f"--model {forced.name} --licence permissive",
+            f"model '{forced.name}' may not be used for everything: {bound[forced.name]}",
+            f"--model {forced.name} --licence permissive",
             "drop one of the two options, or name another model",
         )  # fmt: skip
     if cards and not allowed:
@@ -50,11 +52,7 @@ def usable_cards(
             "no model has a permissive licence", "--licence permissive",
             "drop the option, or add a model with --models DIR",
         )  # fmt: skip
-    excluded = {
-        card.name: f"its licence {card.weights.licence} is not permissive (--licence permissive)"
-        for card in cards
-        if card not in allowed
-    }
+    excluded = {name: f"{why} (--licence permissive)" for name, why in bound.items()}
     without = {card.name: why for card in allowed if (why := unavailable(card, config.offline))}
     usable = tuple(card for card in allowed if card.name not in without)
     if not usable or (forced is not None and forced.name in without):
@@ -67,62 +65,153 @@ def usable_cards(
     return usable, tuple(Refusal(name, why) for name, why in (excluded | without).items())
 
 
+def _bound(cards: Sequence[ModelCard]) -> dict[str, str]:
+    """Models that are not permissive, themselves or by what they were adapted from, and why."""
+    by_name = {card.name: card for card in cards}
+    bound = {}
+    for card in cards:
+        line = [card]
+        while line[-1].parent in by_name and by_name[line[-1].parent] not in line:
+            line.append(by_name[line[-1].parent])
+        for one in line:
+            if one.restrictions:
+                why = f"{' and '.join(one.restrictions)} not permissive"
+                why = why.replace(" not", " are not" if len(one.restrictions) > 1 else " is not")
+                bound[card.name] = why if one is card else f"adapted from '{one.name}': {why}"
+                break
+    return bound
+
+
 def choose(
     cards: Sequence[ModelCard],
     scan: Scan,
     spacing_mm: Sequence[float] | None = None,
     forced: str | None = None,
+    companions: Collection[str] = (),
 ) -> Choice:
     """Choose the model for one scan.
 
-    In the domain of several models, the first of `tlseg_bids.zoo.registry.ranked` is taken; in
+    In the domain of several models, the first of `tlseg_bids.zoo.registry.standings` is taken; in
     the domain of none, `most_robust`, with a warning. A forced model is taken whatever its
-    domain, with a warning where it refuses the scan.
+    domain, with a warning where it refuses the scan. A model that needs image channels which are
+    not there is never taken.
 
     Parameters
     ----------
     cards : sequence of ModelCard
         At least one.
     scan : Scan
-        The scan.
+        The scan. An age that nobody reaches counts as unknown, with a warning.
     spacing_mm : sequence of 3 floats, optional
         Its voxel size in mm.
     forced : str, optional
         Name of the model asked for with ``--model``.
+    companions : collection of str
+        Suffixes of the scans that can be image channels beside this one.
+
+    Raises
+    ------
+    ScanError
+        If the forced model, or every model, lacks an image channel.
     """
-    why = {card.name: card.refuses(scan, spacing_mm) for card in cards}
+    scan, doubts = _believed(scan)
+    why = {card.name: card.refuses(scan, spacing_mm, companions) for card in cards}
     if forced is not None:
-        card = find_card(cards, forced)
-        refused = _others(cards, card, why, f"--model {forced} was given")
-        if why[forced] is None:
-            return Choice(card, "asked for with --model; the scan is in its domain", refused)
-        warning = f"model '{forced}' was forced and is {why[forced]}"
-        return Choice(card, f"asked for with --model although {why[forced]}", refused, (warning,))
-    willing = ranked(card for card in cards if why[card.name] is None)
-    if not willing:
-        card = most_robust(cards)
-        warning = f"outside the domain of every model; model '{card.name}' is {why[card.name]}"
-        refused = _others(cards, card, why, "")
-        return Choice(
-            card, "the most robust model, as the scan is in no model's domain", refused, (warning,)
+        choice = _forced(find_card(cards, forced), cards, why)
+        _check_channels([choice.card], scan, companions)
+    else:
+        able = [card for card in cards if card.lacks(scan, companions) is None]
+        _check_channels(able or cards, scan, companions)
+        willing = standings((card for card in able if why[card.name] is None), scan)
+        choice = _best(cards, willing, why, scan) if willing else _robust(able, cards, why, scan)
+    return replace(choice, warnings=(*doubts, *choice.warnings))
+
+
+def _believed(scan: Scan) -> tuple[Scan, tuple[str, ...]]:
+    """The scan without an age that cannot be."""
+    years = age_in_years(scan.age)
+    if years is None or years <= OLDEST_YEARS:
+        return scan, ()
+    source = f"{scan.age.source} says {age_text(years)}, more than {OLDEST_YEARS:g}"
+    doubt = f"the age is not believed and counts as unknown: {source}"
+    return replace(scan, age=Age(source=source)), (doubt,)
+
+
+def _check_channels(cards: Sequence[ModelCard], scan: Scan, companions: Collection[str]) -> None:
+    """Refuse a scan if none of the cards can run on it."""
+    lacks = {card.name: card.lacks(scan, companions) for card in cards}
+    if all(lacks.values()):
+        reasons = "; ".join(f"model '{name}': {reason}" for name, reason in lacks.items())
+        raise ScanError(
+            f"no model can label this scan – {reasons}", scan.path,
+            "add the missing scan to the session, or choose another model with --model",
+        )  # fmt: skip
+
+
+def _forced(card: ModelCard, cards: Sequence[ModelCard], why: dict[str, str | None]) -> Choice:
+    refused = _others(cards, card, why, f"--model {card.name} was given")
+    reason = why[card.name]
+    if reason is None:
+        return Choice(card, "asked for with --model; the scan is in its domain", refused)
+    warning = f"model '{card.name}' was forced and is {reason}"
+    return Choice(card, f"asked for with --model although {reason}", refused, (warning,))
+
+
+def _robust(
+    able: Sequence[ModelCard], cards: Sequence[ModelCard], why: dict[str, str | None], scan: Scan
+) -> Choice:
+    card = most_robust(able, scan)
+    warning = f"outside the domain of every model; model '{card.name}' is {why[card.name]}"
+    reason = "the most robust model, as the scan is in no model's domain"
+    return Choice(card, reason, _others(cards, card, why, ""), (warning,))
+
+
+def _best(
+    cards: Sequence[ModelCard], willing: Sequence[Standing], why: dict[str, str | None], scan: Scan
+) -> Choice:
+    first = willing[0]
+    reason = "the only model whose domain holds the scan"
+    if len(willing) > 1:
+        reason = _advantage(first, willing[1], f" of '{willing[1].card.name}'")
+    if age_in_years(scan.age) is None and any(
+        card.domain.age_years is not None and why[card.name] for card in cards
+    ):
+        reason += "; the age at the scan is not known, so no model for certain ages was taken"
+    if not first.known:
+        reason += "; nothing was measured on such scans"
+    behind = {
+        other.card.name: f"'{first.card.name}' is preferred: {_advantage(first, other, '')}"
+        for other in willing[1:]
+    }
+    refused = tuple(
+        Refusal(card.name, why[card.name] or behind[card.name])
+        for card in cards
+        if card is not first.card
+    )
+    return Choice(first.card, reason, refused)
+
+
+def _advantage(first: Standing, second: Standing, whose: str) -> str:
+    """Why a model comes before another one: what `Standing.key` differs in first."""
+    it = f"that{whose}" if whose else "this one"
+    name = f"'{second.card.name}'"
+    if first.for_site != second.for_site:
+        return f"adapted from '{first.card.parent}' for such scans"
+    if first.measured is not None and second.measured is None:
+        return f"measured on such scans, Dice {first.measured}, and {name} is not"
+    if first.measured is not None and first.measured.low != second.measured.low:
+        return f"measured better on such scans, Dice {first.measured} against {second.measured}" + (
+            f" of {name}" if whose else ""
         )
-    card = willing[0]
-    reason = _advantage(card, willing)
-    return Choice(card, reason, _others(cards, card, why, f"'{card.name}' is preferred: {reason}"))
-
-
-def _advantage(card: ModelCard, willing: Sequence[ModelCard]) -> str:
-    """Why the first of several willing models is first."""
-    if len(willing) == 1:
-        return "the only model whose domain holds the scan"
-    second = willing[1]
-    if card.status != second.status:
-        return f"verified, and '{second.name}' is not"
-    if card.specificity != second.specificity:
-        return f"the scan is in its domain, which is narrower than that of '{second.name}'"
-    if card.parent == second.name:
-        return f"adapted from '{second.name}' for such scans"
-    return f"the scan is in its domain, and its evidence is no worse than that of '{second.name}'"
+    if first.card.status != second.card.status:
+        return f"verified, and {name} is not"
+    if first.card.specificity != second.card.specificity:
+        return f"the scan is in its domain, which is narrower than {it}"
+    if first.card.parent == second.card.name:
+        return f"adapted from {name}"
+    if first.known != second.known:
+        return f"it was measured on such scans, and {name} was not"
+    return f"nothing known speaks for {name} rather than it, and its name comes first"
 
 
 def _others(

@@ -14,21 +14,26 @@ OUTPUT_OPTIONS = ("compat", "probabilities", "random_seed")
 """Options that change what is written for a scan."""
 
 
-def content_key(scan: Scan, card: ModelCard, config: Config, version: str) -> str:
+def content_key(
+    scan: Scan,
+    card: ModelCard,
+    config: Config,
+    version: str,
+    companions: tuple[Scan, ...] = (),
+) -> str:
     """SHA-256, 64 hexadecimal digits, over everything that goes into a scan's derivatives.
 
-    That is: the bytes of the scan's file, what the dataset says of it (sidecar, age, contrast
-    agent, skull-stripped), the card with the hash of its weights, the options in `OUTPUT_OPTIONS`
-    and the program's version. The device, the other models, threads, folders and the file's time
-    do not count.
+    That is: the bytes of the scan's file and of those of its further image channels, what the
+    dataset says of it (sidecar, age, contrast agent, skull-stripped), the card with the hash of
+    its weights, the options in `OUTPUT_OPTIONS` and the program's version. The device, the other
+    models, threads, folders and the file's time do not count.
 
     Raises
     ------
     OSError
         If the file cannot be read to its end.
     """
-    with scan.path.open("rb") as stream:
-        content = hashlib.file_digest(stream, "sha256").hexdigest()
+    content = _content(scan)
     parts = {
         "scan": content,
         "suffix": scan.suffix,
@@ -41,4 +46,11 @@ def content_key(scan: Scan, card: ModelCard, config: Config, version: str) -> st
         "options": {name: getattr(config, name) for name in OUTPUT_OPTIONS},
         "version": version,
     }
+    if companions:
+        parts["companions"] = [[one.suffix, one.entities, _content(one)] for one in companions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _content(scan: Scan) -> str:
+    with scan.path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

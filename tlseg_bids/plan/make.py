@@ -14,6 +14,7 @@ from tlseg_bids.flow import Job, Plan, Refusal, Skip
 from tlseg_bids.plan.choice import choose, usable_cards
 from tlseg_bids.plan.device import Machine, choose_device
 from tlseg_bids.plan.key import content_key
+from tlseg_bids.plan.pairs import by_visit, companions
 from tlseg_bids.volume import Grid, load_grid
 from tlseg_bids.zoo.card import ModelCard, age_in_years
 
@@ -81,13 +82,16 @@ def make_plan(
         choose_device(config.device, 0.0, run.machine)
     skips = [Skip(found.scan, found.reason, found.hint) for found in unusable]
     headers, damaged = _headers(scans)
+    visits = by_visit(header.scan for header in headers)
     later: list[Skip] = []
     if config.multi_run == "first":
         headers, later = first_runs(headers)
     jobs = []
     for header in headers:
         try:
-            jobs.append(_job(header, run))
+            jobs.append(_job(header, run, companions(header.scan, visits)))
+        except ScanError as error:
+            damaged.append(Skip(header.scan, error.what, error.hint))
         except OSError as error:
             reason = f"the file cannot be read to its end ({error.strerror or error})"
             damaged.append(Skip(header.scan, reason, FETCH))
@@ -145,9 +149,10 @@ def _run_number(scan: Scan) -> tuple[int, str]:
     return (int(run) if run.isdecimal() else 0), run
 
 
-def _job(header: _Header, run: _Run) -> Job:
+def _job(header: _Header, run: _Run, beside: dict[str, Scan]) -> Job:
     scan, config = header.scan, run.config
-    choice = choose(run.cards, scan, header.grid.spacing_mm, config.model)
+    choice = choose(run.cards, scan, header.grid.spacing_mm, config.model, beside)
+    channels = tuple(beside[s] for s in choice.card.channels if s != scan.suffix)
     memory_gib = choice.card.memory.host(int(np.prod(header.grid.shape)))
     device, device_warnings = choose_device(
         config.device, choice.card.memory.device_gib, run.machine
@@ -159,10 +164,12 @@ def _job(header: _Header, run: _Run) -> Job:
         *device_warnings,
         *_memory_warning(memory_gib, config),
     )
-    key = "" if config.dry_run else content_key(scan, choice.card, config, run.version)
+    key = "" if config.dry_run else content_key(
+        scan, choice.card, config, run.version, channels
+    )  # fmt: skip
     return Job(
         scan, choice.card, choice.reason, (*choice.refused, *run.excluded), warnings, key,
-        device, memory_gib,
+        device, memory_gib, channels,
     )  # fmt: skip
 
 

@@ -6,13 +6,13 @@ means: which scans it refuses, how narrow its domain is, whether its licence is 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tlseg_bids.bids.scan import Age, Scan
+from tlseg_bids.zoo.licence import is_permissive
 
 DAYS_PER_YEAR = 365.25
 TERM_WEEKS = 40.0
@@ -20,25 +20,26 @@ AGE_SPAN_YEARS = 100.0
 VOXEL_SPAN_MM = 5.0
 GIB = 2.0**30
 
-PERMISSIVE = frozenset(
-    {
-        "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY", "CC-BY-3.0", "CC-BY-4.0",
-        "CC0-1.0", "ISC", "MIT", "ODC-By-1.0", "PDDL-1.0", "Unlicense", "Zlib",
-    }
-)  # fmt: skip
-"""SPDX identifiers of licences that allow every use, commercial use included; ``CC-BY`` is what
-datasets write that do not say which version."""
-
 
 @dataclass(frozen=True)
 class Domain:
-    """The scans a model is meant for. Empty tuples and None mean "any"."""
+    """The scans a model is meant for. Empty tuples and None mean "any".
+
+    `agents` are the beginnings of the names of the contrast agents it knows, in lower case:
+    ``gad`` holds gadolinium and gadobutrol.
+    """
 
     suffixes: tuple[str, ...] = ("T1w", "T2w")
     age_years: tuple[float, float] | None = None
     contrast_agent: bool | None = None
     skull_stripped: bool | None = None
     voxel_mm: tuple[float, float] | None = None
+    agents: tuple[str, ...] = ()
+
+    @property
+    def ages_left_out(self) -> float:
+        """Share of `AGE_SPAN_YEARS` that does not belong to the domain."""
+        return _left_out(self.age_years, AGE_SPAN_YEARS)
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,8 @@ class Weights:
 
     @property
     def permissive(self) -> bool:
-        """Whether every licence of the expression is in `PERMISSIVE`; ``CC BY 4.0`` is read too."""
-        parts = re.split(r"\s+AND\s+", self.licence.strip())
-        return all(part.replace(" ", "-") in PERMISSIVE for part in parts)
+        """Whether the expression allows every use; see `tlseg_bids.zoo.licence`."""
+        return is_permissive(self.licence)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,28 @@ class ModelCard:
         if not self.heads:
             object.__setattr__(self, "heads", (self.protocol,))
 
-    def refuses(self, scan: Scan, spacing_mm: Sequence[float] | None = None) -> str | None:
+    @property
+    def permissive(self) -> bool:
+        """Whether the weights, and all data that they were trained with, allow every use."""
+        return not self.restrictions
+
+    @property
+    def restrictions(self) -> tuple[str, ...]:
+        """What keeps the model from being permissive: licences of the weights and of the data."""
+        found = [] if self.weights.permissive else [f"its licence {self.weights.licence}"]
+        found += [
+            f"the licence {row['licence']} of the training data '{row.get('dataset', '?')}'"
+            for row in _training_data(self)
+            if not is_permissive(str(row["licence"]))
+        ]
+        return tuple(found)
+
+    def refuses(
+        self,
+        scan: Scan,
+        spacing_mm: Sequence[float] | None = None,
+        companions: Collection[str] = (),
+    ) -> str | None:
         """Why this model is not meant for `scan`; None if it is.
 
         What the dataset leaves open (age, skull-stripped or not) is refused by a model that needs
@@ -177,6 +198,8 @@ class ModelCard:
             The scan.
         spacing_mm : sequence of 3 floats, optional
             Its voxel size in mm; not checked where it is not given.
+        companions : collection of str
+            Suffixes of the scans beside it that can be further image channels.
 
         Returns
         -------
@@ -189,8 +212,21 @@ class ModelCard:
             _contrast_agent(self.domain, scan),
             _skull(self.domain, scan),
             _spacing(self.domain, spacing_mm),
+            self.lacks(scan, companions),
         )
         return "; ".join(reason for reason in reasons if reason) or None
+
+    def lacks(self, scan: Scan, companions: Collection[str] = ()) -> str | None:
+        """Which image channels are missing, without which the model cannot run; None if none."""
+        if not self.channels:
+            return None
+        if scan.suffix not in self.channels:
+            return f"it sees {' and '.join(self.channels)} together, this is a {scan.suffix}"
+        missing = [s for s in self.channels if s != scan.suffix and s not in companions]
+        if not missing:
+            return None
+        together = " and ".join(self.channels)
+        return f"it sees {together} together, there is no {' and '.join(missing)} beside this scan"
 
     @property
     def specificity(self) -> float:
@@ -201,7 +237,7 @@ class ModelCard:
         """
         domain = self.domain
         total = 1.0 - min(len(domain.suffixes), 2) / 2 if domain.suffixes else 0.0
-        total += _left_out(domain.age_years, AGE_SPAN_YEARS)
+        total += domain.ages_left_out
         total += _left_out(domain.voxel_mm, VOXEL_SPAN_MM)
         return total + (domain.contrast_agent is not None) + (domain.skull_stripped is not None)
 
@@ -245,7 +281,17 @@ def _age(domain: Domain, age: Age) -> str | None:
     return None
 
 
+def _training_data(card: ModelCard) -> list[dict[str, Any]]:
+    rows = card.training.get("data", ())
+    return [row for row in rows if isinstance(row, dict) and "licence" in row]
+
+
 def _contrast_agent(domain: Domain, scan: Scan) -> str | None:
+    if scan.contrast_agent and domain.agents and domain.contrast_agent is not False:
+        if scan.contrast_agent.lower().startswith(domain.agents):
+            return None
+        known = ", ".join(f"{agent}…" for agent in domain.agents)
+        return f"meant for the contrast agents {known}, this one is after {scan.contrast_agent}"
     if domain.contrast_agent is None or domain.contrast_agent == bool(scan.contrast_agent):
         return None
     if domain.contrast_agent:

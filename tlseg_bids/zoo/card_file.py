@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,13 +42,17 @@ CARD_OPTIONAL: Keys = {
 }  # fmt: skip
 DOMAIN: Keys = {
     "suffixes": list, "age_years": list, "contrast_agent": bool, "skull_stripped": bool,
-    "voxel_mm": list,
+    "voxel_mm": list, "agents": list,
 }  # fmt: skip
 WEIGHTS: Keys = {"sha256": str, "bytes": int, "licence": str}
 WEIGHTS_OPTIONAL: Keys = {"file": str, "url": str}
 MEMORY: Keys = {field.name: float for field in fields(Memory)}
 EVIDENCE: Keys = {
     "dataset": str, "n": int, "metric": str, "mean": float, "sd": float, "how": str,
+}  # fmt: skip
+EVIDENCE_OPTIONAL: Keys = {
+    "suffixes": list, "age_years": list, "contrast_agent": bool, "skull_stripped": bool,
+    "structures": str,
 }  # fmt: skip
 
 
@@ -112,7 +117,10 @@ def check_card(card: ModelCard) -> None:
         )
     for number, row in enumerate(card.evidence, start=1):
         entry = f"{where}, evidence entry {number}"
-        check_keys(_plain(row, entry), entry, EVIDENCE, NOTHING)
+        check_keys(_plain(row, entry), entry, EVIDENCE, EVIDENCE_OPTIONAL)
+        check_list(row.get("suffixes", []), f"{entry}, suffixes", str)
+        check_list(row.get("age_years", []), f"{entry}, age_years", float)
+        _check_range(row.get("age_years"), f"{entry}, age_years")
     _check_heads(card, where)
     _check_channels(card, where)
     _check_networks(card, where)
@@ -129,7 +137,9 @@ def to_toml(card: ModelCard) -> str:
         If a value has no counterpart in TOML (None, for one).
     """
     table = {field.name: getattr(card, field.name) for field in fields(card)}
-    table["domain"] = {k: v for k, v in asdict(card.domain).items() if v is not None}
+    table["domain"] = {
+        k: v for k, v in asdict(card.domain).items() if v is not None and (v or k != "agents")
+    }
     table["weights"] = {k: v for k, v in asdict(card.weights).items() if v is not None}
     table["memory"] = asdict(card.memory)
     for key in ("training", "evidence", "known_failures", "parent", "channels"):
@@ -208,9 +218,10 @@ def _check_kind(value: Any, kind: type, where: str) -> None:
 
 def _card(table: dict[str, Any], path: Path) -> ModelCard:
     domain = dict(table["domain"])
-    if "suffixes" in domain:
-        check_list(domain["suffixes"], f"{path}, [domain], suffixes", str)
-        domain["suffixes"] = tuple(domain["suffixes"])
+    for key in ("suffixes", "agents"):
+        if key in domain:
+            check_list(domain[key], f"{path}, [domain], {key}", str)
+            domain[key] = tuple(domain[key])
     for key in ("age_years", "voxel_mm"):
         if key in domain:
             check_list(domain[key], f"{path}, [domain], {key}", float)
@@ -283,14 +294,27 @@ def _check_networks(card: ModelCard, where: object) -> None:
 
 
 def _check_domain(domain: Domain, where: str) -> None:
-    for key, limits in (("age_years", domain.age_years), ("voxel_mm", domain.voxel_mm)):
-        if limits is None:
-            continue
-        if len(limits) != 2 or not 0 <= limits[0] < limits[1]:
-            raise DataError(
-                f"{list(limits)} is not a range", f"{where}, {key}",
-                "write [lowest, highest], or leave the key out for any",
-            )  # fmt: skip
+    _check_range(domain.age_years, f"{where}, age_years")
+    _check_range(domain.voxel_mm, f"{where}, voxel_mm")
+    strange = [agent for agent in domain.agents if not agent or agent != agent.lower()]
+    if strange:
+        raise DataError(
+            f"{strange[0]!r} cannot begin the name of a contrast agent", f"{where}, agents",
+            "write lower-case letters, gad for example",
+        )  # fmt: skip
+    if domain.agents and domain.contrast_agent is False:
+        raise DataError(
+            f"the agents {', '.join(domain.agents)} are named and contrast_agent is false",
+            f"{where}, agents", "leave one of the two out",
+        )  # fmt: skip
+
+
+def _check_range(limits: Sequence[float] | None, where: str) -> None:
+    if limits is not None and (len(limits) != 2 or not 0 <= limits[0] < limits[1]):
+        raise DataError(
+            f"{list(limits)} is not a range", where,
+            "write [lowest, highest], or leave the key out for any",
+        )  # fmt: skip
 
 
 def _check_weights(weights: Weights, where: str) -> None:

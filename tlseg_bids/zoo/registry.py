@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from tlseg_bids.bids.scan import Scan
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import digest, read_card
+from tlseg_bids.zoo.evidence import SCORE, Measured, compare, measured
 
 BUILTIN = Path(__file__).parent / "cards"
-SCORE = "dice"
 
 
 def load_cards(
@@ -62,32 +64,91 @@ def find_card(cards: Iterable[ModelCard], name: str, where: str = "--model") -> 
     return by_name[name]
 
 
-def ranked(cards: Iterable[ModelCard]) -> list[ModelCard]:
-    """Cards, best first, for a scan that is in the domain of each.
+def is_site_model(card: ModelCard) -> bool:
+    """Whether a model was adapted by the user: it has a parent and is not the package's own."""
+    return card.parent is not None and (card.path is None or card.path.parent != BUILTIN)
 
-    Verified before experimental; then the narrower domain (`ModelCard.specificity`); then an
-    adapted model before the one it was adapted from; then the higher mean Dice of its evidence,
-    weighted by its n; then the name, so that the order never depends on the file system.
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a model stands among those whose domain holds a scan; a smaller `key` is better.
+
+    Parameters
+    ----------
+    card : ModelCard
+        The model.
+    for_site : bool
+        It was adapted by the user for such scans, and was not measured to be worse than its parent.
+    measured : Measured or None
+        What it is compared by; None where it lacks the measurement, or there is none to compare.
+    generation : int
+        How many adaptations lie behind it.
+    known : bool
+        Whether anything was measured of it on such scans.
+    """
+
+    card: ModelCard
+    for_site: bool = False
+    measured: Measured | None = None
+    generation: int = 0
+    known: bool = False
+
+    @property
+    def key(self) -> tuple:
+        """For the site, measured better, verified, narrower, adapted, measured at all, name."""
+        return (
+            not self.for_site,
+            math.inf if self.measured is None else -self.measured.low,
+            self.card.status != "verified",
+            -self.card.specificity,
+            -self.generation,
+            not self.known,
+            self.card.name,
+        )
+
+
+def standings(cards: Iterable[ModelCard], scan: Scan | None = None) -> list[Standing]:
+    """Models, best first, for a scan that is in the domain of each.
+
+    The order is that of `Standing.key`; it depends neither on the order given nor on the file
+    system. Without a scan, nothing is compared by evidence and none is for the site.
     """
     cards = list(cards)
     by_name = {card.name: card for card in cards}
+    found = {} if scan is None else compare(cards, scan)
     return sorted(
-        cards,
-        key=lambda card: (
-            card.status != "verified",
-            -card.specificity,
-            -generation(card, by_name),
-            -mean_score(card),
-            card.name,
+        (
+            Standing(
+                card,
+                scan is not None and is_site_model(card) and not _worse(card, by_name, scan),
+                found.get(card.name),
+                generation(card, by_name),
+                bool(measured(card, scan)),
+            )
+            for card in cards
         ),
+        key=lambda standing: standing.key,
     )
 
 
-def most_robust(cards: Sequence[ModelCard]) -> ModelCard:
-    """The card for a scan that is in nobody's domain: the widest domain, then the most evidence."""
+def ranked(cards: Iterable[ModelCard], scan: Scan | None = None) -> list[ModelCard]:
+    """The cards of `standings`, best first."""
+    return [standing.card for standing in standings(cards, scan)]
+
+
+def most_robust(cards: Sequence[ModelCard], scan: Scan | None = None) -> ModelCard:
+    """The card for a scan that is in nobody's domain.
+
+    A model that was not adapted by the user; for the scan's suffix; for the most ages; the widest
+    domain; verified; measured on the most scans; the highest mean Dice; the name.
+    """
+    suffix = None if scan is None else scan.suffix
     return min(
         cards,
         key=lambda card: (
+            is_site_model(card),
+            suffix not in (card.domain.suffixes or (suffix,)),
+            card.domain.ages_left_out,
             card.specificity,
             card.status != "verified",
             -sum(row["n"] for row in card.evidence),
@@ -115,6 +176,14 @@ def generation(card: ModelCard, by_name: dict[str, ModelCard]) -> int:
         card = by_name[card.parent]
         seen.append(card.name)
     return len(seen) - 1
+
+
+def _worse(card: ModelCard, by_name: dict[str, ModelCard], scan: Scan) -> bool:
+    """Whether a model was measured to be worse than its parent on the same scans."""
+    if card.parent not in by_name or card.parent == card.name:
+        return False
+    found = compare([card, by_name[card.parent]], scan)
+    return bool(found) and found[card.name].mean < found[card.parent].mean
 
 
 def _card_files(folder: Path) -> list[Path]:

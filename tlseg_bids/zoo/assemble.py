@@ -1,0 +1,185 @@
+"""A card's networks, built and filled from its tensors, and every contradiction between the two."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tlseg_bids.errors import DataError
+from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.networks import build
+from tlseg_bids.zoo.card import ModelCard
+from tlseg_bids.zoo.card_file import SEGMENTER
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TEMPLATE, PRIOR, PROOF = "template", "prior.", "proof."
+LOCATOR = "locator"
+AGAIN = "fetch or export the model again"
+CORRECT = "correct the card, or export the model again"
+
+
+def role_heads(card: ModelCard, role: str) -> tuple[str, ...]:
+    """Protocols in which a network answers: the segmenter in all, the others in the last one."""
+    return card.heads if role == SEGMENTER else card.heads[-1:]
+
+
+def assemble(card: ModelCard, tensors: dict[str, Tensor]) -> dict[str, nn.Module]:
+    """The networks of a card by role, on the CPU in float32, ready to answer.
+
+    Every head must have the channels of its protocol, every tensor must belong to something, the
+    atlases and the template must fit the heads, the image channels and sizes the networks.
+
+    Raises
+    ------
+    DataError
+        If card and tensors contradict each other; the message names both values.
+    """
+    where = card.path or f"model card '{card.name}'"
+    _check_tensors(card, tensors, where)
+    networks = {}
+    for role, arguments in card.networks.items():
+        heads = role_heads(card, role)
+        _check_heads(role, heads, tensors, where)
+        sizes = [len(load_protocol(name)) for name in heads]
+        prefix = f"{role}."
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            network = build(**arguments, out_channels=sizes)
+            network.load_state_dict({key: value.float() for key, value in state.items()})
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DataError(
+                f"the weights do not fit the network '{role}' of the card", where,
+                f"{AGAIN} ({reason})",
+            ) from error  # fmt: skip
+        networks[role] = network.eval()
+    _check_atlases(card, networks[SEGMENTER], tensors, where)
+    _check_sizes(card, networks, where)
+    return networks
+
+
+def atlases(card: ModelCard, tensors: dict[str, Tensor]) -> Tensor | None:
+    """Probabilities of the heads that have an atlas, (1, channels, i, j, k), or None."""
+    found = [tensors[PRIOR + name] for name in card.heads if PRIOR + name in tensors]
+    return torch.cat(found)[None].float().div(255) if found else None
+
+
+def _check_tensors(card: ModelCard, tensors: dict[str, Tensor], where: object) -> None:
+    """Refuse what belongs to nothing, mixed precisions and numbers that are none."""
+    known = (*(f"{role}." for role in card.networks), PROOF)
+    extra = {TEMPLATE, *(PRIOR + name for name in card.heads)}
+    foreign = sorted(key for key in tensors if not key.startswith(known) and key not in extra)
+    if foreign:
+        raise DataError(
+            f"the tensor '{foreign[0]}' belongs to no network or head of the card", where, CORRECT
+        )
+    types: dict[torch.dtype, str] = {}
+    for role in card.networks:
+        for key, value in tensors.items():
+            if key.startswith(f"{role}."):
+                types.setdefault(value.dtype, key)
+                if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+                    raise DataError(f"'{key}' holds what is no finite number", where, AGAIN)
+    if len(types) > 1:
+        told = " and ".join(f"'{key}' in {_short(kind)}" for kind, key in types.items())
+        raise DataError(f"the weights mix precisions: {told}", where, AGAIN)
+
+
+def precision(card: ModelCard, tensors: dict[str, Tensor]) -> str:
+    """In which type the networks' parameters are stored, ``float16`` for example."""
+    prefix = tuple(f"{role}." for role in card.networks)
+    return _short(next(value.dtype for key, value in tensors.items() if key.startswith(prefix)))
+
+
+def _check_heads(
+    role: str, heads: tuple[str, ...], tensors: dict[str, Tensor], where: object
+) -> None:
+    """Refuse a number of heads, or of a head's channels, that is not the card's."""
+    prefix = f"{role}.heads."
+    numbers = {int(key.removeprefix(prefix).split(".")[0]) for key in tensors
+               if key.startswith(prefix)}  # fmt: skip
+    if len(numbers) != len(heads):
+        raise DataError(
+            f"the {role} has {len(numbers)} heads in its weights and {len(heads)} in the card "
+            f"({', '.join(heads)})", where, CORRECT,
+        )  # fmt: skip
+    for number, name in enumerate(heads):
+        weight = tensors.get(f"{prefix}{number}.weight")
+        found, wanted = 0 if weight is None else len(weight), len(load_protocol(name))
+        if found != wanted:
+            raise DataError(
+                f"head {number} of the {role} has {found} channels and the protocol '{name}' "
+                f"{wanted}", where, CORRECT,
+            )  # fmt: skip
+
+
+def _check_atlases(
+    card: ModelCard, segmenter: nn.Module, tensors: dict[str, Tensor], where: object
+) -> None:
+    channels = 0
+    for name in card.heads:
+        atlas = tensors.get(PRIOR + name)
+        if atlas is None:
+            continue
+        channels += len(atlas)
+        if len(atlas) != len(load_protocol(name)):
+            raise DataError(
+                f"the atlas of '{name}' has {len(atlas)} channels and the protocol "
+                f"{len(load_protocol(name))}", where, CORRECT,
+            )  # fmt: skip
+        _check_box(card, name, atlas.shape[1:], where)
+    if channels and channels != segmenter.prior_channels:
+        raise DataError(
+            f"the atlases have {channels} channels and the segmenter takes "
+            f"{segmenter.prior_channels}", where, CORRECT,
+        )  # fmt: skip
+    template, protocol = tensors.get(TEMPLATE), load_protocol(card.heads[-1])
+    if template is None and LOCATOR in card.networks:
+        raise DataError("the weights hold no template for the locator", where, AGAIN)
+    if template is not None and template.shape != (len(protocol), 3):
+        raise DataError(
+            f"the template has the shape {tuple(template.shape)} and the protocol "
+            f"'{protocol.name}' {len(protocol)} structures", where, CORRECT,
+        )  # fmt: skip
+
+
+def _check_box(card: ModelCard, name: str, shape: tuple[int, ...], where: object) -> None:
+    """Refuse a box of other proportions than the atlas, whose voxels are cubes."""
+    box = card.preprocess.get("box_mm")
+    if box is None:
+        return
+    edges = np.diff(np.asarray(box, float))[:, 0] / np.asarray(shape)
+    if np.ptp(edges) > 0.01 * edges.mean():
+        size = " × ".join(f"{edge:.3g}" for edge in edges)
+        raise DataError(
+            f"box_mm gives the atlas of '{name}' voxels of {size} mm, which are no cubes",
+            f"{where}, [preprocess]", CORRECT,
+        )  # fmt: skip
+
+
+def _check_sizes(card: ModelCard, networks: dict[str, nn.Module], where: object) -> None:
+    """Refuse image channels that the segmenter does not take, and windows it cannot halve."""
+    segmenter, channels = networks[SEGMENTER], max(len(card.channels), 1)
+    if segmenter.image_channels != channels:
+        raise DataError(
+            f"the segmenter takes {segmenter.image_channels} image channels and the card has "
+            f"{channels}", f"{where}, channels", CORRECT,
+        )  # fmt: skip
+    sizes: list[tuple[str, Any]] = [(SEGMENTER, card.strategy.get("window"))]
+    if LOCATOR in networks:
+        sizes.append((LOCATOR, card.preprocess.get(LOCATOR, {}).get("size")))
+    for role, size in sizes:
+        divisor = networks[role].divisor
+        if size is not None and size % divisor:
+            raise DataError(
+                f"the {role} is shown {size} voxels and can only halve multiples of {divisor}",
+                where, CORRECT,
+            )  # fmt: skip
+
+
+def _short(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")

@@ -1,0 +1,138 @@
+"""What was measured of a model, and which of several models was measured better on such scans.
+
+A row of evidence may say on which scans it was measured (`suffixes`, `age_years`,
+`contrast_agent`, `skull_stripped`) and over which `structures`; what it leaves out holds for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.zoo.card import ModelCard, age_in_years
+
+SCORE = "dice"
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Dice of one model over the scans of one or several rows of evidence.
+
+    Parameters
+    ----------
+    datasets : tuple of str
+        Where it was measured.
+    structures : str
+        Over which structures; empty where the row does not say.
+    n : int
+        Number of scans.
+    mean, sd : float
+        Over scans.
+    """
+
+    datasets: tuple[str, ...]
+    structures: str
+    n: int
+    mean: float
+    sd: float
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95 % confidence interval of the mean: ``mean − t · sd / √n``.
+
+        t is the 0.975 quantile of Student's distribution with n − 1 degrees of freedom
+        (doi:10.1093/biomet/6.1.1), so that a good figure on two scans does not beat a slightly
+        lower one on fifteen.
+        """
+        from scipy.special import stdtrit
+
+        quantile = float(stdtrit(self.n - 1, (1 + CONFIDENCE) / 2))
+        return self.mean - quantile * self.sd / math.sqrt(self.n)
+
+    def __str__(self) -> str:
+        over = f", {self.structures}" if self.structures else ""
+        where = " and ".join(self.datasets)
+        return f"{self.mean:.3f} ± {self.sd:.3f} (n = {self.n}, {where}{over})"
+
+
+def counts(row: dict[str, Any]) -> bool:
+    """Whether a row can be compared: Dice with a spread over two scans or more."""
+    numbers = math.isfinite(row["mean"]) and math.isfinite(row["sd"])
+    return row["metric"].lower() == SCORE and numbers and row["n"] >= 2
+
+
+def age_gap(row: dict[str, Any], scan: Scan) -> float | None:
+    """How far the ages of a row are from that of a scan; None if it was measured on other scans.
+
+    0 within the row's ages, and where either of the two is not known; else the difference of the
+    logarithms of age + 1 year, so that a month counts for an infant what years count for an adult.
+    """
+    suffixes = row.get("suffixes")
+    agent, stripped = row.get("contrast_agent"), row.get("skull_stripped")
+    if suffixes and scan.suffix not in suffixes:
+        return None
+    if agent is not None and agent != bool(scan.contrast_agent):
+        return None
+    if None not in (stripped, scan.skull_stripped) and stripped != scan.skull_stripped:
+        return None
+    years, limits = age_in_years(scan.age), row.get("age_years")
+    if years is None or limits is None:
+        return 0.0
+    nearest = min(max(years, limits[0]), limits[1])
+    return abs(math.log((years + 1) / (nearest + 1)))
+
+
+def compare(cards: Sequence[ModelCard], scan: Scan) -> dict[str, Measured]:
+    """The measurement by which models can be compared for a scan, by the name of the card.
+
+    Of each card the rows nearest in age count. Models are compared on a dataset and a set of
+    structures that the most of them share; where no two share one, over the datasets together;
+    where not even the structures agree, not at all. A model that lacks the measurement is absent.
+
+    Returns
+    -------
+    dict of str to Measured
+        Empty, or with two entries or more.
+    """
+    rows = {card.name: _nearest(card, scan) for card in cards}
+    for columns in (("dataset", "structures"), ("structures",)):
+        groups = {name: _grouped(found, columns) for name, found in rows.items()}
+        shared = Counter(key for found in groups.values() for key in found)
+        if shared and max(shared.values()) > 1:
+            key = min(shared, key=lambda key: (-shared[key], key))
+            return {name: _pooled(found[key]) for name, found in groups.items() if key in found}
+    return {}
+
+
+def measured(card: ModelCard, scan: Scan | None = None) -> list[Measured]:
+    """Dice of a card, one entry for each set of structures; for a scan, from its nearest rows."""
+    rows = [row for row in card.evidence if counts(row)] if scan is None else _nearest(card, scan)
+    return [_pooled(found) for found in _grouped(rows, ("structures",)).values()]
+
+
+def _nearest(card: ModelCard, scan: Scan) -> list[dict[str, Any]]:
+    gaps = [(age_gap(row, scan), row) for row in card.evidence if counts(row)]
+    least = min((gap for gap, _ in gaps if gap is not None), default=None)
+    return [row for gap, row in gaps if gap is not None and gap == least]
+
+
+def _grouped(rows: Iterable[dict[str, Any]], columns: tuple[str, ...]) -> dict[tuple, list]:
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(column, "") for column in columns), []).append(row)
+    return groups
+
+
+def _pooled(rows: list[dict[str, Any]]) -> Measured:
+    """Mean and spread of all scans of the rows together."""
+    total = sum(row["n"] for row in rows)
+    mean = sum(row["n"] * row["mean"] for row in rows) / total
+    squares = sum((r["n"] - 1) * r["sd"] ** 2 + r["n"] * (r["mean"] - mean) ** 2 for r in rows)
+    datasets = tuple(dict.fromkeys(row["dataset"] for row in rows))
+    structures = rows[0].get("structures", "")
+    return Measured(datasets, structures, total, mean, math.sqrt(squares / (total - 1)))

@@ -48,7 +48,7 @@ def tensors(card=CARD) -> dict[str, torch.Tensor]:
 def test_weights_of_another_network_are_refused():
     wrong = tensors()
     wrong["segmenter.heads.0.weight"] = torch.zeros(3, 2, 1, 1, 1)
-    with pytest.raises(DataError, match="do not fit the network 'segmenter'.*small.*again"):
+    with pytest.raises(DataError, match="head 0 of the segmenter has 3 channels.*small.*again"):
         load_model(CARD, wrong)
 
 

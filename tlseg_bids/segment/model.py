@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from tlseg_bids.errors import DataError
 from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
-from tlseg_bids.networks import build
 from tlseg_bids.segment import STRATEGIES
 from tlseg_bids.volume import Grid
+from tlseg_bids.zoo.assemble import assemble, atlases
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.weights import load_weights
 
@@ -92,32 +92,9 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
     """
     heads = tuple(load_protocol(name) for name in card.heads)
     place = torch.device(device)
-    networks = {}
-    for role, arguments in card.networks.items():
-        own = heads if role == "segmenter" else heads[-1:]
-        network = build(**arguments, out_channels=[len(protocol) for protocol in own])
-        prefix = f"{role}."
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        try:
-            network.load_state_dict({k: v.float() for k, v in state.items()})
-        except RuntimeError as error:
-            raise DataError(
-                f"the weights do not fit the network '{role}' of the card",
-                card.path or card.name,
-                f"fetch or export the model again ({str(error).splitlines()[0]})",
-            ) from error
-        networks[role] = network.to(place).eval()
-    if "locator" in networks and "template" not in tensors:
-        raise DataError(
-            "the weights hold no template for the locator", card.path or card.name,
-            "fetch or export the model again",
-        )  # fmt: skip
+    networks = {role: network.to(place) for role, network in assemble(card, tensors).items()}
+    priors = {name: atlas.to(place) for name, atlas in atlases(card, tensors).items()}
     nowhere = torch.full((len(heads[-1]), 3), torch.nan)
-    priors = {
-        protocol.name: tensors[f"prior.{protocol.name}"][None].float().div(255).to(place)
-        for protocol in heads
-        if f"prior.{protocol.name}" in tensors
-    }
     return Model(
         card, heads, networks, tensors.get("template", nowhere).double().numpy(), priors,
         place, fast_precision(place),

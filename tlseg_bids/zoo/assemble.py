@@ -62,10 +62,16 @@ def assemble(card: ModelCard, tensors: dict[str, Tensor]) -> dict[str, nn.Module
     return networks
 
 
-def atlases(card: ModelCard, tensors: dict[str, Tensor]) -> Tensor | None:
-    """Probabilities of the heads that have an atlas, (1, channels, i, j, k), or None."""
-    found = [tensors[PRIOR + name] for name in card.heads if PRIOR + name in tensors]
-    return torch.cat(found)[None].float().div(255) if found else None
+def atlases(card: ModelCard, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Probabilities (1, channels, i, j, k) over the card's box, by protocol in the heads' order.
+
+    Only of the heads that have an atlas; each may have voxels of its own size.
+    """
+    return {
+        name: tensors[PRIOR + name][None].float().div(255)
+        for name in card.heads
+        if PRIOR + name in tensors
+    }
 
 
 def _check_tensors(card: ModelCard, tensors: dict[str, Tensor], where: object) -> None:

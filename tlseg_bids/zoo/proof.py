@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from tlseg_bids.errors import DataError, TlsegError
 from tlseg_bids.zoo.assemble import AGAIN, PROOF, assemble, atlases, role_heads
@@ -184,13 +185,15 @@ def _answers(
     card: ModelCard, networks: dict[str, nn.Module], tensors: dict[str, Tensor], image: Tensor
 ) -> dict[str, Tensor]:
     """Sampled logits and mean probabilities of every head of every network."""
-    atlas, found = atlases(card, tensors), {}
+    found, atlas = {}, atlases(card, tensors)
     for role, network in networks.items():
         shown = image[None, : network.image_channels].float()
         prior = None
-        if atlas is not None and role == SEGMENTER:
+        if atlas and role == SEGMENTER:
             size = [n // network.stem for n in image.shape[1:]]
-            prior = torch.nn.functional.interpolate(atlas, size=size, mode="trilinear")
+            prior = torch.cat(
+                [F.interpolate(one, size=size, mode="trilinear") for one in atlas.values()], 1
+            )
         for head in range(len(role_heads(card, role))):
             with torch.inference_mode():
                 logits = network(shown, prior, head=head)[0]

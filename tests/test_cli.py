@@ -106,7 +106,7 @@ def test_the_entry_point_is_the_same_program():
     assert done.stdout == f"tlseg {tlseg_bids.__version__}\n"
     done = subprocess.run([*entry, "a", "b", "c"], capture_output=True, text=True, check=False)
     assert done.returncode == 17
-    assert done.stderr == "tlseg: unknown level 'c' – third argument – use participant\n"
+    assert done.stderr == "tlseg: unknown level 'c' – third argument – use participant or group\n"
 
 
 def test_help_names_every_exit_code(capsys):
@@ -131,7 +131,10 @@ EVERY = [
     "--age", "6 months", "--model", "any", "--models", "m1", "m2", "--licence", "permissive",
     "--offline", "--device", "cuda:1", "--nprocs", "8", "--omp-nthreads", "4", "--mem", "12.5G",
     "-w", "work", "--dry-run", "--probabilities", "--stop-on-first-crash", "--random-seed", "7",
-    "-vv",
+    "-vv", "--volume", "soft", "--icv-correction", "ratio", "--head-size", "brain",
+    "--combat", "site", "--combat-covariates", "age_years", "sex", "--combat-reference", "A",
+    "--fit-where", "dx=hc",
+    "--group-parameters", "p.json", "--ratings", "r1", "r2",
 ]  # fmt: skip
 
 
@@ -152,7 +155,10 @@ def test_every_option_arrives(app, everything, tmp_path):
         threads=4, memory_gib=12.5, device="cuda:1", model="any",
         model_dirs=(tmp_path / "m1", tmp_path / "m2"), licence="permissive", age="6 months",
         multi_run="first", shard=(2, 8), dry_run=True, stop_on_first_crash=True, random_seed=7,
-        verbosity=2, offline=True, probabilities=True, command=config.command,
+        verbosity=2, offline=True, probabilities=True, command=config.command, volume="soft",
+        icv_correction="ratio", head_size="brain", combat="site",
+        combat_covariates=("age_years", "sex"), combat_reference="A", fit_where=("dx=hc",),
+        group_parameters=tmp_path / "p.json", ratings=(tmp_path / "r1", tmp_path / "r2"),
     )  # fmt: skip
     assert config.command.startswith("tlseg ")
     assert "--age '6 months'" in config.command
@@ -262,9 +268,9 @@ def test_missing_arguments_are_64(capsys):
     assert "required: BIDS_DIR, OUT_DIR" in refused(capsys, [], 64)
 
 
-def test_an_unknown_level_is_17_and_group_is_not_promised(capsys, folders):
-    line = refused(capsys, [*folders[:2], "group"], 17)
-    assert line == "tlseg: unknown level 'group' – third argument – use participant\n"
+def test_an_unknown_level_is_17(capsys, folders):
+    line = refused(capsys, [*folders[:2], "session"], 17)
+    assert line == "tlseg: unknown level 'session' – third argument – use participant or group\n"
 
 
 @pytest.mark.parametrize(

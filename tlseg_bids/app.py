@@ -17,6 +17,7 @@ from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.config import Config
 from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared
+from tlseg_bids.group import run_group
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.plan import describe, make_plan
 from tlseg_bids.postprocess import probability_maps, to_native
@@ -75,6 +76,11 @@ def participant(config: Config, progress: Progress) -> int:
     unchanged = {s for s in unchanged if (config.out_dir / f"sub-{s}.html").is_file()}
     report(config, subjects - unchanged, tuple(o for o in outcomes if o.status == "failed"))
     return exit_code(outcomes)
+
+
+def group(config: Config) -> int:
+    """Tables and a page of every labelled scan in the output folder, as in `participant`."""
+    return run_group(config)
 
 
 def decide(config: Config) -> Plan:

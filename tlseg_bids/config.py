@@ -39,6 +39,14 @@ class Config:
         (I, N): shard I of N, counted from 1.
     offline : bool
         Never fetch the weights of a model that are not on this machine.
+    volume, icv_correction, head_size : str
+        What the level ``group`` computes of, corrects by, and with (`tlseg_bids.group`).
+    combat, combat_covariates, combat_reference
+        Columns of its table that name the site and what ComBat keeps, and the site that stays.
+    fit_where : tuple of str
+        ``COLUMN=VALUE``: the scans that its corrections are fitted on.
+    group_parameters, ratings
+        Files that it reads: an earlier fit, and exported ratings.
     verbosity : int
         Number of ``-v``; from 2 on errors come with a traceback.
     command : str
@@ -73,6 +81,15 @@ class Config:
     random_seed: int = 0
     verbosity: int = 0
     offline: bool = False
+    volume: str = "hard"
+    icv_correction: str = "none"
+    head_size: str = "icv"
+    combat: str | None = None
+    combat_covariates: tuple[str, ...] = ()
+    combat_reference: str | None = None
+    fit_where: tuple[str, ...] = ()
+    group_parameters: Path | None = None
+    ratings: tuple[Path, ...] = ()
     command: str = field(default="tlseg", compare=False)
 
     def at_once(self, memory_gib: float) -> int:

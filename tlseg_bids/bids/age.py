@@ -105,7 +105,7 @@ class AgeReader:
             return self._override
         reasons = []
         for table, rows in self._rows(path, entities):
-            age = _age_from_rows(table, rows)
+            age = age_from_rows(table, rows)
             if age.days is not None or age.pma_weeks is not None:
                 return age
             if age.source:
@@ -145,7 +145,7 @@ def _matching(rows, column: str, prefix: str, label: str) -> list[dict[str, str]
     return [row for row in rows if row.get(column, "").removeprefix(prefix) == label]
 
 
-def _age_from_rows(table: Table, rows: list[dict[str, str]]) -> Age:
+def age_from_rows(table: Table, rows: list[dict[str, str]]) -> Age:
     """The age that the rows of one scan agree on; `source` holds the reason if there is none."""
     if table.problem:
         return Age(source=f"{table.name} {table.problem}")

@@ -26,6 +26,11 @@ from tlseg_bids.bids.tables import read_json
 from tlseg_bids.errors import CannotCreateError
 
 KEY = "ContentKey"
+SCANNER = (
+    "Manufacturer", "ManufacturersModelName", "MagneticFieldStrength", "InstitutionName",
+    "StationName", "DeviceSerialNumber", "SoftwareVersions", "ReceiveCoilName",
+)  # fmt: skip
+"""What of a scan's own sidecar tells one scanner from another; kept for the group level."""
 COLUMNS = {
     "hard_mm3": ("Volume of the voxels that carry the label", "mm^3"),
     "soft_mm3": ("Sum of the label's probability over all voxels, times the voxel volume", "mm^3"),
@@ -258,6 +263,7 @@ def _sidecar(job: JobLike, segmentation: SegmentationLike, provenance: Mapping[s
         "ModelsRefused": [{"Model": no.model, "Reason": no.reason} for no in job.refused],
         "Age": {"Days": age.days, "PostMenstrualWeeks": age.pma_weeks, "Source": age.source},
         "ContrastAgent": job.scan.contrast_agent,
+        "Scanner": {key: job.scan.sidecar[key] for key in SCANNER if key in job.scan.sidecar},
         "Warnings": list(job.warnings),
         "Flags": list(segmentation.flags),
         "QualityControl": segmentation.qc,

@@ -16,13 +16,14 @@ from typing import Any, NoReturn
 from tlseg_bids import __version__
 from tlseg_bids.errors import DataError, NoInputError, UnknownLevelError, UsageError
 
-LEVELS = ("participant",)
+LEVELS = ("participant", "group")
 MIN_MEMORY_GIB = 0.5
 UNITS = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10}
 
 DESCRIPTION = """\
 Label the structures of the brain in every T1w and T2w scan of a BIDS dataset. The model is chosen
-scan by scan from what the dataset says (suffix, age, contrast agent), and the report says why."""
+scan by scan from what the dataset says (suffix, age, contrast agent), and the report says why. The
+level `group` makes tables and a page of all labelled scans in OUT_DIR."""
 
 EPILOG = """\
 exit codes: 0 all done; 1 a scan failed, the others are finished; 16 not a BIDS dataset; 17 unknown
@@ -62,6 +63,7 @@ def parser() -> Parser:
     _models(it.add_argument_group("which model"))
     _resources(it.add_argument_group("with what"))
     _run(it.add_argument_group("how"))
+    _group(it.add_argument_group("level group"))
     return it
 
 
@@ -156,6 +158,44 @@ def _run(group: argparse._ArgumentGroup) -> None:
         "--probabilities", action="store_true", help="write the probability of every label too"
     )
     group.add_argument("--random-seed", type=seed, metavar="N", help="seed (default: 0)")
+
+
+def _group(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--volume", choices=("hard", "soft"),
+        help="volume by voxels (hard, default) or by probabilities (soft)",
+    )  # fmt: skip
+    group.add_argument(
+        "--icv-correction", choices=("none", "ratio", "residual", "power-proportion"),
+        help="correction of volumes for head size (default: none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--head-size", choices=("icv", "brain"),
+        help="head size of that correction: intracranial volume (default) or brain volume",
+    )  # fmt: skip
+    group.add_argument(
+        "--combat", "--harmonise", metavar="COLUMN",
+        help="remove the effect of the site (or scanner) that this column names, with ComBat",
+    )  # fmt: skip
+    group.add_argument(
+        "--combat-covariates", nargs="+", metavar="COLUMN",
+        help="columns whose effect ComBat keeps, such as age_years sex; or the word none",
+    )  # fmt: skip
+    group.add_argument(
+        "--combat-reference", metavar="SITE", help="site whose volumes ComBat leaves as they are"
+    )
+    group.add_argument(
+        "--fit-where", nargs="+", type=condition, metavar="COLUMN=VALUE",
+        help="fit ComBat and the head-size correction on these scans only, and apply it to all",
+    )  # fmt: skip
+    group.add_argument(
+        "--group-parameters", type=absolute, metavar="JSON",
+        help="apply the fit that an earlier run saved as group_parameters.json",
+    )  # fmt: skip
+    group.add_argument(
+        "--ratings", nargs="+", type=absolute, metavar="PATH",
+        help="ratings exported by the reports: TSV files, or folders of *_ratings.tsv",
+    )  # fmt: skip
 
 
 def parse(argv: list[str]) -> dict[str, Any]:
@@ -286,6 +326,14 @@ def _label(text: str, prefix: str) -> str:
             f"'{text}' is no BIDS label; labels are letters and digits, separated by spaces"
         )
     return label
+
+
+def condition(text: str) -> str:
+    """``COLUMN=VALUE``, as it stands."""
+    column, equals, value = text.partition("=")
+    if not (column and equals and value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not COLUMN=VALUE, such as group=control")
+    return text
 
 
 def count(text: str) -> int:

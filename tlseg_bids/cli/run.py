@@ -19,6 +19,7 @@ from tlseg_bids.errors import TlsegError, UsageError
 
 INTERRUPTED = 130
 EXCLUSIVE = ("dry_run", "reports_only", "boilerplate_only")
+TUPLES = ("participants", "sessions", "model_dirs", "combat_covariates", "fit_where", "ratings")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 NO_TELEMETRY = ("NO_ET", "NIPYPE_NO_ET")
 """Keep nipype and its relatives, which niworkflows imports, from calling home."""
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         config = make_config({**parse(words), "command": shlex.join(["tlseg", *words])})
         verbosity = config.verbosity
         check_folders(config)
-        return _participant(config)
+        return _run(config)
     except SystemExit as stop:
         return int(stop.code or 0)
     except TlsegError as error:
@@ -79,9 +80,14 @@ def make_config(values: dict[str, Any]) -> Config:
     if len(asked) > 1:
         options = " and ".join("--" + name.replace("_", "-") for name in asked)
         raise UsageError(f"{options} exclude each other", "the command line", "give one of them")
+    if asked and values.get("level") == "group":
+        option = "--" + asked[0].replace("_", "-")
+        raise UsageError(
+            f"{option} is of the level participant", "the command line", "leave it out at group"
+        )
     values = dict(values)
     values["validate"] = not values.pop("skip_bids_validation", False)
-    for name in ("participants", "sessions", "model_dirs"):
+    for name in TUPLES:
         values[name] = tuple(values.get(name, ()))
     values.setdefault("nprocs", available_cpus())
     threads = values.setdefault("threads", values["nprocs"])
@@ -129,7 +135,7 @@ def check_folders(config: Config) -> None:
             )
 
 
-def _participant(config: Config) -> int:
+def _run(config: Config) -> int:
     """Prepare the process and hand over to the program."""
     for variable in THREAD_VARIABLES:
         os.environ.setdefault(variable, str(config.threads))
@@ -137,6 +143,9 @@ def _participant(config: Config) -> int:
         os.environ[variable] = "1"
     _log(config.verbosity)
     from tlseg_bids import app
+
+    if config.level == "group":
+        return app.group(config)
     from tlseg_bids.cli.progress import progress_on
 
     with progress_on(sys.stderr, config.verbosity) as progress:

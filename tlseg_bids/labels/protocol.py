@@ -70,10 +70,15 @@ class LabelProtocol:
             keep &= (self.table[column] == value).to_numpy()
         return np.flatnonzero(keep)
 
+    @cached_property
+    def records(self) -> tuple[dict[str, object], ...]:
+        """The rows of the table as dicts, the background first."""
+        return tuple(self.table.to_dict("records"))
+
     def pairs(self) -> list[tuple[int, int]]:
         """(left label, right label) of every paired structure."""
-        left = self.table[self.table["hemisphere"] == "left"]
-        return [(int(i), int(m)) for i, m in zip(left["index"], left["mirror"], strict=True)]
+        left = [row for row in self.records if row["hemisphere"] == "left"]
+        return [(int(row["index"]), int(row["mirror"])) for row in left]
 
     def __len__(self) -> int:
         return len(self.table)

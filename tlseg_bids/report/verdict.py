@@ -57,9 +57,9 @@ def asymmetry_percent(left_mm3: float, right_mm3: float) -> float:
 def volume_rows(scan: LabelledScan) -> list[VolumeRow]:
     """Every structure of the protocol but the background, in protocol order."""
     measured = {_number(row.get("index")): row for row in scan.volumes or ()}
-    partner = dict(zip(scan.protocol.table["index"], scan.protocol.table["mirror"], strict=True))
+    partner = {entry["index"]: entry["mirror"] for entry in scan.protocol.records}
     rows = []
-    for entry in scan.protocol.table.iloc[1:].to_dict("records"):
+    for entry in scan.protocol.records[1:]:
         index, values = int(entry["index"]), measured.get(int(entry["index"]), {})
         hard = _number(values.get("hard_mm3"))
         other = _number(measured.get(int(partner[index]), {}).get("hard_mm3"))

@@ -1,0 +1,143 @@
+"""The group's page in a real browser: headless Chromium, opened from a file, network off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.studies import Effects, simulate, write_derivatives, write_raw
+from tests.test_report_browser import browser, complaints, until  # noqa: F401
+from tlseg_bids.cli.run import main
+
+pytestmark = pytest.mark.browser
+HOSTILE = "<img src=x onerror=document.title='broken'>"
+EFFECTS = Effects({"A": 0.0, "B": 0.2, HOSTILE: -0.1}, {"A": 1, "B": 1, HOSTILE: 1})
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of three sites, one with a hostile name; the first participant has a report."""
+    folder = tmp_path_factory.mktemp("it's a study")
+    people, rows = simulate(60, EFFECTS)
+    people[5].volumes[10] *= 2
+    write_raw(folder / "raw", {"participants.tsv": "\n".join(rows) + "\n"})
+    out = write_derivatives(folder / "out", people)
+    for person in people:
+        (out / f"sub-{person.label}.html").write_text("<!DOCTYPE html><title>a report</title>")
+    options = ["--combat", "site", "--combat-covariates", "age_years", "sex"]
+    assert main([str(folder / "raw"), str(out), "group", *options]) == 0
+    return out / "group.html"
+
+
+@pytest.fixture
+def chrome(browser: Callable, page: Path):  # noqa: F811
+    """The page, drawn."""
+    it = browser(())
+    it.get(page.as_uri())
+    until(lambda: it.execute_script("return document.body.dataset.ready") == "yes")
+    return it
+
+
+def choose(chrome, control: str, value: str) -> None:
+    chrome.execute_script(
+        "const it = document.getElementById(arguments[0]); it.value = arguments[1];"
+        "it.dispatchEvent(new Event('change'))",
+        control, value,
+    )  # fmt: skip
+
+
+def text_of(chrome, control: str) -> str:
+    return chrome.execute_script(
+        "return document.getElementById(arguments[0]).textContent", control
+    )
+
+
+def inked(chrome) -> int:
+    """Pixels of the canvas that are not empty."""
+    return chrome.execute_script(
+        "const c = document.getElementById('canvas');"
+        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n"
+    )
+
+
+def test_the_page_draws_offline_without_a_complaint(chrome) -> None:
+    assert complaints(chrome) == []
+    fetched = chrome.execute_script(
+        "return performance.getEntriesByType('resource').map(e => e.name)"
+    )
+    assert not [name for name in fetched if not name.startswith("data:")]
+    assert inked(chrome) > 2000
+
+
+def test_names_from_the_data_are_text(chrome) -> None:
+    assert chrome.title == "Group – tlseg"
+    assert HOSTILE in text_of(chrome, "legend")
+    assert HOSTILE in text_of(chrome, "summary")
+    assert chrome.execute_script("return document.images.length") == 0
+
+
+def test_the_summary_follows_what_is_chosen(chrome) -> None:
+    choose(chrome, "against", "sex")
+    assert text_of(chrome, "summary-caption").endswith("by sex")
+    groups = chrome.execute_script(
+        "return Array.from(document.getElementById('summary').rows, r => r.cells[0].textContent)"
+    )
+    assert groups == ["F", "M", "all"]
+    choose(chrome, "against", "site")
+    medians = (
+        "return Array.from(document.getElementById('summary').rows, r => r.cells[2].innerText)"
+    )
+    before = [float(m.replace("\u202f", "")) for m in chrome.execute_script(medians)[:3]]
+    choose(chrome, "kind", "combat")
+    after = [float(m.replace("\u202f", "")) for m in chrome.execute_script(medians)[:3]]
+    assert max(before) / min(before) > 1.2
+    assert max(after) / min(after) < 1.1
+
+
+def test_the_keyboard_walks_through_the_scans_and_opens_a_report(chrome) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    canvas = chrome.find_element("id", "canvas")
+    canvas.send_keys(Keys.ARROW_RIGHT)
+    first = text_of(chrome, "told")
+    canvas.send_keys(Keys.ARROW_RIGHT)
+    assert first.startswith("sub-")
+    assert text_of(chrome, "told") != first
+    assert "proposal: " in text_of(chrome, "told")
+    canvas.send_keys(Keys.ENTER)
+    until(lambda: chrome.title == "a report")
+
+
+def test_the_pointer_tells_which_scan_it_is_over(chrome) -> None:
+    chrome.execute_script(
+        "const c = document.getElementById('canvas'), b = c.getBoundingClientRect();"
+        "const p = state.view.points[30];"
+        "c.dispatchEvent(new PointerEvent('pointermove',"
+        "  {clientX: b.left + p.px, clientY: b.top + p.py}))"
+    )
+    assert text_of(chrome, "tip").startswith("sub-")
+    assert chrome.execute_script("return !document.getElementById('tip').hidden")
+
+
+def test_the_list_shows_what_is_proposed_and_links_to_reports(chrome) -> None:
+    cells = "return Array.from(document.getElementById('scans').rows, r => r.innerText)"
+    assert any("sub-00005" in line and "look" in line for line in chrome.execute_script(cells))
+    choose(chrome, "which", "all")
+    assert text_of(chrome, "place") == "1 to 50 of 60"
+    chrome.find_element("id", "after").click()
+    assert text_of(chrome, "place") == "51 to 60 of 60"
+    link = chrome.find_element("css selector", "#scans a")
+    assert link.get_attribute("href").endswith("/out/sub-00050.html")
+
+
+def test_a_phone_needs_no_scrolling_sideways(chrome) -> None:
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+        "width": 375, "height": 800, "deviceScaleFactor": 2, "mobile": True})  # fmt: skip
+    try:
+        wide = chrome.execute_script("return document.documentElement.scrollWidth")
+        assert wide <= 375
+    finally:
+        chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -1,0 +1,312 @@
+"""ComBat: the effect of the site is estimated with combatlearn and kept as plain numbers.
+
+What ComBat does to a volume is, for every site and structure, a line:
+``harmonised = scale · volume + offset + Σ coefficient · covariate``. These numbers are saved, so a
+later run, or any other program, applies the same fit to new subjects without the library.
+
+ComBat: Johnson et al. 2007, https://doi.org/10.1093/biostatistics/kxj037; with covariates for
+imaging: Fortin et al. 2018, https://doi.org/10.1016/j.neuroimage.2017.11.024.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from tlseg_bids.errors import DataError, UsageError
+from tlseg_bids.group.study import known, listed, number
+
+MIN_SITE = 3
+FEW = 10
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """A column whose effect is kept: a number, or a category with its levels (the first is 0)."""
+
+    column: str
+    levels: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its columns in the design: ``age_years``, or ``sex=M``."""
+        return [f"{self.column}={level}" for level in self.levels[1:]] or [self.column]
+
+    def encode(self, cells: Sequence[str]) -> np.ndarray:
+        """Its columns of the design, shape (scans, columns); NaN where unknown or a new level."""
+        if not self.levels:
+            return np.array([[number(cell)] for cell in cells]).reshape(-1, 1)
+        rows = [
+            [float(cell == level) for level in self.levels[1:]]
+            if cell in self.levels else [math.nan] * len(self.levels[1:])
+            for cell in cells
+        ]  # fmt: skip
+        return np.array(rows).reshape(len(cells), -1)
+
+
+@dataclass(frozen=True, eq=False)
+class SiteEffects:
+    """A fitted ComBat.
+
+    Parameters
+    ----------
+    column : str
+        The column that names the site.
+    reference : str or None
+        The site that stays as it is.
+    covariates : tuple of Covariate
+        What is kept.
+    sites : dict
+        Site to its numbers, shape (2 + design columns, features): scale, offset in mm³, and a
+        coefficient for every design column. NaN for a feature that cannot be harmonised.
+    scans : dict
+        Site to its scans in the fit.
+    """
+
+    column: str
+    reference: str | None
+    covariates: tuple[Covariate, ...]
+    sites: dict[str, np.ndarray]
+    scans: dict[str, int] = field(default_factory=dict)
+
+    def apply(self, values: np.ndarray, sites: Sequence[str], design: np.ndarray) -> np.ndarray:
+        """Harmonised volumes; NaN for a site that is not in the fit or an unknown covariate.
+
+        Parameters
+        ----------
+        values : ndarray, shape (scans, features)
+            Volumes, mm³.
+        sites : sequence of str
+            Site of each scan.
+        design : ndarray, shape (scans, columns)
+            Covariates, as `design_of` gives them.
+        """
+        result = np.full(values.shape, np.nan)
+        for site, numbers in self.sites.items():
+            here = np.array([name == site for name in sites], bool)
+            scale, offset, *coefficients = numbers
+            moved = scale * values[here] + offset
+            for column, coefficient in enumerate(coefficients):
+                moved = moved + design[here, column, None] * coefficient
+            result[here] = values[here] if site == self.reference else moved
+        return result
+
+
+def covariates_of(columns: Mapping[str, Sequence[str]], fit: np.ndarray) -> tuple[Covariate, ...]:
+    """How each column enters: as a number where every known cell of the fit is one.
+
+    Raises
+    ------
+    UsageError
+        If a column has one value only.
+    """
+    result = []
+    for name, cells in columns.items():
+        here = sorted({cell for cell, used in zip(cells, fit, strict=True) if used and known(cell)})
+        if len(here) < 2:
+            raise UsageError(
+                f"the column '{name}' has {'no value' if not here else 'one value only'} in the "
+                "scans of the fit", "--combat-covariates", "leave it out",
+            )  # fmt: skip
+        numeric = all(not math.isnan(number(cell)) for cell in here)
+        result.append(Covariate(name, () if numeric else tuple(here)))
+    return tuple(result)
+
+
+def design_of(
+    covariates: Sequence[Covariate], columns: Mapping[str, Sequence[str]], scans: int
+) -> np.ndarray:
+    """The design matrix of the covariates, shape (scans, columns)."""
+    parts = [covariate.encode(columns[covariate.column]) for covariate in covariates]
+    return np.concatenate([np.empty((scans, 0)), *parts], axis=1)
+
+
+def fit_combat(
+    values: np.ndarray,
+    sites: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
+    fit: np.ndarray,
+    options: tuple[str, str | None],
+) -> tuple[SiteEffects, list[str]]:
+    """Estimate the effect of the site.
+
+    Parameters
+    ----------
+    values : ndarray, shape (scans, features)
+        Volumes, mm³.
+    sites : sequence of str
+        Site of each scan; ``n/a`` where unknown.
+    columns : mapping
+        Covariates to keep: column to its cells.
+    fit : ndarray of bool, shape (scans,)
+        Scans to estimate from. Those without site or covariate are left out.
+    options : tuple
+        Name of the site column, and the reference site or None.
+
+    Returns
+    -------
+    effects : SiteEffects
+    notes : list of str
+        What was left out, and why.
+
+    Raises
+    ------
+    DataError
+        If fewer than two sites can be compared, or the sites and the covariates cannot be told
+        apart.
+    UsageError
+        If the reference is no site of the fit.
+    """
+    column, reference = options
+    covariates = covariates_of(columns, fit)
+    design = design_of(covariates, columns, len(values))
+    use = fit & ~np.isnan(design).any(axis=1) & np.array([known(site) for site in sites])
+    counts = pd.Series(np.array(sites, object)[use]).value_counts().sort_index()
+    large = [str(site) for site, count in counts.items() if count >= MIN_SITE]
+    notes = _size_notes(counts, large)
+    if len(large) < 2:
+        raise DataError(
+            f"{len(large)} sites have the {MIN_SITE} scans that ComBat needs (of "
+            f"{listed(f'{site}: {count}' for site, count in counts.items()) or 'no site'})",
+            f"--combat {column}",
+            "widen --fit-where, leave out a covariate that is often unknown, or leave ComBat out",
+        )  # fmt: skip
+    if reference is not None and reference not in large:
+        raise UsageError(
+            f"the reference site '{reference}' is not among the sites of the fit",
+            "--combat-reference", f"choose from {listed(large)}",
+        )  # fmt: skip
+    use &= np.isin(np.array(sites, str), large)
+    chosen = np.array(sites, str)[use]
+    _check_rank(chosen, design[use], large, column)
+    varies = _varies(values[use], chosen, large)
+    numbers, said = _lines(values[use][:, varies], chosen, design[use], large, reference)
+    full = {}
+    for site in large:
+        full[site] = np.full((numbers[site].shape[0], values.shape[1]), np.nan)
+        full[site][:, varies] = numbers[site]
+    scans = {site: int((chosen == site).sum()) for site in large}
+    return SiteEffects(column, reference, covariates, full, scans), notes + said
+
+
+def site_share(values: np.ndarray, sites: Sequence[str], design: np.ndarray) -> np.ndarray:
+    """Share of the variance that the site explains beyond the covariates (partial η²), 0 to 1.
+
+    Parameters
+    ----------
+    values : ndarray, shape (scans, features)
+    sites : sequence of str
+    design : ndarray, shape (scans, columns)
+        Covariates. Scans with anything unknown are left out, feature by feature.
+
+    Returns
+    -------
+    ndarray, shape (features,)
+        NaN where nothing is left to explain. By chance alone about (sites − 1) / scans.
+    """
+    names = np.array(sites, str)
+    dummies = np.stack([names == name for name in np.unique(names)], axis=1).astype(float)
+    shares = np.full(values.shape[1], np.nan)
+    for f, column in enumerate(values.T):
+        use = np.isfinite(column) & ~np.isnan(design).any(axis=1)
+        small = np.concatenate([np.ones((use.sum(), 1)), design[use]], axis=1)
+        large = np.concatenate([dummies[use], design[use]], axis=1)
+        if len(small) > large.shape[1] and (without := _residual(small, column[use])) > 0:
+            shares[f] = 1 - _residual(large, column[use]) / without
+    return shares
+
+
+def _residual(design: np.ndarray, y: np.ndarray) -> float:
+    """Sum of squares that a least-squares fit leaves."""
+    scale = np.abs(design).max(axis=0)
+    design = design / np.where(scale > 0, scale, 1)
+    left = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    return float(left @ left)
+
+
+def _size_notes(counts: pd.Series, large: list[str]) -> list[str]:
+    small = [
+        f"{s} ({n} {'scan' if n == 1 else 'scans'})" for s, n in counts.items() if n < MIN_SITE
+    ]
+    few = [f"{s} ({counts[s]})" for s in large if counts[s] < FEW]
+    notes = []
+    if small:
+        notes.append(
+            f"ComBat leaves out sites with fewer than {MIN_SITE} scans in the fit: {listed(small)};"
+            " their harmonised volumes are n/a"
+        )
+    if few:
+        notes.append(
+            f"sites with fewer than {FEW} scans in the fit have an uncertain correction: "
+            f"{listed(few)}"
+        )
+    return notes
+
+
+def _check_rank(sites: np.ndarray, design: np.ndarray, large: list[str], column: str) -> None:
+    dummies = np.stack([sites == site for site in large], axis=1).astype(float)
+    spread = design.std(axis=0)
+    centred = (design - design.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    both = np.concatenate([dummies, centred], axis=1)
+    if len(both) <= both.shape[1] or np.linalg.matrix_rank(both) < both.shape[1]:
+        raise DataError(
+            "the effect of the sites cannot be told from that of the covariates: a covariate does "
+            f"not vary within the sites, or there are too few scans ({len(both)})",
+            f"--combat {column}", "leave out a covariate, or widen --fit-where",
+        )  # fmt: skip
+
+
+def _varies(values: np.ndarray, sites: np.ndarray, large: list[str]) -> np.ndarray:
+    """Features that are known in every scan of the fit and vary at every site."""
+    spread = np.array([np.ptp(values[sites == site], axis=0) for site in large])
+    return np.isfinite(values).all(axis=0) & (spread > 0).all(axis=0)
+
+
+def _lines(
+    values: np.ndarray,
+    sites: np.ndarray,
+    design: np.ndarray,
+    large: list[str],
+    reference: str | None,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Scale, offset and coefficients of every site: what the fitted ComBat does to probes.
+
+    The library is asked for 0, for the mean, and for each covariate in turn; as it is linear in
+    all of them, the answers give the line exactly.
+    """
+    try:
+        from combatlearn import ComBat
+    except ImportError as error:
+        raise DataError(
+            "the library combatlearn is not installed", "--combat",
+            'install it: pip install "tlseg-bids[harmonise]"',
+        ) from error  # fmt: skip
+    centre, spread = design.mean(axis=0), design.std(axis=0)
+    level = values.mean(axis=0)
+    columns = design.shape[1]
+    steps = np.concatenate([np.zeros((2, columns)), np.eye(columns)])
+    ask = np.concatenate([[np.zeros_like(level), level], np.zeros((columns, len(level)))])
+    probes = [np.tile(ask, (len(large), 1)), np.tile(steps, (len(large), 1))]
+    table = pd.DataFrame(np.concatenate([values, probes[0]]))
+    covariates = pd.DataFrame(np.concatenate([(design - centre) / spread, probes[1]]))
+    batch = pd.Series(np.concatenate([sites, np.repeat(large, len(ask))]))
+    combat = ComBat(
+        batch, continuous_covariates=covariates if columns else None, method="fortin",
+        reference_batch=reference,
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        combat.fit(table.iloc[: len(values)])
+        answers = combat.transform(table.iloc[len(values) :]).to_numpy()
+    numbers = {}
+    for site, answer in zip(large, np.split(answers, len(large)), strict=True):
+        coefficients = (answer[2:] - answer[0]) / spread[:, None]
+        offset = answer[0] - (coefficients * centre[:, None]).sum(axis=0)
+        numbers[site] = np.stack([(answer[1] - answer[0]) / level, offset, *coefficients])
+    said = {str(one.message).splitlines()[0] for one in caught if one.category is UserWarning}
+    return numbers, [f"ComBat: {text}" for text in sorted(said)]

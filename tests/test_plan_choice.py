@@ -13,6 +13,7 @@ from tlseg_bids.bids.scan import Age, Scan
 from tlseg_bids.config import Config
 from tlseg_bids.errors import ScanError, UsageError
 from tlseg_bids.plan import choose, content_key, make_plan
+from tlseg_bids.plan.choice import usable_cards
 from tlseg_bids.plan.pairs import by_visit, companions
 from tlseg_bids.zoo.card import Domain
 from tlseg_bids.zoo.evidence import compare, measured
@@ -286,3 +287,40 @@ def test_a_forced_model_without_its_channel_skips_the_scan_and_no_other(tmp_path
     assert "add the missing scan" in plan.skips[0].hint
     with pytest.raises(ScanError, match=r"model 'pair': it sees T1w and T2w.*this is a FLAIR"):
         choose([pair], scan("FLAIR"), companions=("T1w", "T2w"))
+
+
+def test_a_study_is_labelled_in_one_protocol(tmp_path, config):
+    cards = [
+        write_model(tmp_path / "zoo", "any"),
+        write_model(tmp_path / "zoo", "parcels", protocol="braincolor", heads=("braincolor",)),
+    ]
+    usable, refused = usable_cards(cards, config)
+    assert [card.name for card in usable] == ["any"]
+    assert [one.model for one in refused] == ["parcels"]
+    assert "labels in the protocol 'braincolor', and 'aseg' is wanted" in refused[0].reason
+    usable, _ = usable_cards(cards, replace(config, protocol="braincolor"))
+    assert [card.name for card in usable] == ["parcels"]
+    usable, _ = usable_cards(cards, replace(config, model="parcels"))
+    assert [card.name for card in usable] == ["any", "parcels"]
+
+
+def test_a_site_model_labels_in_its_own_protocol(tmp_path, config):
+    site = write_model(
+        tmp_path / "zoo", "site", protocol="braincolor", heads=("braincolor",), parent="any"
+    )
+    other = write_model(tmp_path / "zoo", "other")
+    cards = [site, other]
+    usable, _ = usable_cards(cards, config)
+    assert {card.name for card in usable} == {"site", "other"}
+    usable, _ = usable_cards(cards, replace(config, protocol="aseg"))
+    assert {card.name for card in usable} == {"other"}
+
+
+def test_a_protocol_that_nobody_labels_in_is_told(tmp_path, config):
+    cards = [write_model(tmp_path / "zoo", "other")]
+    with pytest.raises(UsageError, match="no model labels in the protocol 'infant'.*label in aseg"):
+        usable_cards(cards, replace(config, protocol="infant"))
+    with pytest.raises(UsageError, match="'other' labels in 'aseg'.*drop one of the two"):
+        usable_cards(cards, replace(config, protocol="infant", model="other"))
+    with pytest.raises(UsageError, match="martian"):
+        usable_cards(cards, replace(config, protocol="martian"))

@@ -69,6 +69,7 @@ class Config:
     model: str | None = None
     model_dirs: tuple[Path, ...] = ()
     licence: str = "any"
+    protocol: str | None = None
     age: str | None = None
     multi_run: str = "each"
     shard: tuple[int, int] = (1, 1)

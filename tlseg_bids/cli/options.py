@@ -113,6 +113,12 @@ def _models(group: argparse._ArgumentGroup) -> None:
         help="licence that the weights must have (default: any)",
     )  # fmt: skip
     group.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="label in this protocol, braincolor for example (default: aseg, or what a model "
+        "adapted to your scans answers in)",
+    )
+    group.add_argument(
         "--offline", action="store_true",
         help="never fetch weights; without it they are fetched once, where they lie elsewhere",
     )  # fmt: skip

@@ -14,6 +14,9 @@ import pandas as pd
 
 from tlseg_bids.errors import DataError
 
+DEFAULT_PROTOCOL = "aseg"
+"""What a scan is labelled in where the user names neither a protocol nor a model."""
+
 COLUMNS = (
     "index", "name", "abbreviation", "color", "hemisphere", "mirror", "group", "subcortical14",
 )  # fmt: skip

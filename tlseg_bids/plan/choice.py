@@ -10,8 +10,16 @@ from tlseg_bids.bids.scan import Age, Scan
 from tlseg_bids.config import Config
 from tlseg_bids.errors import DataError, ScanError, UsageError
 from tlseg_bids.flow import Refusal
+from tlseg_bids.labels.protocol import DEFAULT_PROTOCOL
 from tlseg_bids.zoo.card import ModelCard, age_in_years, age_text
-from tlseg_bids.zoo.registry import BUILTIN, Standing, find_card, most_robust, standings
+from tlseg_bids.zoo.registry import (
+    BUILTIN,
+    Standing,
+    find_card,
+    is_site_model,
+    most_robust,
+    standings,
+)
 from tlseg_bids.zoo.weights import unavailable
 
 
@@ -28,41 +36,73 @@ class Choice:
 def usable_cards(
     cards: Sequence[ModelCard], config: Config
 ) -> tuple[tuple[ModelCard, ...], tuple[Refusal, ...]]:
-    """Cards this run may use, and those it may not whatever the scan: licence, weights.
+    """Cards this run may use, and those it may not whatever the scan: licence, protocol, weights.
 
     Raises
     ------
     UsageError
-        If ``--model`` names an unknown model or one that ``--licence`` excludes, or
-        ``--licence`` excludes every model.
+        If ``--model`` names an unknown model or one that ``--licence`` or ``--protocol`` excludes,
+        or if one of these excludes every model.
     DataError
         If the weights of the forced model, or of every model, can be had nowhere.
     """
     forced = find_card(cards, config.model) if config.model else None
     bound = _bound(cards) if config.licence == "permissive" else {}
-    allowed = [card for card in cards if card.name not in bound]
     if forced is not None and forced.name in bound:
         raise UsageError(
             f"model '{forced.name}' may not be used for everything: {bound[forced.name]}",
             f"--model {forced.name} --licence permissive",
             "drop one of the two options, or name another model",
         )  # fmt: skip
-    if cards and not allowed:
+    if cards and len(bound) == len(cards):
         raise UsageError(
             "no model has a permissive licence", "--licence permissive",
             "drop the option, or add a model with --models DIR",
         )  # fmt: skip
-    excluded = {name: f"{why} (--licence permissive)" for name, why in bound.items()}
+    foreign = _foreign(cards, forced, config.protocol)
+    allowed = [card for card in cards if card.name not in bound | foreign]
+    excluded = foreign | {name: f"{why} (--licence permissive)" for name, why in bound.items()}
     without = {card.name: why for card in allowed if (why := unavailable(card, config.offline))}
     usable = tuple(card for card in allowed if card.name not in without)
     if not usable or (forced is not None and forced.name in without):
         wanted = f"model '{forced.name}' cannot be used" if forced else "no model can be used"
-        reasons = "; ".join(f"{name}: {why}" for name, why in without.items())
+        reasons = "; ".join(f"{name}: {why}" for name, why in (excluded | without).items())
         raise DataError(
             f"{wanted}: {reasons or 'there is none'}", BUILTIN if forced is None else "--model",
             "fetch weights with tlseg-zoo fetch NAME, add a model with --models DIR, or reinstall",
         )  # fmt: skip
     return usable, tuple(Refusal(name, why) for name, why in (excluded | without).items())
+
+
+def _foreign(
+    cards: Sequence[ModelCard], forced: ModelCard | None, protocol: str | None
+) -> dict[str, str]:
+    """Models that label in another protocol than the run does, and why they are left out.
+
+    Without ``--protocol`` the run's protocol is the default one, so that a study is not labelled in
+    two; a model that is forced, or that the user adapted, is taken in its own.
+    """
+    wanted = protocol or DEFAULT_PROTOCOL
+    free = () if protocol else (forced,)
+    foreign = {
+        card.name: f"it labels in the protocol '{card.protocol}', and '{wanted}' is wanted "
+        "(--protocol)"
+        for card in cards
+        if card.protocol != wanted
+        and card not in free
+        and not (protocol is None and is_site_model(card))
+    }  # fmt: skip
+    if forced is not None and forced.name in foreign:
+        raise UsageError(
+            f"model '{forced.name}' labels in '{forced.protocol}'",
+            f"--model {forced.name} --protocol {wanted}", "drop one of the two options",
+        )  # fmt: skip
+    if cards and len(foreign) == len(cards):
+        known = ", ".join(sorted({card.protocol for card in cards}))
+        raise UsageError(
+            f"no model labels in the protocol '{wanted}'", "--protocol", f"models label in {known}"
+        )
+    return foreign
 
 
 def _bound(cards: Sequence[ModelCard]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import torch
 
 from tlseg_bids.errors import DataError, NoInputError
 from tlseg_bids.labels.mapping import load_mapping
-from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
+from tlseg_bids.labels.protocol import DEFAULT_PROTOCOL, LabelProtocol, load_protocol
 from tlseg_bids.preprocess.register import affine, centroids, landmark_weights
 
 HERE = Path(__file__).parent
@@ -258,4 +258,4 @@ def usable_landmarks(group: np.ndarray, mass: np.ndarray, template: np.ndarray) 
 
 def default_protocol() -> LabelProtocol:
     """The protocol of the template: of its centroids, and of what the locator finds."""
-    return load_protocol("aseg")
+    return load_protocol(DEFAULT_PROTOCOL)

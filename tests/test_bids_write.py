@@ -50,6 +50,7 @@ from tlseg_bids.errors import (
 from tlseg_bids.flow import Outcome, Plan, Skip
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.report.methods import methods_text
+from tlseg_bids.zoo.calibration import Calibration
 
 NAME = "sub-01_ses-a_acq-x_ce-gd_rec-y_run-01"
 PROTOCOLS = {"aseg": load_protocol("aseg").table}
@@ -71,8 +72,9 @@ def out(tmp_path, raw):
     return Derivatives(tmp_path / "out", raw)
 
 
-def write(out, job, **options):
-    return out.write_scan(job, made_up_segmentation(job.scan), {"peak_memory_gib": 1.5}, **options)
+def write(out, job, found=None, **options):
+    found = found or made_up_segmentation(job.scan)
+    return out.write_scan(job, found, {"peak_memory_gib": 1.5}, **options)
 
 
 def probabilities(job):
@@ -268,6 +270,17 @@ def test_volumes_hold_every_label_and_their_units(out, job):
     assert content["BrainVolume"]["Value"] == pytest.approx(
         np.count_nonzero(made_up_segmentation(job.scan).brain_mask) * voxel
     )
+    assert content["Calibration"] is None
+
+
+def test_the_table_says_what_its_calibration_rests_on(out, job):
+    calibration = Calibration("24 scans of infant", {"aseg": 1.1})
+    calibrated = dataclasses.replace(
+        job, card=dataclasses.replace(job.card, calibration=calibration)
+    )
+    write(out, calibrated)
+    content = json.loads(out.paths(calibrated).volumes.with_suffix(".json").read_text())
+    assert content["Calibration"] == {"How": "24 scans of infant", "IntervalLevel": 0.9}
 
 
 @pytest.mark.parametrize(

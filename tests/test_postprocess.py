@@ -13,8 +13,10 @@ from tlseg_bids.postprocess import (
     resample_probabilities,
     to_native,
 )
+from tlseg_bids.postprocess.quality import implausible
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.volume import Grid, Volume
+from tlseg_bids.zoo.calibration import Calibration, structures
 
 SMALL = Phantom(0.6)
 GRID = grid_over(SMALL, (2, 2, 2))
@@ -218,6 +220,42 @@ def test_no_brain_at_all_is_said() -> None:
     assert not result.labels.data.any()
     assert not result.brain_mask.any()
     assert (result.volumes["hard_mm3"] == 0).all()
+
+
+def test_the_calibration_reaches_the_table() -> None:
+    given = Calibration(
+        "made up", {}, 0.5, {"PUT": 0.4}, 0.9, {"PUT": 0.8, "AMY": 0.7}, {"PUT": 1.1, "AMY": 1.2}
+    )
+    answer = Prediction(one_hot(truth()).astype(np.float16), GRID)
+    scan = Volume(np.zeros(0), GRID)
+    plain = to_native(answer, scan, PROTOCOL).volumes.set_index("name")
+    result = to_native(answer, scan, PROTOCOL, given)
+    table = result.volumes.set_index("name")
+    for name in ("Left putamen", "Right putamen"):
+        row = table.loc[name]
+        corrected = 0.4 + 0.5 * plain.loc[name, "predicted_dice"]
+        assert row["predicted_dice"] == pytest.approx(corrected)
+        assert row["soft_low_mm3"] == pytest.approx(0.8 * row["soft_mm3"])
+        assert row["soft_high_mm3"] == pytest.approx(1.1 * row["soft_mm3"])
+    assert np.isnan(table.loc["Left amygdala", "predicted_dice"])
+    assert table.loc["Left amygdala", "soft_low_mm3"] == 0
+    others = table.loc["Left thalamus", ["predicted_dice", "soft_high_mm3"]].astype(float)
+    assert np.isnan(others).all()
+    assert result.qc["predicted_dice"] == pytest.approx(
+        table.loc[["Left putamen", "Right putamen"], "predicted_dice"].mean()
+    )
+    assert result.qc["expected_dice"] == pytest.approx(plain["predicted_dice"].mean())
+    assert plain["soft_low_mm3"].isna().all()
+
+
+def test_doubt_about_everything_is_no_brain_whatever_the_calibration_says() -> None:
+    confident = Calibration("made up", {}, 0.0, dict.fromkeys(structures(PROTOCOL)[1:], 0.9))
+    answer = Prediction(one_hot(truth(), 0.6).astype(np.float16), GRID)
+    result = to_native(answer, Volume(np.zeros(0), GRID), PROTOCOL, confident)
+    qc = {**result.qc, "expected_dice": 0.3, "brain_mm3": 1e6}
+    assert result.qc["predicted_dice"] == pytest.approx(0.9)
+    assert "expected Dice 0.30, at least 0.45" in implausible(qc)
+    assert implausible({**qc, "expected_dice": 0.7}) == ""
 
 
 def test_channels_must_fit_the_protocol() -> None:

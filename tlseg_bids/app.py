@@ -105,7 +105,7 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
     with steps("label"):
         prepared, prediction = label(scan, job, model, frame)
     with steps("back"):
-        segmentation = to_native(prediction, scan, model.protocol)
+        segmentation = to_native(prediction, scan, model.protocol, job.card.calibration)
         if reason := implausible(segmentation.qc):
             raise ScanError(reason, "", CHECK_SCAN)
     with steps("write"):

@@ -10,6 +10,8 @@ HD95, mm                  larger of the two directed 95th percentiles of the dis
                           the surfaces. Huttenlocher et al. 1993, doi:10.1109/34.232073
 ASSD, mm                  mean of all distances from either surface to the other.
                           Heimann et al. 2009, doi:10.1109/TMI.2009.2013851
+ECE                       mean |share that is right − mean confidence| over bins of confidence,
+                          weighted by their voxels. Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602
 ========================  ====================================================================
 
 The surface of a structure is the centres of those of its voxels that share a face with another
@@ -44,6 +46,25 @@ def volume_similarity(predicted: float, reference: float) -> float:
     """1 − |difference| ÷ sum of two volumes (any unit); NaN if both are 0."""
     total = predicted + reference
     return 1 - abs(predicted - reference) / total if total else float("nan")
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error over equally wide bins of confidence; NaN of nothing.
+
+    Parameters
+    ----------
+    confidence : ndarray, shape (n,)
+        Probability of the label that was chosen, 0 to 1.
+    correct : ndarray of bool, shape (n,)
+        Whether it is the reference's.
+    bins : int
+        Guo et al. 2017 (arXiv:1706.04599) take 15.
+    """
+    if not len(confidence):
+        return float("nan")
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    surplus = np.bincount(place, correct.astype(float) - confidence, minlength=bins)
+    return float(np.abs(surplus).sum() / len(confidence))
 
 
 def weighted_dice(table: pd.DataFrame) -> float:

@@ -34,9 +34,11 @@ SCANNER = (
 COLUMNS = {
     "hard_mm3": ("Volume of the voxels that carry the label", "mm^3"),
     "soft_mm3": ("Sum of the label's probability over all voxels, times the voxel volume", "mm^3"),
+    "soft_low_mm3": ("Lower end of the interval for the volume in a reference", "mm^3"),
+    "soft_high_mm3": ("Upper end of the interval for the volume in a reference", "mm^3"),
     "voxels": ("Number of voxels that carry the label", None),
     "mean_confidence": ("Mean probability of the label over its own voxels, 0 to 1", None),
-    "predicted_dice": ("Dice overlap that the model expects, 0 to 1", None),
+    "predicted_dice": ("Dice overlap to expect with a reference, 0 to 1", None),
 }
 
 
@@ -224,7 +226,7 @@ class Derivatives:
         write_json(sidecar_of(paths.mask), {"Type": "Brain", **common, **_model(job)})
         write_text(paths.volumes, _tsv(volumes))
         write_json(sidecar_of(paths.volumes), {**_column_texts(volumes), **common,
-                   **_totals(segmentation), **_model(job)})  # fmt: skip
+                   **_totals(segmentation), **_calibrated(job), **_model(job)})  # fmt: skip
         if paths.probseg and paths.uncertainty:
             self._write_fractions(paths, job, segmentation, probabilities or ())
         write_json(paths.sidecar, {**common, **_sidecar(job, segmentation, provenance)})
@@ -300,3 +302,11 @@ def _totals(segmentation: SegmentationLike) -> dict[str, Any]:
         "BrainVolume": {"Value": brain, "Units": "mm^3", "Description": "Volume of the brain mask"},
         "IntracranialVolume": {"Value": icv, "Units": "mm^3"},
     }
+
+
+def _calibrated(job: JobLike) -> dict[str, Any]:
+    """What predicted Dice and the intervals of volumes rest on."""
+    given = getattr(job.card, "calibration", None)
+    if not given:
+        return {"Calibration": None}
+    return {"Calibration": {"How": given.how, "IntervalLevel": given.level}}

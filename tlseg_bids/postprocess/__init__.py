@@ -19,6 +19,7 @@ from tlseg_bids.postprocess.cleaning import Cleaning, as_byte, bounding_box
 from tlseg_bids.postprocess.field import ProbabilityField, probability_maps, resample_probabilities
 from tlseg_bids.postprocess.quality import flags, quality, volume_table
 from tlseg_bids.volume import Volume
+from tlseg_bids.zoo.calibration import Calibration
 
 __all__ = [
     "ProbabilityField",
@@ -29,7 +30,10 @@ __all__ = [
 ]
 
 
-def to_native(prediction: Prediction, native: Volume, protocol: LabelProtocol) -> Segmentation:
+def to_native(
+    prediction: Prediction, native: Volume, protocol: LabelProtocol,
+    calibration: Calibration | None = None,
+) -> Segmentation:  # fmt: skip
     """Probabilities on the model's grid to a clean segmentation on the scan's grid.
 
     Parameters
@@ -40,6 +44,8 @@ def to_native(prediction: Prediction, native: Volume, protocol: LabelProtocol) -
         The scan; only its grid counts.
     protocol : LabelProtocol
         What the channels are.
+    calibration : Calibration, optional
+        Of the card that labelled the scan.
 
     Returns
     -------
@@ -57,7 +63,9 @@ def to_native(prediction: Prediction, native: Volume, protocol: LabelProtocol) -
     cleaning = Cleaning(field, channel[box], confidence[box], [s.start for s in box], protocol)
     mask = np.zeros(channel.shape, bool)
     mask[box], removed = cleaning.run(native.grid.voxel_mm3)
-    table = volume_table(channel[box], confidence[box], soft, protocol, native.grid.voxel_mm3)
+    table = volume_table(
+        channel[box], confidence[box], soft, protocol, native.grid.voxel_mm3, calibration
+    )
     qc = quality(table, mask, protocol, native.grid.voxel_mm3)
     qc["model_border_share"] = field.border_share
     qc["pieces_removed"] = float(removed)

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 
 from tlseg_bids.labels.protocol import LabelProtocol
+from tlseg_bids.postprocess.calibration import predicted_dice, volume_interval
+from tlseg_bids.zoo.calibration import Calibration
 
 BORDER_FLAG = 0.001
 ASYMMETRY_FLAG = 0.3
@@ -20,7 +22,7 @@ brain do; see docs/training.md."""
 
 def volume_table(
     channel: np.ndarray, confidence: np.ndarray, soft: np.ndarray, protocol: LabelProtocol,
-    voxel_mm3: float,
+    voxel_mm3: float, calibration: Calibration | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """One row per structure of the protocol, absent ones with 0.
 
@@ -34,32 +36,42 @@ def volume_table(
         Names and indices.
     voxel_mm3 : float
         Volume of a voxel.
+    calibration : Calibration, optional
+        Of the card that labelled the scan.
 
     Returns
     -------
     DataFrame
-        index, name, hard_mm3, soft_mm3, voxels, mean_confidence (0 where absent), predicted_dice:
-        the Dice to expect if the probabilities are right, 2·Σp(inside) / (voxels + Σp), NaN where
-        absent.
+        index, name, hard_mm3, soft_mm3, soft_low_mm3 and soft_high_mm3 (NaN without a calibrated
+        interval), voxels, mean_confidence (0 where absent), predicted_dice (NaN where absent or
+        not calibrated): the Dice to expect if the probabilities are right,
+        2·Σp(inside) / (voxels + Σp), as the calibration corrects it.
+        ``attrs["expected_dice"]`` is the mean of the uncorrected one, 0 where nothing was found.
     """
+    calibration = calibration or Calibration()
     count = len(protocol)
     voxels = np.bincount(channel.ravel(), minlength=count)
     inside = np.bincount(channel.ravel(), confidence.ravel(), minlength=count) / 255
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(voxels > 0, inside / voxels, 0.0)
         dice = np.where(voxels > 0, np.minimum(1, 2 * inside / (voxels + soft)), np.nan)
+    low, high = volume_interval(soft * voxel_mm3, protocol, calibration)
     table = pd.DataFrame(
         {
             "index": protocol.indices.astype(int),
             "name": protocol.table["name"].to_numpy(),
             "hard_mm3": voxels * voxel_mm3,
             "soft_mm3": soft * voxel_mm3,
+            "soft_low_mm3": low,
+            "soft_high_mm3": high,
             "voxels": voxels,
             "mean_confidence": mean,
-            "predicted_dice": dice,
+            "predicted_dice": predicted_dice(dice, protocol, calibration),
         }
     )
-    return table.iloc[1:].reset_index(drop=True)
+    table = table.iloc[1:].reset_index(drop=True)
+    table.attrs["expected_dice"] = float(np.nanmean(dice[1:])) if voxels[1:].any() else 0.0
+    return table
 
 
 def quality(
@@ -70,10 +82,12 @@ def quality(
     Returns
     -------
     dict
-        ``brain_mm3`` (the mask), ``mean_confidence`` (over labelled voxels), ``predicted_dice``
-        (mean over present structures), ``fov_border_share`` (brain voxels on the scan's outer
-        faces ÷ brain voxels), ``asymmetry_max`` (largest |L − R| ÷ mean of L and R over the paired
-        structures, 0 to 2; NaN if there is none), ``structures_missing``.
+        ``brain_mm3`` (the mask), ``mean_confidence`` (over
+        labelled voxels), ``predicted_dice`` (mean over present structures, calibrated where the
+        table is), ``expected_dice`` (the same, never calibrated), ``fov_border_share`` (brain
+        voxels on the scan's outer faces ÷ brain voxels), ``asymmetry_max`` (largest |L − R| ÷
+        mean of L and R over the paired structures, 0 to 2; NaN if there is none),
+        ``structures_missing``.
     """
     brain = int(np.count_nonzero(mask))
     inner = int(np.count_nonzero(mask[1:-1, 1:-1, 1:-1]))
@@ -85,6 +99,7 @@ def quality(
         "brain_mm3": brain * voxel_mm3,
         "mean_confidence": float(confidence @ labelled / max(1, labelled.sum())),
         "predicted_dice": float(present["predicted_dice"].mean()) if len(present) else 0.0,
+        "expected_dice": table.attrs["expected_dice"],
         "fov_border_share": (brain - inner) / max(1, brain),
         "asymmetry_max": float(asymmetry.max()),
         "structures_missing": float((labelled == 0).sum()),
@@ -152,9 +167,9 @@ def implausible(qc: dict[str, float]) -> str:
     low, high = (bound / 1e6 for bound in NO_BRAIN_MM3)
     if not low <= litres <= high:
         return f"what was labelled has {litres:.2f} l, and a brain has {low:g} to {high:g} l"
-    if qc["predicted_dice"] < NO_BRAIN_DICE:
+    if qc["expected_dice"] < NO_BRAIN_DICE:
         return (
             f"what was labelled does not look like a brain (expected Dice "
-            f"{qc['predicted_dice']:.2f}, at least {NO_BRAIN_DICE:g} is needed)"
+            f"{qc['expected_dice']:.2f}, at least {NO_BRAIN_DICE:g} is needed)"
         )
     return ""

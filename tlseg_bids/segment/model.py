@@ -168,13 +168,17 @@ def _prior_window(
 
 
 def _answer(model: Model, ask: Ask, image: Tensor, prior: Tensor | None) -> Tensor:
-    """Probabilities of a window, float16 (1, channels, i, j, k), on the CPU."""
+    """Probabilities of a window, float16 (1, channels, i, j, k), on the CPU.
+
+    The card's temperature holds for the fine answer alone; the coarse one finds the frame.
+    """
     parts = None if ask.fine else ()
+    heat = model.card.calibration.of_head(model.heads[ask.head].name) if ask.fine else 1.0
     logits = _logits(model, "segmenter", image, prior, head=ask.head, parts=parts)
     out = torch.empty(logits.shape, dtype=torch.float16)
     for start in range(0, logits.shape[2], _PLANES):
         some = (slice(None), slice(None), slice(start, start + _PLANES))
-        out[some] = F.softmax(logits[some].float(), 1)
+        out[some] = F.softmax(logits[some].float() / heat, 1)
     return out
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tlseg_bids.bids.scan import Age, Scan
+from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.licence import is_permissive
 
 DAYS_PER_YEAR = 365.25
@@ -139,6 +140,8 @@ class ModelCard:
     channels : tuple of str
         Suffixes of the image's channels, e.g. ``("T1w", "T2w")``; empty for a model of one
         channel, which takes any suffix of its domain.
+    calibration : Calibration
+        How its probabilities become confidence, predicted Dice and volume intervals.
     """
 
     name: str
@@ -160,6 +163,7 @@ class ModelCard:
     memory: Memory = Memory()
     heads: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
+    calibration: Calibration = field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
         if not self.heads:

@@ -21,6 +21,8 @@ import tomli_w
 
 from tlseg_bids.errors import CannotCreateError, DataError, NoInputError
 from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.zoo.calibration import KEYS as CALIBRATION
+from tlseg_bids.zoo.calibration import Calibration, check_calibration
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
 
 STATUSES = ("experimental", "verified")
@@ -38,7 +40,7 @@ CARD: Keys = {
 }  # fmt: skip
 CARD_OPTIONAL: Keys = {
     "training": dict, "evidence": list, "known_failures": list, "parent": str, "memory": dict,
-    "heads": list, "channels": list,
+    "heads": list, "channels": list, "calibration": dict,
 }  # fmt: skip
 DOMAIN: Keys = {
     "suffixes": list, "age_years": list, "contrast_agent": bool, "skull_stripped": bool,
@@ -79,6 +81,7 @@ def read_card(path: Path) -> ModelCard:
     check_keys(table["domain"], f"{path}, [domain]", NOTHING, DOMAIN)
     check_keys(table["weights"], f"{path}, [weights]", WEIGHTS, WEIGHTS_OPTIONAL)
     check_keys(table.get("memory", {}), f"{path}, [memory]", NOTHING, MEMORY)
+    check_keys(table.get("calibration", {}), f"{path}, [calibration]", NOTHING, CALIBRATION)
     for key in ("citations", "known_failures", "heads", "channels"):
         check_list(table.get(key, []), f"{path}, {key}", str)
     check_list(table.get("evidence", []), f"{path}, evidence", dict)
@@ -125,6 +128,7 @@ def check_card(card: ModelCard) -> None:
     _check_channels(card, where)
     _check_networks(card, where)
     _check_domain(card.domain, f"{where}, [domain]")
+    check_calibration(card.calibration, card.heads, f"{where}, [calibration]")
     _check_weights(card.weights, f"{where}, [weights]")
 
 
@@ -142,7 +146,9 @@ def to_toml(card: ModelCard) -> str:
     }
     table["weights"] = {k: v for k, v in asdict(card.weights).items() if v is not None}
     table["memory"] = asdict(card.memory)
-    for key in ("training", "evidence", "known_failures", "parent", "channels"):
+    table["calibration"] = card.calibration.to_table() if card.calibration else {}
+    for key in ("training", "evidence", "known_failures", "parent", "channels",
+                "calibration"):  # fmt: skip
         if not table[key]:
             del table[key]
     if card.heads == (card.protocol,):
@@ -237,6 +243,7 @@ def _card(table: dict[str, Any], path: Path) -> ModelCard:
             "known_failures": tuple(table.get("known_failures", ())),
             "heads": tuple(table.get("heads", ())),
             "channels": tuple(table.get("channels", ())),
+            "calibration": Calibration(**table.get("calibration", {})),
             "path": path,
         }
     )

@@ -1,0 +1,323 @@
+"""Fit a model's ``[calibration]`` on scans that its folds never saw, and say how well it holds.
+
+Usage: ``python benchmarks/calibrate.py DATA WORK DATASET:LABELS:MAPPING [DATASET:LABELS:MAPPING …]
+--fold LOCATOR_0.pt SEGMENTER_0.pt --fold LOCATOR_1.pt SEGMENTER_1.pt [--fold …]
+[--description MODEL.toml] [--subjects N] [--sampled N] [--card CARD.toml]``
+
+DATA is the folder of the datasets; LABELS a derivative of DATASET with the reference; MAPPING the
+mapping between the protocols, or ``none``. A subject is labelled by one fold that has not seen it.
+
+1. Temperature: at random voxels of `--sampled` subjects per fold and dataset, where something else
+   than background is possible, the one that makes the reference most likely.
+2. Everything is labelled by the program itself, with the temperature of the other folds.
+3. Predicted Dice and the intervals of volumes, fitted on the other folds, meet the fold's scans.
+
+Prints what was found on scans that no number was fitted on, and writes WORK/structures.tsv and
+WORK/calibration.toml, fitted on all folds; `--card` puts it into a card. A second call goes on with
+what is in WORK.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tomli_w
+from crossvalidate import DESCRIPTION, ROOT, held_out
+from held_out_voxels import Reference, sample
+
+from tlseg_bids.cli.evaluate import entities, label_files
+from tlseg_bids.cli.evaluate import main as evaluate
+from tlseg_bids.errors import UsageError
+from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
+from tlseg_bids.metrics import calibration_error
+from tlseg_bids.postprocess.calibration import (
+    fit_dice,
+    fit_intervals,
+    fit_temperature,
+    folded,
+    likelihood,
+)
+from tlseg_bids.segment.model import load_model
+from tlseg_bids.train.export import export
+from tlseg_bids.zoo.calibration import Calibration, structures
+from tlseg_bids.zoo.card import ModelCard
+from tlseg_bids.zoo.card_file import read_card, write_card
+from tlseg_bids.zoo.weights import load_weights
+
+LEVEL = 0.9
+SMALLEST = 2.0**-24  # of float16
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A fold's model and the subjects that it labels, by dataset."""
+
+    card: ModelCard
+    zoo: Path
+    subjects: dict[str, list[str]]
+
+
+def deal(unseen: list[list[str]]) -> list[list[str]]:
+    """Each subject to one of the folds that have not seen it, evenly."""
+    dealt: list[list[str]] = [[] for _ in unseen]
+    for number, subject in enumerate(sorted(set().union(*unseen))):
+        able = [fold for fold, those in enumerate(unseen) if subject in those]
+        dealt[able[number % len(able)]].append(subject)
+    return dealt
+
+
+def folds(given: argparse.Namespace, references: list[Reference]) -> list[Fold]:
+    """Export the checkpoints of every fold and deal the subjects."""
+    description = tomllib.loads(given.description.read_text(encoding="utf-8"))
+    pairs = [(Path(one), Path(other)) for one, other in given.fold]
+    dealt = {
+        r.dataset: deal([held_out(given.data, r.dataset, pair) for pair in pairs])
+        for r in references
+    }
+    out = []
+    for number, (locator, segmenter) in enumerate(pairs):
+        zoo, name = given.work / f"zoo-{number}", f"fold-{number}"
+        checkpoints = {"locator": locator, "segmenter": segmenter}
+        card = export({**description, "name": name}, checkpoints, given.data, zoo)
+        card = replace(card, path=zoo / f"{name}.toml")
+        mine = {dataset: those[number][: given.subjects] for dataset, those in dealt.items()}
+        out.append(Fold(card, zoo, mine))
+    return out
+
+
+def scans_of(data: Path, dataset: str, subject: str, card: ModelCard) -> list[Path]:
+    """Scans of a subject whose suffix the model is meant for."""
+    suffixes = card.domain.suffixes or ("T1w", "T2w")
+    found = (data / dataset / f"sub-{subject}").rglob("*.nii*")
+    return sorted(path for path in found if path.name.split(".")[0].endswith(suffixes))
+
+
+def reference_of(scan: Path, folder: Path) -> Path:
+    """The reference whose entities the scan has."""
+    own = entities(scan).items()
+    return next(path for path in label_files(folder) if entities(path).items() <= own)
+
+
+def samples(
+    given: argparse.Namespace, fold: Fold, references: list[Reference]
+) -> list[dict[str, np.ndarray]]:
+    """The samples of a fold's scans, made where they are not in WORK yet."""
+    out, model = [], None
+    for reference in references:
+        for subject in fold.subjects[reference.dataset][: given.sampled]:
+            for scan in scans_of(given.data, reference.dataset, subject, fold.card):
+                stem = scan.name.split(".")[0]
+                name = f"{fold.card.weights.sha256[:12]}_{reference.dataset}_{stem}.npz"
+                file = given.work / "samples" / name
+                if not file.is_file():
+                    model = model or load_model(fold.card, load_weights(fold.card, True))
+                    folder = given.data / reference.dataset / reference.labels
+                    found = sample(scan, reference_of(scan, folder), reference, model)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    np.savez(file, **found)
+                with np.load(file) as saved:
+                    one = dict(saved)
+                one["logits"] = np.log(np.maximum(one.pop("probabilities"), np.float16(SMALLEST)))
+                out.append(one)
+    return out
+
+
+def temperatures(sampled: list[list[dict[str, np.ndarray]]]) -> tuple[list[float], float]:
+    """Temperature of each fold from the others, and of all; prints what they do to the fold."""
+    own = []
+    for number, scans in enumerate(sampled):
+        others = [scan for k, part in enumerate(sampled) if k != number for scan in part]
+        own.append(fit_temperature(others))
+        row = []
+        for heat in (1.0, own[-1]):
+            losses = [likelihood(scan, heat).mean() for scan in scans]
+            top = [folded(scan, heat) for scan in scans]
+            right = [p.argmax(axis=1) == s["target"] for p, s in zip(top, scans, strict=True)]
+            sure = np.concatenate([p.max(axis=1) for p in top])
+            row.append((np.mean(losses), calibration_error(sure, np.concatenate(right))))
+        (loss, error), (new_loss, new_error) = row
+        print(
+            f"fold {number}, {len(scans)} scans, temperature {own[-1]:.3f} of the other folds: "
+            f"NLL {loss:.4f} → {new_loss:.4f}, ECE {error:.4f} → {new_error:.4f}",
+            flush=True,
+        )
+    return own, fit_temperature([scan for part in sampled for scan in part])
+
+
+def label_fold(given: argparse.Namespace, fold: Fold, references: list[Reference], heat: float):
+    """Label a fold's subjects with the program at a temperature; a row per scored structure."""
+    how = Calibration(how="temperature of the other folds", temperature={fold.card.protocol: heat})
+    write_card(replace(fold.card, calibration=how), fold.zoo / f"{fold.card.name}.toml")
+    tables = []
+    for reference in references:
+        subjects = fold.subjects[reference.dataset]
+        if not subjects:
+            continue
+        out = given.work / f"out-{reference.dataset}-{fold.card.name}"
+        command = [
+            sys.executable, str(ROOT / "bids_app_entry.py"), str(given.data / reference.dataset),
+            str(out), "participant", "--models", str(fold.zoo), "--model", fold.card.name,
+            "--skip-bids-validation", "--participant-label", *subjects,
+        ]  # fmt: skip
+        subprocess.run(command, check=True)
+        scores = given.work / f"scores-{reference.dataset}-{fold.card.name}.tsv"
+        asked = [str(out), str(given.data / reference.dataset / reference.labels),
+                 "--no-distances", "-o", str(scores)]  # fmt: skip
+        asked += ["--mapping", reference.mapping.name] if reference.mapping else []
+        if evaluate(asked):
+            raise UsageError(f"the scans in {out} cannot be scored", "", "see above")
+        tables.append(structure_rows(out, scores, reference, load_protocol(fold.card.protocol)))
+    return pd.concat(tables, ignore_index=True).assign(fold=fold.card.name)
+
+
+def structure_rows(
+    out: Path, scores: Path, reference: Reference, protocol: LabelProtocol
+) -> pd.DataFrame:
+    """What each scored structure was expected to reach, and what it reached.
+
+    Where several structures are one in the reference, the Dice counts for the largest of them and
+    the volume for none.
+    """
+    fold, short = reference.fold(protocol), structures(protocol)
+    row_of = {int(label): row for row, label in enumerate(reference.common(protocol).indices)}
+    scored = pd.read_csv(scores, sep="\t")
+    rows = []
+    for name, part in scored.groupby("predicted"):
+        table = next(out.rglob(name.replace("_dseg.nii.gz", "_desc-volumes_dseg.tsv")))
+        volumes = pd.read_csv(table, sep="\t")
+        for score in part.itertuples():
+            channels = np.flatnonzero(fold[row_of[score.index]])
+            own = volumes.iloc[channels - 1]  # the background has no row
+            largest = int(own["voxels"].to_numpy().argmax())
+            alone = len(own) == 1
+            rows.append({
+                "dataset": reference.dataset, "scan": name,
+                "subject": entities(Path(name))["sub"], "suffix": entities_space(name),
+                "structure": short[channels[largest]], "index": score.index,
+                "expected": own["predicted_dice"].iloc[largest], "dice": score.dice,
+                "confidence": own["mean_confidence"].iloc[largest],
+                "soft_mm3": own["soft_mm3"].iloc[0] if alone else np.nan,
+                "reference_mm3": score.reference_mm3,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def entities_space(name: str) -> str:
+    """Suffix of the scan a derivative belongs to."""
+    return next(p.removeprefix("space-") for p in name.split("_") if p.startswith("space-"))
+
+
+def apply(table: pd.DataFrame, fitted: Calibration) -> pd.DataFrame:
+    """Rows with predicted Dice and the interval of their volume."""
+    key = table["structure"]
+    predicted = key.map(fitted.dice_offset) + fitted.dice_slope * table["expected"]
+    return table.assign(
+        predicted=predicted.clip(0, 1),
+        low=table["soft_mm3"] * key.map(fitted.volume_low),
+        high=table["soft_mm3"] * key.map(fitted.volume_high),
+    )
+
+
+def fit(table: pd.DataFrame) -> Calibration:
+    """Predicted Dice and intervals from the rows of some folds."""
+    slope, offset = fit_dice(table)
+    low, high = fit_intervals(table, LEVEL)
+    return Calibration("", {}, slope, offset, LEVEL, low, high)
+
+
+def correlation(one: pd.Series, other: pd.Series) -> float:
+    """Pearson's, over the rows in which both are known."""
+    known = one.notna() & other.notna()
+    return float(np.corrcoef(one[known], other[known])[0, 1])
+
+
+def describe(name: str, table: pd.DataFrame) -> None:
+    """Print how well predicted Dice and intervals hold on rows they were not fitted on."""
+    within = table[["predicted", "dice"]] - table.groupby("structure")[
+        ["predicted", "dice"]
+    ].transform("mean")
+    scans = table.groupby("scan")[["predicted", "dice", "expected"]].mean()
+    measured = table.dropna(subset=["low"])
+    measured = measured[measured["reference_mm3"] > 0]
+    held = measured["reference_mm3"].between(measured["low"], measured["high"])
+    width = (measured["high"] - measured["low"]) / measured["soft_mm3"] / 2
+    print(f"{name}: {len(scans)} scans, {len(table)} structures. Predicted and true Dice: "
+          f"r {correlation(table['predicted'], table['dice']):.3f} "
+          f"(uncorrected {correlation(table['expected'], table['dice']):.3f}, "
+          f"structure's mean alone {correlation(table['usual'], table['dice']):.3f}, "
+          f"within structures {correlation(within['predicted'], within['dice']):.3f}, "
+          f"means of scans {correlation(scans['predicted'], scans['dice']):.3f}), "
+          f"mean error {(table['predicted'] - table['dice']).abs().mean():.3f} "
+          f"(structure's mean alone {(table['usual'] - table['dice']).abs().mean():.3f}); "
+          f"{LEVEL:.0%} interval of the volume: holds {held.mean():.1%}, "
+          f"median half width ±{width.median():.0%}")  # fmt: skip
+
+
+def main(given: argparse.Namespace) -> int:
+    """Sample, label, fit, print and write."""
+    references = [Reference.parse(words) for words in given.reference]
+    if len(given.fold) < 2:
+        raise UsageError("one fold", "", "give two or more --fold, or nothing is held out")
+    given.work.mkdir(parents=True, exist_ok=True)
+    every = folds(given, references)
+    own, heat = temperatures([samples(given, fold, references) for fold in every])
+    tables = [label_fold(given, f, references, t) for f, t in zip(every, own, strict=True)]
+    held = []
+    for number, table in enumerate(tables):
+        others = pd.concat([t for k, t in enumerate(tables) if k != number])
+        usual = table["structure"].map(others.groupby("structure")["dice"].mean())
+        held.append(apply(table, fit(others)).assign(usual=usual))
+        describe(f"fold {number}", held[-1])
+    rows = pd.concat(held, ignore_index=True)
+    rows.to_csv(given.work / "structures.tsv", sep="\t", index=False, float_format="%.5g")
+    for (dataset, suffix), part in rows.groupby(["dataset", "suffix"]):
+        describe(f"{dataset} {suffix}", part)
+    describe("all folds", rows)
+    found = rounded(fit(pd.concat(tables)), every[0].card.protocol, heat, rows)
+    (given.work / "calibration.toml").write_text(
+        tomli_w.dumps({"calibration": found.to_table()}), encoding="utf-8"
+    )
+    if given.card:
+        write_card(replace(read_card(given.card), calibration=found), given.card)
+    return 0
+
+
+def rounded(found: Calibration, protocol: str, heat: float, rows: pd.DataFrame) -> Calibration:
+    """With temperature and sentence, three decimals each."""
+    counts = rows.groupby("dataset")["scan"].nunique()
+    scans = " and ".join(f"{count} scans of {name}" for name, count in counts.items())
+    return replace(
+        found,
+        how=f"{scans}, each labelled by a fold that had not seen it; benchmarks/calibrate.py",
+        temperature={protocol: round(heat, 3)},
+        dice_slope=round(found.dice_slope, 3),
+        **{
+            key: {name: round(value, 3) for name, value in getattr(found, key).items()}
+            for key in ("dice_offset", "volume_low", "volume_high")
+        },
+    )
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The command line."""
+    it = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    it.add_argument("data", type=Path)
+    it.add_argument("work", type=Path)
+    it.add_argument("reference", nargs="+")
+    it.add_argument("--fold", nargs=2, action="append", required=True)
+    it.add_argument("--description", type=Path, default=DESCRIPTION)
+    it.add_argument("--subjects", type=int, help="at most so many per fold and dataset")
+    it.add_argument("--sampled", type=int, default=2)
+    it.add_argument("--card", type=Path)
+    return it.parse_args(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse(sys.argv[1:])))

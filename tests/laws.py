@@ -24,7 +24,8 @@ from tlseg_bids.zoo.weights import load_weights, local_file
 
 MAX_PACKAGED_BYTES = 16 * 2**20
 GROUPS = {
-    "background", "brain-stem", "cerebellum", "cortex", "csf", "deep-grey", "other", "white-matter",
+    "background", "brain-stem", "cerebellum", "cortex", "csf", "deep-grey", "other",
+    "outer-csf", "white-matter",
 }  # fmt: skip
 
 CLASSES = 4

@@ -273,6 +273,23 @@ def test_volumes_hold_every_label_and_their_units(out, job):
     assert content["Calibration"] is None
 
 
+def test_the_intracranial_volume_or_why_there_is_none(out, job):
+    found = made_up_segmentation(job.scan)
+    write(out, job, dataclasses.replace(found, qc={"icv_mm3": 1.5e6, "brain_mm3": 1.2e6}))
+    file = out.paths(job).volumes.with_suffix(".json")
+    content = json.loads(file.read_text())
+    assert content["IntracranialVolume"]["Value"] == 1.5e6
+    assert content["IntracranialVolume"]["Units"] == "mm^3"
+    assert "Reason" not in content["IntracranialVolume"]
+    assert content["BrainVolume"]["Value"] == 1.2e6
+    write(
+        out, job, dataclasses.replace(found, unmeasured={"icv_mm3": "the scan is skull-stripped"})
+    )
+    content = json.loads(file.read_text())
+    assert content["IntracranialVolume"]["Value"] is None
+    assert content["IntracranialVolume"]["Reason"] == "the scan is skull-stripped"
+
+
 def test_the_table_says_what_its_calibration_rests_on(out, job):
     calibration = Calibration("24 scans of infant", {"aseg": 1.1})
     calibrated = dataclasses.replace(

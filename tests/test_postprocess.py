@@ -5,15 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from phantom import PROTOCOL, Phantom, grid_over
+from scipy import ndimage
 
 from tlseg_bids.flow import Prediction
+from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.postprocess import (
     ProbabilityField,
     probability_maps,
     resample_probabilities,
     to_native,
 )
-from tlseg_bids.postprocess.quality import implausible
+from tlseg_bids.postprocess.quality import implausible, intracranial
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.volume import Grid, Volume
 from tlseg_bids.zoo.calibration import Calibration, structures
@@ -220,6 +222,62 @@ def test_no_brain_at_all_is_said() -> None:
     assert not result.labels.data.any()
     assert not result.brain_mask.any()
     assert (result.volumes["hard_mm3"] == 0).all()
+
+
+def in_a_skull(thickness: int = 3) -> np.ndarray:
+    """The phantom with fluid all around it."""
+    channels = truth()
+    around_it = ndimage.binary_dilation(channels > 0, iterations=thickness) & (channels == 0)
+    channels[around_it] = channel("Cerebrospinal fluid")
+    return channels
+
+
+def whole_head(channels: np.ndarray, grid: Grid = GRID, stripped: bool | None = False):
+    answer = Prediction(one_hot(channels).astype(np.float16), grid)
+    return to_native(answer, Volume(np.zeros(0), grid), PROTOCOL, skull_stripped=stripped)
+
+
+def test_the_intracranial_volume_holds_brain_ventricles_and_fluid() -> None:
+    channels = in_a_skull()
+    result = whole_head(channels)
+    brain = np.count_nonzero(truth()) * GRID.voxel_mm3
+    assert brain == pytest.approx(sum(SMALL.exact_mm3().values()), rel=0.03)
+    assert result.qc["icv_mm3"] == np.count_nonzero(channels) * GRID.voxel_mm3
+    assert result.qc["brain_mm3"] == pytest.approx(brain)
+    assert result.unmeasured == {}
+    np.testing.assert_array_equal(result.brain_mask, channels > 0)
+
+
+def test_the_intracranial_volume_does_not_lose_a_hole() -> None:
+    channels = in_a_skull()
+    hole = around(place("Left cerebral white matter"), 6)
+    channels[hole] = 0
+    result = whole_head(channels)
+    filled = np.count_nonzero(in_a_skull()) * GRID.voxel_mm3
+    assert result.qc["icv_mm3"] == pytest.approx(filled)
+
+
+@pytest.mark.parametrize(
+    ("stripped", "why"), [(True, "the scan is skull-stripped"), (None, "it is not known whether")]
+)
+def test_without_a_skull_there_is_no_intracranial_volume(stripped: bool | None, why: str) -> None:
+    result = whole_head(in_a_skull(), stripped=stripped)
+    assert "icv_mm3" not in result.qc
+    assert result.unmeasured["icv_mm3"].startswith(why)
+    assert result.qc["brain_mm3"] > 0
+
+
+def test_a_cut_head_has_no_intracranial_volume() -> None:
+    half = GRID.shape[2] // 2
+    result = whole_head(in_a_skull()[:, :, :half], Grid((*GRID.shape[:2], half), GRID.affine))
+    assert "ends inside the head" in result.unmeasured["icv_mm3"]
+
+
+def test_labels_without_fluid_give_no_intracranial_volume() -> None:
+    qc = {"fov_border_share": 0.0}
+    volume, why = intracranial(truth() > 0, qc, load_protocol("infant"), 1.0, False)
+    assert volume is None
+    assert "labels of 'infant' leave out the fluid" in why
 
 
 def test_the_calibration_reaches_the_table() -> None:

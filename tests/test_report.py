@@ -143,6 +143,20 @@ def scan_of(out: Path, name: str) -> Scan:
     return Scan(out / "raw" / subject / "anat" / name, out / "raw", {"sub": subject[4:]}, "T1w")
 
 
+def test_a_volume_that_could_not_be_measured_says_why(tmp_path: Path) -> None:
+    dseg = write_scan(tmp_path)
+    file = dseg.with_name(dseg.name.replace("_dseg.nii.gz", "_desc-volumes_dseg.json"))
+    why = "the scan is <b>skull-stripped</b>"
+    file.write_text(json.dumps({
+        "BrainVolume": {"Value": 1234567.0},
+        "IntracranialVolume": {"Value": None, "Reason": why},
+    }))  # fmt: skip
+    text = words(report(tmp_path).text)
+    assert f"Intracranial {why}" in text
+    file.write_text(json.dumps({"IntracranialVolume": {"Value": 1456789.0}}))
+    assert "Intracranial 1 456 789 mm³" in words(report(tmp_path).text)
+
+
 def test_page_fetches_nothing(tmp_path: Path) -> None:
     write_scan(tmp_path)
     page = report(tmp_path)

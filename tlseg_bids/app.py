@@ -105,7 +105,9 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
     with steps("label"):
         prepared, prediction = label(scan, job, model, frame)
     with steps("back"):
-        segmentation = to_native(prediction, scan, model.protocol, job.card.calibration)
+        segmentation = to_native(
+            prediction, scan, model.protocol, job.card.calibration, prepared.skull_stripped
+        )
         if reason := implausible(segmentation.qc):
             raise ScanError(reason, "", CHECK_SCAN)
     with steps("write"):

@@ -97,6 +97,7 @@ class Segmentation:
 
     `labels` int16; `confidence` uint8 (255 = certain), both on the native grid. `volumes` has a
     row per label of the protocol: index, name, hard_mm3, soft_mm3, voxels, mean_confidence.
+    `unmeasured` says why a score of `qc` is missing.
     """
 
     labels: Volume
@@ -105,6 +106,7 @@ class Segmentation:
     volumes: pd.DataFrame
     qc: dict[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    unmeasured: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class SegmentationLike(Protocol):
     volumes: pd.DataFrame
     qc: dict[str, float]
     flags: tuple[str, ...]
+    unmeasured: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -294,14 +295,22 @@ def _column_texts(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _totals(segmentation: SegmentationLike) -> dict[str, Any]:
-    """Brain volume from the mask, and the intracranial volume where the model gives one."""
-    voxel_mm3 = segmentation.labels.grid.voxel_mm3
-    brain = float(np.count_nonzero(segmentation.brain_mask)) * voxel_mm3
-    icv = segmentation.qc.get("icv_mm3")
+    """Brain volume, and the intracranial volume or why there is none."""
+    voxel_mm3, qc = segmentation.labels.grid.voxel_mm3, segmentation.qc
+    mask = float(np.count_nonzero(segmentation.brain_mask)) * voxel_mm3
+    icv = {
+        "Value": qc.get("icv_mm3"), "Units": "mm^3",
+        "Description": "Volume inside the skull: brain, ventricles and the fluid around the brain",
+    }  # fmt: skip
+    if why := segmentation.unmeasured.get("icv_mm3"):
+        icv["Reason"] = why
     return {
-        "BrainVolume": {"Value": brain, "Units": "mm^3", "Description": "Volume of the brain mask"},
-        "IntracranialVolume": {"Value": icv, "Units": "mm^3"},
-    }
+        "BrainVolume": {
+            "Value": qc.get("brain_mm3", mask), "Units": "mm^3",
+            "Description": "Volume of the brain mask without the fluid around the brain",
+        },
+        "IntracranialVolume": icv,
+    }  # fmt: skip
 
 
 def _calibrated(job: JobLike) -> dict[str, Any]:

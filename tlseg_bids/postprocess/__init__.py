@@ -17,7 +17,7 @@ from tlseg_bids.flow import Prediction, Segmentation
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.postprocess.cleaning import Cleaning, as_byte, bounding_box
 from tlseg_bids.postprocess.field import ProbabilityField, probability_maps, resample_probabilities
-from tlseg_bids.postprocess.quality import flags, quality, volume_table
+from tlseg_bids.postprocess.quality import flags, intracranial, quality, volume_table
 from tlseg_bids.volume import Volume
 from tlseg_bids.zoo.calibration import Calibration
 
@@ -32,7 +32,7 @@ __all__ = [
 
 def to_native(
     prediction: Prediction, native: Volume, protocol: LabelProtocol,
-    calibration: Calibration | None = None,
+    calibration: Calibration | None = None, skull_stripped: bool | None = None,
 ) -> Segmentation:  # fmt: skip
     """Probabilities on the model's grid to a clean segmentation on the scan's grid.
 
@@ -46,11 +46,15 @@ def to_native(
         What the channels are.
     calibration : Calibration, optional
         Of the card that labelled the scan.
+    skull_stripped : bool, optional
+        Whether the scan shows the brain alone; then, and where it is not known, the intracranial
+        volume is not measured.
 
     Returns
     -------
     Segmentation
-        `volumes` as `tlseg_bids.postprocess.quality.volume_table`, `qc` as `quality` there.
+        `volumes` as `tlseg_bids.postprocess.quality.volume_table`, `qc` as `quality` there and
+        ``icv_mm3`` where it can be measured; where not, `unmeasured` says why.
     """
     if len(prediction.probabilities) != len(protocol):
         raise ValueError(
@@ -69,10 +73,14 @@ def to_native(
     qc = quality(table, mask, protocol, native.grid.voxel_mm3)
     qc["model_border_share"] = field.border_share
     qc["pieces_removed"] = float(removed)
+    icv, why = intracranial(mask, qc, protocol, native.grid.voxel_mm3, skull_stripped)
+    if icv is not None:
+        qc["icv_mm3"] = icv
     channel[box] = protocol.indices[channel[box]]
     return Segmentation(
         labels=Volume(channel, native.grid), confidence=confidence, brain_mask=mask,
         volumes=table, qc=qc, flags=flags(table, qc, protocol),
+        unmeasured={"icv_mm3": why} if why else {},
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.postprocess.field import ProbabilityField
 
-SPREAD_GROUPS = ("cortex", "white-matter", "csf")
+SPREAD_GROUPS = ("cortex", "white-matter", "csf", "outer-csf")
 KEPT_PIECE_SHARE = 0.1
 FAR_PIECE_SHARE = 0.01
 SHELL_SHARE = 0.7

@@ -13,6 +13,7 @@ BORDER_FLAG = 0.001
 ASYMMETRY_FLAG = 0.3
 ASYMMETRY_FLAG_CSF = 0.6
 CONFIDENCE_FLAG = 0.7
+OUTER_FLUID = "outer-csf"
 BRAIN_MM3 = (2.0e5, 2.2e6)
 NO_BRAIN_MM3 = (1.0e5, 3.0e6)
 NO_BRAIN_DICE = 0.45
@@ -82,7 +83,7 @@ def quality(
     Returns
     -------
     dict
-        ``brain_mm3`` (the mask), ``mean_confidence`` (over
+        ``brain_mm3`` (the mask without the fluid around the brain), ``mean_confidence`` (over
         labelled voxels), ``predicted_dice`` (mean over present structures, calibrated where the
         table is), ``expected_dice`` (the same, never calibrated), ``fov_border_share`` (brain
         voxels on the scan's outer faces ÷ brain voxels), ``asymmetry_max`` (largest |L − R| ÷
@@ -90,13 +91,14 @@ def quality(
         ``structures_missing``.
     """
     brain = int(np.count_nonzero(mask))
+    fluid = outer_fluid_mm3(table, protocol)
     inner = int(np.count_nonzero(mask[1:-1, 1:-1, 1:-1]))
     labelled = table["voxels"].to_numpy()
     confidence = table["mean_confidence"].to_numpy()
     present = table[labelled > 0]
     asymmetry = asymmetries(table, protocol)["asymmetry"]
     return {
-        "brain_mm3": brain * voxel_mm3,
+        "brain_mm3": brain * voxel_mm3 - fluid,
         "mean_confidence": float(confidence @ labelled / max(1, labelled.sum())),
         "predicted_dice": float(present["predicted_dice"].mean()) if len(present) else 0.0,
         "expected_dice": table.attrs["expected_dice"],
@@ -104,6 +106,51 @@ def quality(
         "asymmetry_max": float(asymmetry.max()),
         "structures_missing": float((labelled == 0).sum()),
     }
+
+
+def outer_fluid_mm3(table: pd.DataFrame, protocol: LabelProtocol) -> float:
+    """Volume of the fluid between brain and skull; 0 where the protocol does not label it."""
+    outside = protocol.indices[protocol.channels(group=OUTER_FLUID)]
+    return float(table.loc[table["index"].isin(outside), "hard_mm3"].sum())
+
+
+def intracranial(
+    mask: np.ndarray, qc: dict[str, float], protocol: LabelProtocol, voxel_mm3: float,
+    skull_stripped: bool | None,
+) -> tuple[float | None, str]:  # fmt: skip
+    """The volume of everything inside the skull: brain, ventricles and the fluid around the brain.
+
+    It is the filled mask, which then reaches to the inner face of the skull.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+        All labels, holes filled.
+    qc : dict
+        As `quality` gives.
+    protocol : LabelProtocol
+        Whether it labels all fluid around the brain (group ``outer-csf``).
+    voxel_mm3 : float
+        Volume of a voxel.
+    skull_stripped : bool or None
+        Whether the scan shows no skull; None if nobody knows.
+
+    Returns
+    -------
+    mm3 : float or None
+        None where it cannot be measured.
+    why : str
+        The reason for None, else empty.
+    """
+    if skull_stripped is None:
+        return None, "it is not known whether the scan shows the whole head"
+    if skull_stripped:
+        return None, "the scan is skull-stripped, so the fluid around the brain is not all there"
+    if not len(protocol.channels(group=OUTER_FLUID)):
+        return None, f"the labels of '{protocol.name}' leave out the fluid around the brain"
+    if qc["fov_border_share"] > BORDER_FLAG or qc.get("model_border_share", 0) > BORDER_FLAG:
+        return None, "the scan or the model's field of view ends inside the head"
+    return float(np.count_nonzero(mask)) * voxel_mm3, ""
 
 
 def asymmetries(table: pd.DataFrame, protocol: LabelProtocol) -> pd.DataFrame:

@@ -80,15 +80,21 @@ def volume_rows(scan: LabelledScan) -> list[VolumeRow]:
     return rows
 
 
-def totals(scan: LabelledScan) -> list[tuple[str, float]]:
-    """Volumes that are no label of the protocol, from the table's JSON: name and mm³."""
+def totals(scan: LabelledScan) -> list[tuple[str, float, str]]:
+    """Volumes that are no label of the protocol, from the table's JSON.
+
+    Returns
+    -------
+    list of (name, mm3, why)
+        NaN and the reason where a volume could not be measured.
+    """
     named = (("Brain", "BrainVolume"), ("Intracranial", "IntracranialVolume"))
     values = [
-        (name, _number(entry.get("Value")))
+        (name, _number(entry.get("Value")), str(entry.get("Reason") or ""))
         for name, key in named
         if isinstance(entry := scan.totals.get(key), dict)
     ]
-    return [(name, value) for name, value in values if not math.isnan(value)]
+    return [total for total in values if total[2] or not math.isnan(total[1])]
 
 
 def verdict(scan: LabelledScan, rows: list[VolumeRow]) -> Verdict:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from heads import PARCELS, PROTOCOL, tiny_recipe, write_heads, write_parcels
 
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.labels.mapping import load_mapping
@@ -18,7 +17,7 @@ from tlseg_bids.labels.protocol import COLUMNS, LabelProtocol, load_protocol
 from tlseg_bids.networks import build
 from tlseg_bids.preprocess.register import affine, robust_affine, similarity
 from tlseg_bids.segment.model import load_model
-from tlseg_bids.train.dataset import IGNORE, default_protocol, load_classes
+from tlseg_bids.train.dataset import IGNORE, load_classes
 from tlseg_bids.train.export import export
 from tlseg_bids.train.loop import train
 from tlseg_bids.train.losses import fold, segmentation_loss, soft_target
@@ -27,46 +26,17 @@ from tlseg_bids.train.start import adopt, load_start
 from tlseg_bids.train.synth import Mix, Random, Shape, class_means, paint, strip_skull
 from tlseg_bids.zoo.weights import load_weights
 
-PROTOCOL = default_protocol()
-
-
-def blob_head(path: Path, scale: float = 1.0) -> None:
-    """A label map in which every paired structure is a ball on its own side, 2 mm voxels."""
-    labels = np.zeros((48, 48, 48), np.int16)
-    grid = np.stack(np.meshgrid(*[(np.arange(48) - 23.5) * 2] * 3, indexing="ij"), -1)
-    labels[np.linalg.norm(grid, axis=-1) < 44 * scale] = 24
-    rng = np.random.default_rng(0)
-    for left, right in PROTOCOL.pairs():
-        centre = np.array([-20, *rng.uniform(-22, 22, 2)])
-        for label, side in ((left, 1), (right, -1)):
-            ball = np.linalg.norm(grid - centre * [side, 1, 1] * scale, axis=-1) < 7 * scale
-            labels[ball] = label
-    path.parent.mkdir(parents=True)
-    nib.save(nib.Nifti1Image(labels, np.diag([2.0, 2, 2, 1])), path)
-
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory) -> Path:
     """A folder with one dataset of two label maps."""
-    root = tmp_path_factory.mktemp("data")
-    for number, scale in enumerate((1.0, 0.9)):
-        name = f"sub-0{number}"
-        blob_head(root / "balls" / name / "anat" / f"{name}_seg-head_dseg.nii.gz", scale)
-    (root / "balls" / "dataset_description.json").write_text(
-        json.dumps({"Name": "Balls", "BIDSVersion": "1.10.0", "License": "CC0-1.0"})
-    )
-    return root
+    return write_heads(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
 def recipe() -> Recipe:
     """A segmenter small enough for a test."""
-    return Recipe(
-        name="tiny", role="segmenter", protocol="aseg",
-        network={"network": "unet", "features": [4, 8], "stem": 2, "prior_channels": 33},
-        patch=16, spacing_mm=2.0, box_mm=[[-48, 48]] * 3, datasets={"balls": {}},
-        steps=6, warmup=2, checkpoint_every=3, learning_rate=1e-2, mix=Mix(thick_slices=0.5),
-    )  # fmt: skip
+    return tiny_recipe()
 
 
 def test_a_run_that_was_cut_off_ends_where_an_uncut_one_does(heads, recipe, tmp_path):
@@ -263,26 +233,10 @@ def fine(recipe) -> Recipe:
     )  # fmt: skip
 
 
-PARCELS = {"weight": 1.0, "real": 1.0, "protocol": "braincolor", "images": ["T1w"]}
-
-
 @pytest.fixture(scope="module")
 def parcels(heads) -> Path:
     """A second dataset beside the balls: one scan with BrainCOLOR labels and its image."""
-    mapping = load_mapping("braincolor_to_aseg")
-    back = {target: source for source, target in reversed(mapping.pairs.items())}
-    source = nib.load(heads / "balls" / "sub-00" / "anat" / "sub-00_seg-head_dseg.nii.gz")
-    labels = np.vectorize(lambda i: max(back.get(i, 0), 0))(np.asarray(source.dataobj))
-    folder = heads / "parcels" / "sub-01" / "anat"
-    folder.mkdir(parents=True)
-    nib.save(nib.Nifti1Image(labels.astype(np.int16), source.affine),
-             folder / "sub-01_seg-braincolor_dseg.nii.gz")  # fmt: skip
-    nib.save(nib.Nifti1Image((labels > 0).astype(np.float32) + labels / 200, source.affine),
-             folder / "sub-01_T1w.nii.gz")  # fmt: skip
-    (heads / "parcels" / "dataset_description.json").write_text(
-        json.dumps({"Name": "Parcels", "BIDSVersion": "1.10.0", "License": "CC-BY-NC-3.0"})
-    )
-    return heads
+    return write_parcels(heads)
 
 
 def test_two_protocols_learn_on_one_encoder(parcels, recipe, fine, tmp_path):

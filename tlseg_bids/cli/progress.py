@@ -140,12 +140,12 @@ class Bars(Progress):
 
 def progress_on(stream: TextIO, verbosity: int = 0) -> Progress:
     """Bars if `stream` is a terminal that can draw them, else lines; steps as lines from -v on."""
-    if verbosity == 0 and _draws(stream):
+    if verbosity == 0 and draws(stream):
         return Bars(stream)
     return Lines(stream, steps=verbosity > 0)
 
 
-def _draws(stream: TextIO) -> bool:
+def draws(stream: TextIO) -> bool:
     """Whether `stream` is a terminal that moves its cursor and knows its width."""
     if not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         return False

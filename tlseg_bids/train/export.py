@@ -1,65 +1,111 @@
-"""From checkpoints to a model: one safetensors file and its card.
-
-``python -m tlseg_bids.train.export MODEL.toml --locator A.pt --segmenter B.pt \\
---data DIR --out DIR``
-"""
+"""From checkpoints to a model: one safetensors file and its card."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import sys
 import tomllib
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from tlseg_bids.errors import TlsegError
+from tlseg_bids.errors import DataError, NoInputError
 from tlseg_bids.train.dataset import default_protocol
 from tlseg_bids.train.recipe import Recipe, load_checkpoint
+from tlseg_bids.train.start import load_start
+from tlseg_bids.train.supply import describe
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
-from tlseg_bids.zoo.card_file import write_card
+from tlseg_bids.zoo.card_file import read_card, write_card
 
 ROLES = ("locator", "segmenter")
 CURVE_POINTS = 20
+DESCRIBED = ("name", "version", "status", "summary", "domain", "strategy", "citations")
 
 
-def _data(saved: dict[str, dict[str, Any]], root: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Part:
+    """One network of a model: what its run, or the card it was taken from, says of it.
+
+    `window` holds the size in voxels and the spacing in mm of what it looks at; `data` maps
+    ``dataset/subject`` to a hash, `licences` the datasets that state one.
+    """
+
+    average: dict[str, torch.Tensor]
+    network: dict[str, Any]
+    window: dict[str, Any]
+    data: dict[str, str]
+    licences: dict[str, str]
+    history: dict[str, Any]
+
+
+def _from_checkpoint(saved: dict[str, Any]) -> Part:
+    recipe = Recipe(**saved["recipe"])
+    data = {}
+    for run in (*saved["lineage"], saved):
+        data |= run["data"]
+    return Part(
+        saved["average"], dict(recipe.network),
+        {"size": recipe.patch, "spacing_mm": recipe.spacing_mm},
+        data, saved.get("licences", {}), _history(saved),
+    )  # fmt: skip
+
+
+def _from_card(path: Path, role: str) -> Part:
+    """A network of a model, kept as it is."""
+    start, card = load_start(path, role), read_card(path)
+    where = card.preprocess[role]
+    return Part(
+        start["average"], dict(card.networks[role]),
+        {"size": where["size"], "spacing_mm": where["spacing_mm"]},
+        start["data"], start["licences"],
+        {**card.training[role], "taken_from": f"{card.name} {card.version}"},
+    )  # fmt: skip
+
+
+def _data(parts: dict[str, Part], root: Path | None) -> list[dict[str, Any]]:
     """A row per dataset: its licence, and the subjects with the hash of their files."""
-    seen = {}
-    for one in saved.values():
-        for run in (*one["lineage"], one):
-            seen |= run["data"]
+    seen, stated = {}, {}
+    for part in parts.values():
+        seen |= part.data
+        stated |= part.licences
     rows = []
     for name in sorted({key.split("/")[0] for key in seen}):
-        description = json.loads((root / name / "dataset_description.json").read_text())
+        licence = stated.get(name) or (describe(root, name).get("License") if root else None)
+        if not licence:
+            raise DataError(
+                f"dataset '{name}' states no licence", "dataset_description.json",
+                "write its License there and name the folder with --data",
+            )  # fmt: skip
         subjects = {k.split("/")[1]: seen[k] for k in sorted(seen) if k.startswith(f"{name}/")}
-        licence = description["License"]
         rows.append({"dataset": name, "licence": licence, "subjects": subjects})
     return rows
 
 
 def _history(saved: dict[str, Any]) -> dict[str, Any]:
-    """Recipe, steps, time and curve of a checkpoint."""
-    recipe, curve = saved["recipe"], saved["curve"]
-    every = max(len(curve) // CURVE_POINTS, 1)
+    """Recipe, steps, time, machine and curve of a checkpoint."""
+    recipe, curve = asdict(Recipe(**saved["recipe"])), saved["curve"]
+    recipe["start"] = Path(recipe["start"]).name
+    count = min(CURVE_POINTS, len(curve))
+    points = [curve[round(i * (len(curve) - 1) / max(count - 1, 1))] for i in range(count)]
+    packed = {"packed_data_sha256": saved["packed"]} if saved.get("packed") else {}
     return {
         "recipe": recipe["name"], "seed": recipe["seed"], "steps": saved["step"],
         "learning_rate": recipe["learning_rate"], "seconds": round(saved["seconds"]),
+        **{f"{part}_seconds": round(value) for part, value in saved.get("laps", {}).items()},
+        "device": saved.get("device", "cpu"), "processes": saved.get("processes", 1), **packed,
         "started_from": [f"{one['recipe']} ({one['steps']} steps)" for one in saved["lineage"]],
         "code": saved["code"],
-        "curve_step": [row[0] for row in curve[::every]],
-        "curve_loss": [round(row[2], 3) for row in curve[::every]],
-        "curve_soft_dice": [round(row[3], 3) for row in curve[::every]],
+        "curve_step": [row[0] for row in points],
+        "curve_loss": [round(row[2], 3) for row in points],
+        "curve_soft_dice": [round(row[3], 3) for row in points],
+        "settings": recipe,
     }  # fmt: skip
 
 
 def export(
-    description: dict[str, Any], checkpoints: dict[str, Path], root: Path, out: Path
+    description: dict[str, Any], checkpoints: dict[str, Path], root: Path | None, out: Path
 ) -> ModelCard:
     """Write ``OUT/NAME.safetensors`` (fp16) and ``OUT/NAME.toml``.
 
@@ -69,35 +115,33 @@ def export(
         What the checkpoints cannot know: name, version, status, summary, domain, strategy,
         preprocess, memory, evidence, citations, known_failures.
     checkpoints : dict
-        Role to checkpoint.
-    root : Path
-        Folder of the datasets, for their licences.
+        Role to checkpoint; the locator may also be the card of a model, whose locator is kept.
+    root : Path or None
+        Folder of the datasets, or their packed file: for licences that checkpoints do not hold.
     out : Path
         Folder of the model.
+
+    Raises
+    ------
+    NoInputError
+        If a checkpoint is not there.
+    DataError
+        If a dataset states no licence.
     """
-    saved = {role: load_checkpoint(path) for role, path in checkpoints.items()}
-    tensors = {
-        f"{role}.{key}": value.half().contiguous()
-        for role, one in saved.items()
-        for key, value in one["average"].items()
-    }
-    last = saved["segmenter"]
-    template = torch.as_tensor(last["template"]).float()
-    # the fluid around the brain is no landmark: a skull-stripped scan has lost it
-    template[default_protocol().channels(abbreviation="CSF")] = torch.nan
-    tensors["template"] = template
-    for protocol, prior in last["priors"].items():
-        tensors[f"prior.{protocol}"] = (prior * 255).round().to(torch.uint8)
+    last = load_checkpoint(checkpoints["segmenter"])
+    locator = checkpoints["locator"]
+    parts = {
+        "locator": _from_card(locator, "locator") if locator.suffix == ".toml"
+        else _from_checkpoint(load_checkpoint(locator)),
+        "segmenter": _from_checkpoint(last),
+    }  # fmt: skip
+    data = _data(parts, root)
     name = description["name"]
     file = out / f"{name}.safetensors"
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file)
-    file.chmod(0o644)
-    data = _data(saved, root)
+    _write_weights(parts, last, file)
     licences = sorted({row["licence"] for row in data})
     content = file.read_bytes()
     segmenter = Recipe(**last["recipe"])
-    locator = Recipe(**saved["locator"]["recipe"])
     card = ModelCard(
         name=name,
         version=description["version"],
@@ -108,14 +152,14 @@ def export(
         }),
         protocol=segmenter.protocol,
         heads=segmenter.heads,
-        networks={role: dict(saved[role]["recipe"]["network"]) for role in ROLES},
+        networks={role: part.network for role, part in parts.items()},
         strategy=description["strategy"],
         preprocess={
             "box_mm": segmenter.box_mm,
             "spacing_mm": segmenter.spacing_mm,
             "rounds": 6,
             "settled_mm": 1.5,
-            "locator": {"size": locator.patch, "spacing_mm": locator.spacing_mm, "looks": 3},
+            "locator": {**parts["locator"].window, "looks": 3},
         },
         weights=Weights(
             sha256=hashlib.sha256(content).hexdigest(), bytes=len(content),
@@ -123,7 +167,7 @@ def export(
         ),
         training={
             "data": data,
-            **{role: _history(saved[role]) for role in ROLES},
+            **{role: part.history for role, part in parts.items()},
         },
         evidence=tuple(description.get("evidence", ())),
         citations=tuple(description["citations"]),
@@ -134,26 +178,41 @@ def export(
     return card
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("description", type=Path, help="TOML file with what a card says")
-    for role in ROLES:
-        parser.add_argument(f"--{role}", type=Path, required=True, help="checkpoint")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the datasets")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
-    options = parser.parse_args(argv)
+def _write_weights(parts: dict[str, Part], last: dict[str, Any], file: Path) -> None:
+    """All networks in half precision, the template, and the atlases in 8 bits."""
+    tensors = {
+        f"{role}.{key}": value.half().contiguous()
+        for role, part in parts.items()
+        for key, value in part.average.items()
+    }
+    template = torch.as_tensor(last["template"]).float()
+    # the fluid around the brain is no landmark: a skull-stripped scan has lost it
+    template[default_protocol().channels(abbreviation="CSF")] = torch.nan
+    tensors["template"] = template
+    for protocol, prior in last["priors"].items():
+        tensors[f"prior.{protocol}"] = (prior * 255).round().to(torch.uint8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file)
+    file.chmod(0o644)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What a card says that checkpoints do not know.
+
+    Raises
+    ------
+    NoInputError
+        If there is no such file.
+    DataError
+        If it is not TOML, or a key that every card needs is missing.
+    """
+    if not path.is_file():
+        raise NoInputError("no such file", path, "see tlseg_bids/train/models")
     try:
-        description = tomllib.loads(options.description.read_text(encoding="utf-8"))
-        checkpoints = {role: getattr(options, role) for role in ROLES}
-        card = export(description, checkpoints, options.data, options.out)
-    except TlsegError as error:
-        print(f"export: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"{card.name} {card.version}: {card.weights.bytes / 2**20:.1f} MiB, "
-          f"{card.weights.licence}")  # fmt: skip
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"not valid TOML: {error}", path, "mend that line") from error
+    missing = [key for key in DESCRIBED if key not in found]
+    if missing:
+        raise DataError(f"missing: {', '.join(missing)}", path, "add it; see docs/cards.md")
+    return found

@@ -12,35 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tlseg_bids.bids.atomic import atomic
+from tlseg_bids.errors import UsageError
 from tlseg_bids.networks import build
-from tlseg_bids.train.dataset import (
-    Sample,
-    align,
-    build_template,
-    default_protocol,
-    load_dataset,
-)
+from tlseg_bids.train.curves import Laps, time_left, write_curve
+from tlseg_bids.train.dataset import Sample, align, build_template, default_protocol
 from tlseg_bids.train.draw import Draw, Example, atlas
 from tlseg_bids.train.losses import segmentation_loss
+from tlseg_bids.train.pack import pack_hash
+from tlseg_bids.train.parallel import Team, joined, prepare
 from tlseg_bids.train.recipe import Recipe, code_version, load_checkpoint
+from tlseg_bids.train.resume import check_data, check_same, code_trail, generator_state
 from tlseg_bids.train.start import adopt, load_start
+from tlseg_bids.train.supply import licences, load_samples
 from tlseg_bids.train.synth import Random
+from tlseg_bids.train.watch import Silence, Watch
 
 REPORT_EVERY = 50
 LARGEST_GRADIENT = 5.0
 PRIOR_SPACING_MM = 4.0
-
-
-def load_samples(recipe: Recipe, root: Path) -> dict[str, list[Sample]]:
-    """The recipe's datasets under `root`, without the subjects of the held-out fold."""
-    samples = {}
-    for name, rules in recipe.datasets.items():
-        found = load_dataset(root / name, name, rules)
-        if recipe.fold and name in recipe.fold_datasets:
-            k, n = recipe.fold
-            found = [s for i, s in enumerate(found) if i % n != k]
-        samples[name] = found
-    return samples
+COMPILED_AT_MOST = 64  # variants of the network: heads times choices of sub-voxels
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -85,28 +76,95 @@ def lineage(start: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def train(
-    recipe: Recipe, root: Path, out: Path, log: Callable = print, until: int | None = None,
+    recipe: Recipe, root: Path, out: Path, log: Callable | Watch = print, until: int | None = None,
     device: str = "cpu",
 ) -> Path:  # fmt: skip
     """Run a recipe, or its first `until` steps; returns the checkpoint `OUT/<name>.pt`.
 
-    A checkpoint that is there already is resumed: weights, moments, averages and the generator's
-    state, so that a run that was cut off ends where an uncut one would.
+    A checkpoint that is there already is resumed: weights, moments, averages and the generators'
+    states, so that a run that was cut off ends where an uncut one would. Beside it lie the curve
+    as a table and a picture, written anew with every checkpoint. Under `torchrun` the processes
+    share the run, and the first one writes and reports.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the datasets, or one packed file (`tlseg_bids.train.pack`).
+    log : callable or Watch
+        A callable like `print`, or what else follows the run.
+    device : str
+        A torch device.
+
+    Raises
+    ------
+    UsageError
+        If there is no such device, or the checkpoint is another recipe's or of another number of
+        processes.
+    NoInputError, DataError
+        If data are missing or damaged, or not those of the checkpoint.
+    CannotCreateError, OutputError
+        If a checkpoint cannot be written; the one before is still whole.
     """
-    torch.manual_seed(recipe.seed)
-    out.mkdir(parents=True, exist_ok=True)
     path = out / f"{recipe.name}.pt"
-    run = Training(recipe, root, load_checkpoint(path) if path.exists() else None, device)
     last = recipe.steps if until is None else min(until, recipe.steps)
-    while run.step < last:
-        run.learn([run.draw(run.rng) for _ in range(recipe.accumulate)])
-        if run.step % REPORT_EVERY == 0:
-            log(run.report(), flush=True)
-        if run.step % recipe.checkpoint_every == 0 or run.step == last:
-            temporary = path.with_suffix(".tmp")
-            torch.save(run.content(), temporary)
-            temporary.replace(path)
+    with joined(device) as team:
+        prepare(team.device, recipe.deterministic)
+        torch.manual_seed(recipe.seed)
+        saved = load_checkpoint(path) if path.exists() else None
+        run = Training(recipe, root, saved, device, team)
+        if len(set(team.gather(torch.tensor([run.step])).flatten().tolist())) > 1:
+            raise UsageError(
+                "the processes of this run find different checkpoints", path,
+                "give --out a folder that all machines share",
+            )  # fmt: skip
+        watch = log if isinstance(log, Watch) else Watch(log)
+        _go_on(run, path, last, watch if team.first else Silence())
     return path
+
+
+def _go_on(run: Training, path: Path, last: int, watch: Watch) -> None:
+    """Steps up to the `last` one, with reports and checkpoints on the way."""
+    minutes = run.recipe.checkpoint_minutes
+    watch.begin(run)
+    if run.remark:
+        watch.say(run.remark)
+    written = time.monotonic()
+    try:
+        while run.step < last:
+            run.laps.begin()
+            examples = [run.draw(run.rng) for _ in range(run.recipe.accumulate)]
+            run.laps.end("drawing")
+            run.learn(examples)
+            run.laps.end("learning")
+            watch.step(run)
+            if run.step % REPORT_EVERY == 0 or run.step == run.recipe.steps:
+                watch.report(run.report())
+            late = run.team.any(bool(minutes) and time.monotonic() - written > 60 * minutes)
+            if run.step % run.recipe.checkpoint_every == 0 or run.step == last or late:
+                checkpoint(run, path)
+                written = time.monotonic()
+    finally:
+        watch.end()
+
+
+def checkpoint(run: Training, path: Path) -> None:
+    """Write all that is needed to go on, whole or not at all, and the curve so far."""
+    content = run.content()
+    if not run.team.first:
+        return
+    with atomic(path) as stream:
+        torch.save(content, stream)
+    write_curve(run.curve, run.recipe.name, path.parent)
+
+
+def batches(examples: list[Example], size: int) -> list[list[Example]]:
+    """Examples that ask for the same head and sub-voxels, at most `size` together."""
+    if size == 1:
+        return [[one] for one in examples]
+    alike: dict[tuple, list[Example]] = {}
+    for one in examples:
+        alike.setdefault((one.head, one.parts), []).append(one)
+    return [found[i : i + size] for found in alike.values() for i in range(0, len(found), size)]
 
 
 class Training:
@@ -114,20 +172,36 @@ class Training:
 
     Parameters
     ----------
+    root : Path
+        Folder of the datasets, or one packed file.
     saved : dict or None
         A checkpoint of the same recipe, to go on from.
     device : str
         A torch device; examples are made on it, too.
+    team : Team, optional
+        The processes that share the run; this one alone if not given.
+
+    Raises
+    ------
+    UsageError, DataError
+        If `saved` is of another recipe, other data or another number of processes.
     """
 
     def __init__(
-        self, recipe: Recipe, root: Path, saved: dict[str, Any] | None, device: str = "cpu"
-    ) -> None:
-        self.device = torch.device(device)
-        start = load_start(Path(recipe.start), recipe.role) if recipe.start else None
+        self, recipe: Recipe, root: Path, saved: dict[str, Any] | None, device: str = "cpu",
+        team: Team | None = None,
+    ) -> None:  # fmt: skip
+        self.team = team or Team(device=torch.device(device))
+        self.device = self.team.device
+        if saved:
+            check_same(recipe, Recipe(**saved["recipe"]), f"{recipe.name}.pt")
+        fresh = recipe.start and not saved
+        start = load_start(Path(recipe.start), recipe.role) if fresh else None
         samples = load_samples(recipe, root)
         self.recipe, self.code, self.lineage = recipe, code_version(), lineage(start)
         self.data = {f"{s.dataset}/{s.name}": s.sha256 for one in samples.values() for s in one}
+        self.licences = (start or {}).get("licences", {}) | licences(recipe, root)
+        self.packed = pack_hash(root) if root.is_file() else ""
         self.fixed = new_state(recipe, samples, saved or start)
         self.network, self.average = self._network(), self._network()
         if start:
@@ -136,38 +210,58 @@ class Training:
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        self.rng = Random(recipe.seed, device)
+        self.rng = Random(self.team.seed(recipe.seed), str(self.device))
         self.step, self.seconds, self.curve = 0, 0.0, []
+        self.losses: list[Tensor] = []
+        self.remark = ""
         if saved:
             self._resume(saved)
+        self.laps = Laps(self.device, (saved or {}).get("laps", {}))
+        if recipe.compile:
+            torch._dynamo.config.cache_size_limit = COMPILED_AT_MOST
+            self.network.compile()
         priors = [prior.to(self.device) for prior in self.fixed["priors"].values()]
         self.draw = Draw(recipe, samples, priors, self.network)
-        self.losses: list[tuple[Tensor, Tensor]] = []
         self.clock = time.monotonic()
+        self._begun = (self.step, self.seconds)
 
     def _network(self) -> nn.Module:
         network = build(**self.recipe.network, out_channels=self.recipe.head_sizes)
         return network.to(self.device)
 
     def _resume(self, saved: dict[str, Any]) -> None:
+        where = f"{self.recipe.name}.pt"
+        check_data(self.data, saved["data"], where)
+        state = generator_state(saved, self.team, where)
         for name in ("network", "average", "optimiser"):
             getattr(self, name).load_state_dict(saved[name])
-        self.rng.generator.set_state(saved["generator"])
+        try:
+            self.rng.generator.set_state(state)
+        except (RuntimeError, TypeError) as error:
+            raise UsageError(
+                "the checkpoint's random numbers are those of another kind of device", where,
+                "resume it on the --device where it began",
+            ) from error  # fmt: skip
         self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
+        if "losses" in saved:
+            self.losses = list(saved["losses"][self.team.rank].to(self.device))
+        self.lineage = saved["lineage"]
+        self.licences = saved.get("licences", {}) | self.licences
+        self.packed = self.packed or saved.get("packed", "")
+        self.code = code_trail(saved["code"], self.step, self.code)
+        if self.code != saved["code"]:
+            self.remark = f"{where}: the program has changed since it began: {self.code}"
 
     def learn(self, examples: list[Example]) -> None:
         """One step: forward in bfloat16, backward, update, average."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
         self.optimiser.zero_grad(set_to_none=True)
-        for one in examples:
-            with torch.autocast(self.device.type, torch.bfloat16):
-                logits = self.network(one.image, one.prior, one.head, one.parts)
-            loss, dice = segmentation_loss(
-                logits, one.target, one.known, one.group, self.recipe.dice_weight
-            )
-            (loss / len(examples)).backward()
-            self.losses.append((loss.detach(), dice))
+        for batch in batches(examples, self.recipe.batch):
+            losses = self._losses(batch)
+            (losses[:, 0].sum() / len(examples)).backward()
+            self.losses.extend(losses.detach())
+        self.team.average_gradients(self.network.parameters())
         nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
         self.optimiser.step()
         self.step += 1
@@ -177,20 +271,56 @@ class Training:
                 list(self.average.parameters()), list(self.network.parameters()), share
             )
 
+    def _losses(self, batch: list[Example]) -> Tensor:
+        """Loss and soft Dice (n, 2) of examples that go through the network together."""
+        first = batch[0]
+        image = torch.cat([one.image for one in batch])
+        prior = None if first.prior is None else torch.cat([one.prior for one in batch])
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self.network(image, prior, first.head, first.parts)
+        weight = self.recipe.dice_weight
+        found = [
+            segmentation_loss(answer[None], one.target, one.known, one.group, weight)
+            for answer, one in zip(logits, batch, strict=True)
+        ]
+        return torch.stack([torch.stack(pair) for pair in found])
+
+    def recent(self) -> tuple[float, float]:
+        """Mean loss and soft Dice of this process since the last point of the curve."""
+        if self.losses:
+            loss, dice = torch.stack(self.losses).mean(0).tolist()
+            return loss, dice
+        return self.curve[-1][2:4] if self.curve else (math.nan, math.nan)
+
     def report(self) -> str:
-        """Add a point to the curve and say it."""
-        now = time.monotonic()
-        self.seconds, self.clock = self.seconds + now - self.clock, now
-        loss, dice = torch.tensor(self.losses).mean(0).tolist()
+        """Add a point to the curve and say it; every process has to call it."""
+        self._tick()
+        loss, dice = self.team.mean(torch.stack(self.losses).mean(0)).tolist()
         self.losses = []
-        self.curve.append((self.step, self.seconds, loss, dice))
+        laps = self.laps.totals()
+        spent = [laps.get(part, 0.0) for part in ("drawing", "learning")]
+        self.curve.append((self.step, self.seconds, loss, dice, *spent))
+        share = f", drawing {spent[0] / sum(spent):.0%} of the time" if sum(spent) else ""
+        steps, seconds = self.step - self._begun[0], self.seconds - self._begun[1]
+        left = time_left((self.recipe.steps - self.step) * seconds / max(steps, 1))
         return (
             f"{self.recipe.name} {self.step}/{self.recipe.steps} {self.seconds:.0f} s "
-            f"loss {loss:.3f} dice {dice:.3f}"
+            f"loss {loss:.3f} dice {dice:.3f}{share}, {left} left"
         )
 
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+
     def content(self) -> dict[str, Any]:
-        """Everything that a checkpoint holds: tensors and plain values."""
+        """Everything that a checkpoint holds: tensors and plain values.
+
+        The losses since the last report and the generators' states of all processes are among
+        them; every process has to call it.
+        """
+        self._tick()
+        states = self.team.gather(self.rng.generator.get_state())
+        pending = self.team.gather(torch.stack(self.losses)) if self.losses else None
         return {
             **self.fixed,
             "template": torch.as_tensor(self.fixed["template"]),
@@ -198,11 +328,17 @@ class Training:
             "code": self.code,
             "lineage": self.lineage,
             "data": self.data,
+            "licences": self.licences,
+            "packed": self.packed,
+            "processes": self.team.world,
+            "device": self.device.type,
             "step": self.step,
             "seconds": self.seconds,
             "curve": self.curve,
+            "laps": self.laps.totals(),
+            "losses": torch.zeros(self.team.world, 0, 2) if pending is None else pending,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "generator": self.rng.generator.get_state(),
+            "generator": states[0] if self.team.world == 1 else states,
         }

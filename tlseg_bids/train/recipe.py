@@ -47,12 +47,20 @@ class Recipe:
     datasets : dict
         Name to rules (see `dataset.load_dataset`) with ``weight`` (share of the draws) and
         ``real`` (share of its draws that show the real image).
-    exclude : list of str
-        Subjects left out, ``dataset/sub-X`` (cross-validation).
     fold : [k, n] or empty
         Leave out every n-th subject, starting from k, of the datasets named in `fold_datasets`.
     steps, learning_rate, weight_decay, warmup, ema, accumulate, seed
-        The optimisation: AdamW, linear warm-up, cosine to 1 %; `accumulate` examples a step.
+        The optimisation: AdamW, linear warm-up, cosine to 1 %; `accumulate` examples a step and
+        process.
+    batch : int
+        Examples of a step that go through the network together, as far as they ask for the same
+        head and sub-voxels; each keeps its own loss, so that only speed and memory change.
+    checkpoint_every, checkpoint_minutes
+        A checkpoint is written after so many steps and, if not 0, so many minutes.
+    compile : bool
+        Let `torch.compile` build the network: a slow start, then faster steps.
+    deterministic : bool
+        On a GPU, take only algorithms that give the same numbers every time.
     start : str
         Checkpoint, or card of a model, whose weights the run starts from.
     """
@@ -84,6 +92,18 @@ class Recipe:
     parts: int = 1
     coarse: float = 0.15
     accumulate: int = 1
+    batch: int = 1
+    checkpoint_minutes: float = 5.0
+    compile: bool = False
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "accumulate", "batch", "checkpoint_every"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(
+                    f"{key} is {value!r}", f"recipe '{self.name}'", "write a whole number above 0"
+                )
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -62,6 +62,7 @@ def load_start(path: Path, role: str) -> dict[str, Any]:
             for row in card.training["data"]
             for subject, sha256 in row["subjects"].items()
         },
+        "licences": {row["dataset"]: row["licence"] for row in card.training["data"]},
         "lineage": [],
     }
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,11 @@ from tlseg_bids.train.dataset import default_protocol
 from tlseg_bids.train.recipe import Recipe, load_checkpoint
 from tlseg_bids.train.start import load_start
 from tlseg_bids.train.supply import describe
+from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
 from tlseg_bids.zoo.card_file import read_card, write_card
+from tlseg_bids.zoo.proof import make_proof
+from tlseg_bids.zoo.weights import describe as file_entry
 
 ROLES = ("locator", "segmenter")
 CURVE_POINTS = 20
@@ -113,7 +115,7 @@ def export(
     ----------
     description : dict
         What the checkpoints cannot know: name, version, status, summary, domain, strategy,
-        preprocess, memory, evidence, citations, known_failures.
+        preprocess, memory, evidence, citations, known_failures, parent, calibration.
     checkpoints : dict
         Role to checkpoint; the locator may also be the card of a model, whose locator is kept.
     root : Path or None
@@ -138,9 +140,7 @@ def export(
     data = _data(parts, root)
     name = description["name"]
     file = out / f"{name}.safetensors"
-    _write_weights(parts, last, file)
-    licences = sorted({row["licence"] for row in data})
-    content = file.read_bytes()
+    licence = " AND ".join(sorted({row["licence"] for row in data}))
     segmenter = Recipe(**last["recipe"])
     card = ModelCard(
         name=name,
@@ -161,10 +161,7 @@ def export(
             "settled_mm": 1.5,
             "locator": {**parts["locator"].window, "looks": 3},
         },
-        weights=Weights(
-            sha256=hashlib.sha256(content).hexdigest(), bytes=len(content),
-            licence=" AND ".join(licences), file=file.name,
-        ),
+        weights=Weights("0" * 64, 1, licence, file=file.name),
         training={
             "data": data,
             **{role: part.history for role, part in parts.items()},
@@ -173,12 +170,20 @@ def export(
         citations=tuple(description["citations"]),
         known_failures=tuple(description.get("known_failures", ())),
         memory=Memory(**description.get("memory", {})),
+        parent=description.get("parent"),
+        calibration=Calibration(**description.get("calibration", {})),
     )  # fmt: skip
+    tensors = _tensors(parts, last)
+    tensors |= make_proof(card, tensors)
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file)
+    file.chmod(0o644)
+    card = replace(card, weights=file_entry(file, licence, out / f"{name}.toml"))
     write_card(card, out / f"{name}.toml")
     return card
 
 
-def _write_weights(parts: dict[str, Part], last: dict[str, Any], file: Path) -> None:
+def _tensors(parts: dict[str, Part], last: dict[str, Any]) -> dict[str, torch.Tensor]:
     """All networks in half precision, the template, and the atlases in 8 bits."""
     tensors = {
         f"{role}.{key}": value.half().contiguous()
@@ -191,9 +196,7 @@ def _write_weights(parts: dict[str, Part], last: dict[str, Any], file: Path) -> 
     tensors["template"] = template
     for protocol, prior in last["priors"].items():
         tensors[f"prior.{protocol}"] = (prior * 255).round().to(torch.uint8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file)
-    file.chmod(0o644)
+    return tensors
 
 
 def read_description(path: Path) -> dict[str, Any]:

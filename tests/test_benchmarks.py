@@ -17,16 +17,18 @@ from tlseg_bids.labels.protocol import load_protocol
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def acceptance() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "acceptance", ROOT / "benchmarks" / "acceptance.py"
-    )
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def acceptance() -> ModuleType:
+    return load("acceptance")
 
 
 @pytest.fixture
@@ -94,3 +96,30 @@ def test_time_and_memory_of_a_command_are_measured(acceptance: ModuleType) -> No
     assert code == 7
     assert 0.6 <= seconds < 30
     assert 0.29 < peak < 1.0
+
+
+def test_the_volumes_of_one_person_are_compared(tmp_path: Path, capsys) -> None:
+    table = load_protocol("aseg").table[["index", "name"]].assign(soft_mm3=4000.0)
+    changed = table.copy()
+    changed.loc[changed["name"] == "Left thalamus", "soft_mm3"] = 6000.0
+    changed.loc[changed["name"] == "Third ventricle", "soft_mm3"] = 100.0
+    folder = tmp_path / "sub-1" / "anat"
+    folder.mkdir(parents=True)
+    for name, content in (
+        ("sub-1_ses-1_space-T1w", table),
+        ("sub-1_ses-1_space-T2w", table),
+        ("sub-1_ses-2_space-T1w", changed),
+        ("sub-1_ses-1_ce-gad_space-T1w", table),
+        ("sub-2_ses-1_space-T1w", table),
+    ):
+        content.to_csv(folder / f"{name}_seg-aseg_desc-volumes_dseg.tsv", sep="\t", index=False)
+    assert load("repeat").main([str(tmp_path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    heads = [line for line in said if not line.startswith("  ")]
+    assert [line.split(",")[0] for line in heads] == [
+        "contrast agent", "two contrasts", "two visits",
+    ]  # fmt: skip
+    visits = said[said.index(heads[2]) :]
+    assert heads[2].endswith("largest +22.2 % (thalamus)")
+    assert "  thalamus: 8.0 ml, +22.2 %" in visits
+    assert not any("third ventricle" in line for line in said)

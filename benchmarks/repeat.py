@@ -1,0 +1,68 @@
+"""How far apart the volumes of one person are: two visits, two contrasts, with and without agent.
+
+Usage: ``python benchmarks/repeat.py OUT [LEAST_ML]``
+
+OUT holds the derivatives of the program. Every two label maps of one subject are compared: visits
+with the same suffix, T1w with T2w of one visit, and a scan with its ``ce-`` twin. Of each structure
+of at least LEAST_ML (5) ml, left and right added, the difference of the soft volumes is given as a
+percentage of their mean. Prints a line per pair with the mean and the largest absolute difference,
+and one per structure.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+
+from tlseg_bids.labels.protocol import load_protocol
+
+ENDING = "_desc-volumes_dseg.tsv"
+
+
+def volumes(table: Path) -> pd.Series:
+    """Soft volume in ml of every structure, both sides together."""
+    entities = dict(part.split("-", 1) for part in table.name.split("_") if "-" in part)
+    protocol = load_protocol(entities["seg"]).table.set_index("index")
+    rows = pd.read_csv(table, sep="\t")
+    names = rows["index"].map(protocol["name"]).str.replace(r"^(Left|Right) ", "", regex=True)
+    return rows.groupby(names.str.lower())["soft_mm3"].sum() / 1000
+
+
+def kind(one: dict[str, str], other: dict[str, str]) -> str | None:
+    """What tells two scans of a subject apart, if it is one of the things compared here."""
+    differing = {key for key in {*one, *other} if one.get(key) != other.get(key)}
+    return {
+        frozenset({"ses"}): "two visits",
+        frozenset({"space"}): "two contrasts",
+        frozenset({"ce"}): "contrast agent",
+    }.get(frozenset(differing))
+
+
+def main(words: list[str]) -> int:
+    """Compare and print."""
+    least_ml = float(words[1]) if len(words) > 1 else 5.0
+    tables = sorted(Path(words[0]).glob(f"sub-*/**/*{ENDING}"))
+    for first, second in combinations(tables, 2):
+        a, b = (dict(p.split("-", 1) for p in t.name.split("_") if "-" in p)
+                for t in (first, second))  # fmt: skip
+        if a["sub"] != b["sub"] or (what := kind(a, b)) is None:
+            continue
+        pair = pd.concat([volumes(first), volumes(second)], axis=1, keys=["first", "second"])
+        pair = pair[pair.mean(axis=1) >= least_ml]
+        percent = 100 * (pair["second"] - pair["first"]) / pair.mean(axis=1)
+        names = f"{first.name.removesuffix(ENDING)} and {second.name.removesuffix(ENDING)}"
+        worst = percent.abs().idxmax()
+        print(f"{what}, {names}: mean {percent.abs().mean():.1f} %, largest "
+              f"{percent[worst]:+.1f} % ({worst})")  # fmt: skip
+        for name, value in percent.items():
+            print(f"  {name}: {pair.loc[name, 'first']:.1f} ml, {value:+.1f} %")
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""One training example: read, paint or take the real image, cut, acquire."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tlseg_bids.train.dataset import IGNORE, Classes, Sample
+from tlseg_bids.train.synth.anatomy import paint
+from tlseg_bids.train.synth.cuts import deface, field_of_view, strip_skull
+from tlseg_bids.train.synth.draws import Random
+from tlseg_bids.train.synth.mix import Mix
+from tlseg_bids.train.synth.scanner import acquire
+from tlseg_bids.train.synth.shape import Place, read_classes, read_image
+
+
+def example(
+    rng: Random, sample: Sample, classes: Classes, positions: Tensor, spacing_mm: float, mix: Mix
+) -> tuple[Tensor, Tensor]:
+    """Image and protocol channels (`IGNORE` where unknown), (I, J, K) each, on `rng.device`.
+
+    Parameters
+    ----------
+    positions : Tensor
+        (3, I, J, K) template positions in mm on `rng.device`, see `deformed_positions`.
+    spacing_mm : float
+        Voxel size of the patch.
+    """
+    matrix, place = sample.template_from_voxel, Place(positions, spacing_mm)
+    here = rng.resident(sample, "classes", lambda: sample.classes)
+    numbers = read_classes(sample, positions, matrix, here)
+    infant = bool(sample.images)
+    real = infant and rng.chance(mix.real)
+    if real:
+        names = sorted(sample.images)
+        name = names[rng.below(len(names))]
+        stored = rng.resident(sample, f"image {name}", lambda: sample.images[name])
+        image = read_image(sample, name, positions, matrix, stored)
+    else:
+        image = paint(rng, classes, numbers, mix, infant, place)
+    masks = [image > 0] if real else _post_processed(rng, classes, numbers, place, mix, infant)
+    if rng.chance(mix.cropped):
+        masks.append(field_of_view(rng, tuple(numbers.shape), spacing_mm))
+    visible = reduce(torch.logical_and, masks) if masks else None
+    for mask in masks[real:]:  # a real image may be 0 where there is brain
+        numbers = numbers * mask
+    image = acquire(rng, image, spacing_mm, mix, real, visible)
+    return image, _channels(rng, sample, classes, numbers)
+
+
+def _post_processed(
+    rng: Random, classes: Classes, numbers: Tensor, place: Place, mix: Mix, bare: bool
+) -> list[Tensor]:
+    """Where a painted image remains after its skull or face was taken away; none: everywhere.
+
+    `bare`: the sample has no skull, so that its image is never a whole head.
+    """
+    if bare or rng.chance(mix.skull_stripped):
+        return [strip_skull(rng, classes, numbers)]
+    if rng.chance(mix.defaced):
+        return [deface(rng, classes, numbers, place)]
+    return []
+
+
+def _channels(rng: Random, sample: Sample, classes: Classes, numbers: Tensor) -> Tensor:
+    """Protocol channels int64 (I, J, K) that the sample's labels tell apart."""
+
+    def make() -> Tensor:
+        table = np.zeros(256, np.int64)
+        table[: len(classes.target)] = np.asarray(sample.group)[classes.target]
+        table[IGNORE] = IGNORE
+        return torch.as_tensor(table)
+
+    table = rng.resident(sample, "channels", make)
+    return table.index_select(0, numbers.flatten().to(torch.int32)).reshape(numbers.shape)

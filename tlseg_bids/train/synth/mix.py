@@ -1,0 +1,58 @@
+"""How often each effect of the synthesis is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares between 0 and 1.
+
+    Parameters
+    ----------
+    t1w, t2w, infant_t1w, infant_t2w : float
+        Contrasts near what such scans look like; the rest up to 1 is free. A sample with images of
+        its own (an infant) has shares of its own.
+    unmyelinated, isointense : float
+        Of the infant contrasts: as at birth, and as in the months in which cortex and white matter
+        can hardly be told apart. The rest is spread evenly from birth to adult.
+    known_head : float
+        Of the contrasts that are not free: skin, bone, eyes and the like follow them too.
+    substructure : float
+        Large structures have parts of their own intensity.
+    gadolinium : float
+        Vessels, sinuses, dura, mucosa and choroid plexus take up contrast agent (T1w and free).
+    skull_stripped, defaced, cropped : float
+        What is cut away; a stripped scan is not defaced.
+    thick_slices, low_resolution : float
+        One axis of 2 to 6 mm; every axis up to 2.5 times as coarse.
+    partial_volume : float
+        Voxels average over their whole size; in the rest they see a thin part of it (slice gaps).
+    bias, gamma, motion, rician : float
+        Bias field; a power of the intensity; patient motion; noise of a magnitude image (in the
+        rest the noise is Gaussian).
+    real : float
+        Real images, if the sample has any.
+    """
+
+    t1w: float = 0.3
+    t2w: float = 0.15
+    infant_t1w: float = 0.1
+    infant_t2w: float = 0.1
+    unmyelinated: float = 0.4
+    isointense: float = 0.3
+    known_head: float = 0.6
+    substructure: float = 0.8
+    gadolinium: float = 0.3
+    skull_stripped: float = 0.5
+    defaced: float = 0.15
+    cropped: float = 0.0
+    thick_slices: float = 0.3
+    low_resolution: float = 0.15
+    partial_volume: float = 0.85
+    bias: float = 0.8
+    gamma: float = 0.9
+    motion: float = 0.12
+    rician: float = 0.6
+    real: float = 0.0

@@ -135,6 +135,7 @@ EVERY = [
     "--combat", "site", "--combat-covariates", "age_years", "sex", "--combat-reference", "A",
     "--fit-where", "dx=hc",
     "--group-parameters", "p.json", "--ratings", "r1", "r2",
+    "--executor", "dask", "--dask", "tcp://host:8786",
 ]  # fmt: skip
 
 
@@ -155,6 +156,7 @@ def test_every_option_arrives(app, everything, tmp_path):
         threads=4, memory_gib=12.5, device="cuda:1", model="any",
         model_dirs=(tmp_path / "m1", tmp_path / "m2"), licence="permissive", age="6 months",
         multi_run="first", shard=(2, 8), dry_run=True, stop_on_first_crash=True, random_seed=7,
+        executor="dask", dask="tcp://host:8786",
         verbosity=2, offline=True, probabilities=True, command=config.command, volume="soft",
         icv_correction="ratio", head_size="brain", combat="site",
         combat_covariates=("age_years", "sex"), combat_reference="A", fit_where=("dx=hc",),

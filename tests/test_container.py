@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tlseg_bids import __version__
 
-IMAGE = "localhost/tlseg"
+ROOT = Path(__file__).resolve().parents[1]
+IMAGE = os.environ.get("TLSEG_TEST_IMAGE", "localhost/tlseg")
 PROGRAM = ("/opt/venv/bin/python", "-I", "/opt/tlseg/bids_app_entry.py")
 ENVIRONMENT = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
 
@@ -58,3 +62,46 @@ def test_the_image_holds_what_the_program_imports_when_it_works(container: str) 
 def test_the_entry_point_is_the_program(container: str) -> None:
     answer = buildah("inspect", "--format", "{{.OCIv1.Config.Entrypoint}}", container)
     assert answer.stdout.strip() == f"[{' '.join(PROGRAM)}]"
+
+
+@pytest.mark.podman
+def test_the_image_is_nobodys_in_particular_and_says_what_it_is(container: str) -> None:
+    answer = buildah(
+        "inspect", "--format", "{{.OCIv1.Config.User}} {{.OCIv1.Config.Labels}}", container
+    )
+    assert answer.stdout.startswith("1000:1000 ")
+    assert f"org.opencontainers.image.version:{__version__}" in answer.stdout
+    assert "org.opencontainers.image.revision:" in answer.stdout
+
+
+@pytest.mark.podman
+@pytest.mark.slow
+def test_the_image_lists_what_is_in_it(container: str) -> None:
+    answer = buildah("run", container, "--", "cat", "/opt/tlseg/sbom.cdx.json")
+    bill = json.loads(answer.stdout)
+    assert bill["bomFormat"] == "CycloneDX"
+    assert {"torch", "tlseg-bids", "numpy"} <= {part["name"] for part in bill["components"]}
+
+
+@pytest.mark.podman
+@pytest.mark.slow
+@pytest.mark.usefixtures("container")
+def test_the_demo_runs_where_nothing_is_allowed(tmp_path: Path) -> None:
+    """No network, read-only root and input, a user whom the image does not know."""
+    if os.getuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("tests/container/run.sh needs root and unshare")
+    tmp_path.chmod(0o755)
+    for folder in tmp_path.parents:
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    demo = tmp_path / "bids"
+    subprocess.run((sys.executable, ROOT / "docs" / "demo.py", demo), check=True)
+    answer = subprocess.run(
+        (ROOT / "tests" / "container" / "run.sh", IMAGE, demo, tmp_path / "out"),
+        capture_output=True, text=True, check=False, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert "sub-MNI152_space-T1w_seg-aseg_dseg.nii.gz" in answer.stdout
+    assert (tmp_path / "out" / "sub-MNI152.html").stat().st_uid == 12345
+    description = json.loads((tmp_path / "out" / "dataset_description.json").read_text())
+    assert description["GeneratedBy"][0]["Container"]["Tag"] == f"tlseg:{__version__}"

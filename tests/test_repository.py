@@ -64,7 +64,8 @@ def test_requirements_are_what_the_package_imports() -> None:
     providers = importlib.metadata.packages_distributions()
     unknown = sorted(name for name in foreign if name not in providers)
     assert not unknown, f"imported, but not installed: {unknown}"
-    optional = PROJECT["project"]["optional-dependencies"]["harmonise"]
+    extras = PROJECT["project"]["optional-dependencies"]
+    optional = extras["harmonise"] + extras["dask"]
     declared = {normal(line) for line in (*PROJECT["project"]["dependencies"], *optional)}
     undeclared = {n for n in foreign if declared.isdisjoint(map(normal, providers[n]))}
     assert not undeclared, f"imported, but not in pyproject.toml: {sorted(undeclared)}"

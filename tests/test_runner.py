@@ -14,7 +14,7 @@ from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.cli.progress import Progress
 from tlseg_bids.errors import LockedError, OutputError, ScanError
 from tlseg_bids.flow import Job, Outcome, Plan, Skip
-from tlseg_bids.runner import Steps, exit_code, run_jobs
+from tlseg_bids.runner import Labour, Steps, exit_code, run_jobs
 
 
 class Setting:
@@ -32,7 +32,8 @@ class Setting:
 
     def run(self, work, **options) -> list[Outcome]:
         asked = replace(config(self.raw), out_dir=self.out, **options)
-        return run_jobs(self.plan, asked, self.outputs, self.log, Progress(), work)
+        labour = Labour(asked, self.log.run_id, lambda _: work)
+        return run_jobs(self.plan, labour, self.log, Progress())
 
     def crashes(self) -> list[str]:
         return [path.read_text() for path in sorted((self.out / "logs").glob("crash_*"))]

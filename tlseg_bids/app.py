@@ -16,6 +16,7 @@ from tlseg_bids.bids.validate import validate
 from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.config import Config
 from tlseg_bids.errors import ScanError
+from tlseg_bids.executors import choose_executor
 from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared
 from tlseg_bids.group import run_group
 from tlseg_bids.labels.protocol import load_protocol
@@ -23,10 +24,11 @@ from tlseg_bids.plan import describe, make_plan
 from tlseg_bids.postprocess import probability_maps, to_native
 from tlseg_bids.postprocess.quality import implausible
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
+from tlseg_bids.report.derivatives import all_failures
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.subject import write_subject_report
 from tlseg_bids.resources import peak_memory_gib, restart_peak
-from tlseg_bids.runner import Progress, Steps, exit_code, run_jobs
+from tlseg_bids.runner import Labour, Progress, Steps, Work, exit_code, run_jobs
 from tlseg_bids.segment.model import Ask, Model, Models, locate, segment
 from tlseg_bids.volume import Volume, load_scan
 from tlseg_bids.zoo.registry import load_cards
@@ -63,14 +65,8 @@ def participant(config: Config, progress: Progress) -> int:
         report(config, subjects, ())
         return 0
 
-    torch.set_num_threads(config.threads or config.nprocs)
-    torch.manual_seed(config.random_seed)
-    models = Models(config.offline)
-
-    def work(job: Job, steps: Steps) -> Outcome:
-        return run_job(job, steps, models, outputs)
-
-    outcomes = run_jobs(plan, config, outputs, log, progress, work)
+    labour = Labour(config, log.run_id, workshop)
+    outcomes = run_jobs(plan, labour, log, progress, choose_executor(config))
     unchanged = {o.scan.subject for o in outcomes if o.status == "reused"}
     unchanged -= {o.scan.subject for o in outcomes if o.status != "reused"}
     unchanged = {s for s in unchanged if (config.out_dir / f"sub-{s}.html").is_file()}
@@ -81,6 +77,19 @@ def participant(config: Config, progress: Progress) -> int:
 def group(config: Config) -> int:
     """Tables and a page of every labelled scan in the output folder, as in `participant`."""
     return run_group(config)
+
+
+def workshop(config: Config) -> Work:
+    """What a process that labels scans, on this machine or another, sets up once."""
+    torch.set_num_threads(config.threads or config.nprocs)
+    torch.manual_seed(config.random_seed)
+    models = Models(config.offline)
+    outputs = Derivatives(config.out_dir, config.bids_dir, config.probabilities)
+
+    def work(job: Job, steps: Steps) -> Outcome:
+        return run_job(job, steps, models, outputs)
+
+    return work
 
 
 def decide(config: Config) -> Plan:
@@ -146,6 +155,7 @@ def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prep
 
 def report(config: Config, subjects: set[str], failed: tuple[Outcome, ...]) -> None:
     """Write the page of every subject named."""
+    recorded = all_failures(config.out_dir)  # once: with many runs the logs are many
     for subject in sorted(subjects):
-        path = write_subject_report(config.out_dir, subject, config.command, failed)
+        path = write_subject_report(config.out_dir, subject, config.command, failed, recorded)
         LOG.info("report: %s", path)

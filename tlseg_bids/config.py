@@ -19,6 +19,8 @@ OPTIONS = {
 
 ARGUMENTS = ("bids_dir", "out_dir", "level")
 NO_OPTIONS = (*ARGUMENTS, "validate", "command")
+DEFAULTS = {"shard": (1, 1), "executor": "local"}
+"""Values that are no decision although they are not empty."""
 ALWAYS = ("nprocs", "threads", "device", "random_seed")
 
 
@@ -47,6 +49,10 @@ class Config:
         ``COLUMN=VALUE``: the scans that its corrections are fitted on.
     group_parameters, ratings
         Files that it reads: an earlier fit, and exported ratings.
+    executor : str
+        ``local``, or ``dask`` for the cluster that `dask` names.
+    dask : str or None
+        Address of a scheduler, its scheduler file (.json), or a cluster specification (.toml).
     verbosity : int
         Number of ``-v``; from 2 on errors come with a traceback.
     command : str
@@ -91,6 +97,8 @@ class Config:
     fit_where: tuple[str, ...] = ()
     group_parameters: Path | None = None
     ratings: tuple[Path, ...] = ()
+    executor: str = "local"
+    dask: str | None = None
     command: str = field(default="tlseg", compare=False)
 
     def at_once(self, memory_gib: float) -> int:
@@ -110,7 +118,7 @@ class Config:
         for one in fields(self):
             value = getattr(self, one.name)
             known = one.name not in NO_OPTIONS and value is not None
-            if known and (value or one.name in ALWAYS) and value != (1, 1):
+            if known and (value or one.name in ALWAYS) and value != DEFAULTS.get(one.name):
                 table[OPTIONS.get(one.name, one.name.replace("_", "-"))] = _plain(one.name, value)
         arguments = " ".join(repr(str(getattr(self, name))) for name in ARGUMENTS)
         return f"# tlseg {arguments} --config-file THIS_FILE\n{tomli_w.dumps(table)}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from typing import Protocol
 
 from tlseg_bids.bids.runlog import RunLog
@@ -47,18 +48,97 @@ class Steps:
 
 
 Work = Callable[[Job, Steps], Outcome]
+"""Does one job; whatever it raises becomes a failed outcome, but for `ENDS_THE_RUN`."""
+
+
+@dataclass(frozen=True)
+class Labour:
+    """What whoever does jobs of a run has to know, here or in a process on another machine.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    run_id : str
+        Its id, for crash files.
+    prepare : callable
+        Makes the `Work` of a process: loads what its jobs share.
+    """
+
+    config: Config
+    run_id: str
+    prepare: Callable[[Config], Work]
+
+    def begin(self, progress: Progress) -> Attempt:
+        """Prepare this process and return what it does with a job."""
+        return Attempt(self, self.prepare(self.config), progress)
+
+
+class Attempt:
+    """Do a job, or find it done, or say why it cannot be done.
+
+    A job is locked meanwhile, so that of all processes on all machines one does it.
+    """
+
+    def __init__(self, labour: Labour, work: Work, progress: Progress) -> None:
+        config = labour.config
+        self.config, self.work, self.progress = config, work, progress
+        self.outputs = Derivatives(config.out_dir, config.bids_dir, config.probabilities)
+        self.log = RunLog(config.out_dir, labour.run_id)
+        self.stopped = False
+
+    def __call__(self, job: Job) -> Outcome:
+        """The outcome of a job; raises only `ENDS_THE_RUN`."""
+        steps = Steps(job.scan.path.name, self.progress)
+        if self.stopped:
+            return not_tried(job)
+        try:
+            with self.outputs.lock(job):
+                if self.outputs.finished(job):
+                    return Outcome(job.scan, "reused", self.outputs.paths(job).files)
+                return self.work(job, steps)
+        except ENDS_THE_RUN:
+            raise
+        except Exception as error:
+            self.stopped |= self.config.stop_on_first_crash
+            crash = self.log.crash(job.scan, error)
+            what, hint = _sentence(error, crash.name)
+            return Outcome(
+                job.scan, "failed", (), dict(steps.seconds), peak_memory_gib(), what, hint
+            )
+
+
+Executor = Callable[[Sequence[Job], Labour, Progress], Iterator[tuple[Job, Outcome]]]
+"""Has every job done and yields each with its outcome as soon as there is one."""
+
+
+def in_threads(
+    jobs: Sequence[Job], labour: Labour, progress: Progress
+) -> Iterator[tuple[Job, Outcome]]:
+    """The executor of one machine: as many jobs at once as CPUs and memory allow."""
+    need = max((job.memory_gib for job in jobs), default=1.0)
+    attempt = labour.begin(progress)
+    with ThreadPoolExecutor(labour.config.at_once(need)) as pool:
+        waiting = {pool.submit(attempt, job): job for job in jobs}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def run_jobs(
-    plan: Plan, config: Config, outputs: Derivatives, log: RunLog, progress: Progress, work: Work
+    plan: Plan, labour: Labour, log: RunLog, progress: Progress, execute: Executor = in_threads
 ) -> list[Outcome]:
     """Run every job of the plan.
 
     Parameters
     ----------
-    work : callable
-        Does one job; whatever it raises becomes a failed outcome with a crash file, but
-        `ENDS_THE_RUN`, after which no further job could be written either.
+    labour : Labour
+        What a job needs.
+    execute : callable
+        Who does the jobs, and where.
 
     Returns
     -------
@@ -71,17 +151,24 @@ def run_jobs(
         If the output folder is full or cannot be written.
     """
     progress.begin(len(plan.jobs) + len(plan.skips))
-    runner = _Runner(config, outputs, log, progress, work)
-    outcomes = [runner.skipped(skip) for skip in plan.skips]
-    need = max((job.memory_gib for job in plan.jobs), default=1.0)
-    with ThreadPoolExecutor(config.at_once(need)) as pool:
-        waiting = [pool.submit(runner.outcome, job) for job in plan.jobs]
-        try:
-            outcomes += [future.result() for future in waiting]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return outcomes
+
+    def end(outcome: Outcome, model: str = "") -> Outcome:
+        log.record(outcome, model)
+        note = " – ".join(filter(None, (outcome.error, outcome.hint)))
+        progress.finish(outcome.scan.path.name, outcome.status, note)
+        return outcome
+
+    outcomes = [end(_skipped(skip)) for skip in plan.skips]
+    done = {}
+    for job, outcome in execute(plan.jobs, labour, progress):
+        done[job.scan.path] = end(outcome, job.card.name)
+    return outcomes + [done[job.scan.path] for job in plan.jobs]
+
+
+def not_tried(job: Job) -> Outcome:
+    """The outcome of a job after another one failed under ``--stop-on-first-crash``."""
+    hint = "an earlier scan failed and --stop-on-first-crash was given"
+    return Outcome(job.scan, "failed", error="not tried", hint=hint)
 
 
 def exit_code(outcomes: Iterable[Outcome]) -> int:
@@ -92,49 +179,10 @@ def exit_code(outcomes: Iterable[Outcome]) -> int:
     return int(bool(failed))
 
 
-class _Runner:
-    """What every job of a run shares."""
-
-    def __init__(
-        self, config: Config, outputs: Derivatives, log: RunLog, progress: Progress, work: Work
-    ) -> None:
-        self.config, self.outputs, self.log = config, outputs, log
-        self.progress, self.work = progress, work
-        self.stopped = False
-
-    def skipped(self, skip: Skip) -> Outcome:
-        """A scan that is not tried; a failure unless an option asked for it."""
-        status = "skipped" if skip.wanted else "failed"
-        return self._end(Outcome(skip.scan, status, error=skip.reason, hint=skip.hint), "")
-
-    def outcome(self, job: Job) -> Outcome:
-        """Do a job, or find it done, or say why it cannot be done."""
-        steps = Steps(job.scan.path.name, self.progress)
-        if self.stopped:
-            hint = "an earlier scan failed and --stop-on-first-crash was given"
-            return self._end(Outcome(job.scan, "failed", error="not tried", hint=hint), "")
-        try:
-            with self.outputs.lock(job):
-                if self.outputs.finished(job):
-                    done = Outcome(job.scan, "reused", self.outputs.paths(job).files)
-                else:
-                    done = self.work(job, steps)
-        except ENDS_THE_RUN:
-            raise
-        except Exception as error:
-            self.stopped |= self.config.stop_on_first_crash
-            crash = self.log.crash(job.scan, error)
-            what, hint = _sentence(error, crash.name)
-            done = Outcome(
-                job.scan, "failed", (), dict(steps.seconds), peak_memory_gib(), what, hint
-            )
-        return self._end(done, job.card.name)
-
-    def _end(self, outcome: Outcome, model: str) -> Outcome:
-        self.log.record(outcome, model)
-        note = " – ".join(filter(None, (outcome.error, outcome.hint)))
-        self.progress.finish(outcome.scan.path.name, outcome.status, note)
-        return outcome
+def _skipped(skip: Skip) -> Outcome:
+    """A scan that is not tried; a failure unless an option asked for it."""
+    status = "skipped" if skip.wanted else "failed"
+    return Outcome(skip.scan, status, error=skip.reason, hint=skip.hint)
 
 
 def _sentence(error: Exception, crash: str) -> tuple[str, str]:

@@ -84,7 +84,22 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     """Write an object as JSON, whole or not at all (errors as in `atomic`)."""
-    return write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n")
+    return write_text(path, as_json(content))
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """An object as `write_json` writes it."""
+    return json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n"
+
+
+def update_text(path: Path, text: str) -> Path:
+    """Write `text` unless the file has it already: many runs that start together then only read."""
+    try:
+        if path.read_bytes() == text.encode("utf-8", errors="replace"):
+            return path
+    except OSError:
+        pass
+    return write_text(path, text)
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from tlseg_bids import __version__
-from tlseg_bids.bids.atomic import clean_cell, write_json, write_text, writing_failed
+from tlseg_bids.bids.atomic import as_json, clean_cell, update_text, write_text, writing_failed
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.errors import CannotCreateError, UsageError
@@ -69,16 +69,15 @@ def write_root_files(
         )  # fmt: skip
     with hold(out_dir / "logs" / "locks" / "root.lock", "the root files are being written", 60):
         old = _existing(out_dir)
-        write_json(
-            out_dir / "dataset_description.json", _description(out_dir, bids_dir, cards, old)
-        )
+        description = _description(out_dir, bids_dir, cards, old)
+        update_text(out_dir / "dataset_description.json", as_json(description))
         if not (out_dir / "README.md").exists():
             write_text(out_dir / "README.md", README)
         rows = [("desc_id", "description")]
         rows += [(f"desc-{name}", text) for name, text in DESCRIPTIONS.items()]
-        write_text(out_dir / "descriptions.tsv", _tsv(rows))
+        update_text(out_dir / "descriptions.tsv", _tsv(rows))
         for name, table in protocols.items():
-            write_text(out_dir / f"seg-{name}_dseg.tsv", _tsv(_protocol_rows(table)))
+            update_text(out_dir / f"seg-{name}_dseg.tsv", _tsv(_protocol_rows(table)))
         _write_bidsignore(out_dir / ".bidsignore")
 
 

@@ -144,6 +144,15 @@ def _resources(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-w", "--work-dir", type=absolute, metavar="DIR", help="folder for temporary files"
     )
+    group.add_argument(
+        "--executor", choices=("local", "dask"),
+        help="who labels the scans: this process (default), or the workers of --dask",
+    )  # fmt: skip
+    group.add_argument(
+        "--dask", type=dask, metavar="WHERE",
+        help="address of a Dask scheduler (tcp://host:8786), its scheduler file (.json), or a file "
+        "that says how to start workers on Slurm, PBS, LSF (.toml)",
+    )  # fmt: skip
 
 
 def _run(group: argparse._ArgumentGroup) -> None:
@@ -369,6 +378,17 @@ def device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda|cuda:[0-9]+", text):
         raise argparse.ArgumentTypeError(f"'{text}' is none of auto, cpu, cuda, cuda:N, mps")
     return text
+
+
+def dask(text: str) -> str:
+    """The address of a scheduler, or the absolute path of a .json or .toml file."""
+    if re.fullmatch(r"(tcp|tls|ws|wss|ucx)://\S+", text):
+        return text
+    if not text.endswith((".json", ".toml")):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is neither an address such as tcp://host:8786 nor a .json or .toml file"
+        )
+    return str(absolute(text))
 
 
 def memory(text: str) -> float:

@@ -96,6 +96,11 @@ def make_config(values: dict[str, Any]) -> Config:
             f"one scan would use {threads} CPUs and the whole run {values['nprocs']}",
             "--omp-nthreads and --nprocs", "lower the first or raise the second",
         )  # fmt: skip
+    if (values.get("executor") == "dask") != ("dask" in values):
+        raise UsageError(
+            "--executor dask and --dask belong together", "the command line",
+            "write --executor dask --dask tcp://host:8786, or neither",
+        )  # fmt: skip
     return Config(**values)
 
 

@@ -78,7 +78,7 @@ def make_plan(
         As `usable_cards` and `choose_device`: what no scan could change.
     """
     run = _Run(*usable_cards(cards, config), config, version, machine or _machine(config))
-    if config.device != "auto":
+    if config.device != "auto" and config.executor == "local":
         choose_device(config.device, 0.0, run.machine)
     skips = [Skip(found.scan, found.reason, found.hint) for found in unusable]
     headers, damaged = _headers(scans)
@@ -126,8 +126,9 @@ def first_runs(headers: Sequence[_Header]) -> tuple[list[_Header], list[Skip]]:
 
 
 def _machine(config: Config) -> Machine:
-    """This machine; PyTorch is not even loaded where only the CPU is wanted."""
-    return Machine() if config.device == "cpu" else Machine.here()
+    """This machine; PyTorch is not even loaded where no device of it is wanted."""
+    elsewhere = config.executor != "local"
+    return Machine() if elsewhere or config.device == "cpu" else Machine.here()
 
 
 def _headers(scans: Iterable[Scan]) -> tuple[list[_Header], list[Skip]]:
@@ -154,9 +155,10 @@ def _job(header: _Header, run: _Run, beside: dict[str, Scan]) -> Job:
     choice = choose(run.cards, scan, header.grid.spacing_mm, config.model, beside)
     channels = tuple(beside[s] for s in choice.card.channels if s != scan.suffix)
     memory_gib = choice.card.memory.host(int(np.prod(header.grid.shape)))
-    device, device_warnings = choose_device(
-        config.device, choice.card.memory.device_gib, run.machine
-    )
+    device, device_warnings = config.device, ()  # a worker elsewhere decides
+    if config.executor == "local":
+        needed_gib = choice.card.memory.device_gib
+        device, device_warnings = choose_device(config.device, needed_gib, run.machine)
     warnings = (
         *header.warnings,
         *_age_warning(scan),

@@ -193,8 +193,19 @@ def protocol_of(name: str, out_dir: Path) -> LabelProtocol:
     )
 
 
-def recorded_failures(out_dir: Path, subject: str) -> list[FailedScan]:
+def recorded_failures(
+    out_dir: Path, subject: str, known: dict[str, FailedScan] | None = None
+) -> list[FailedScan]:
     """Scans of `subject` whose latest record in ``logs/`` is a failure or a skip.
+
+    `known` is what `all_failures` gave, where many subjects are asked for.
+    """
+    failures = all_failures(out_dir) if known is None else known
+    return [failures[scan] for scan in failures if scan.startswith(f"sub-{subject}/")]
+
+
+def all_failures(out_dir: Path) -> dict[str, FailedScan]:
+    """Every scan whose latest record in ``logs/`` is a failure or a skip, by its path, sorted.
 
     Status tables and plans of all runs are read, so that a later run of other sessions does not
     hide what is still to be mended.
@@ -213,11 +224,7 @@ def recorded_failures(out_dir: Path, subject: str) -> list[FailedScan]:
             time = file.stem.removeprefix("plan_").split("-")[0]
             records.append((time, row.get("scan", ""), failure))
     latest = {scan: failure for _, scan, failure in sorted(records, key=lambda r: r[:2])}
-    return [
-        failure
-        for scan, failure in sorted(latest.items())
-        if failure is not None and scan.startswith(f"sub-{subject}/")
-    ]
+    return {scan: failure for scan, failure in sorted(latest.items()) if failure is not None}
 
 
 def _name(row: dict[str, str]) -> str:

@@ -43,7 +43,11 @@ Failure = Outcome | Skip | FailedScan
 
 
 def write_subject_report(
-    out_dir: Path, subject: str, command: str, failures: Iterable[Failure] = ()
+    out_dir: Path,
+    subject: str,
+    command: str,
+    failures: Iterable[Failure] = (),
+    recorded: dict[str, FailedScan] | None = None,
 ) -> Path:
     """Make `sub-X.html` and the pictures in `sub-X/figures/` from the derivatives on disk.
 
@@ -58,6 +62,8 @@ def write_subject_report(
     failures : iterable of Outcome, Skip or FailedScan
         Scans of this subject that were not labelled, beside those that ``logs/`` tells of. Those
         of other subjects, and outcomes that did not fail, are left out.
+    recorded : dict, optional
+        What `tlseg_bids.report.derivatives.all_failures` gave: the logs are then not read again.
 
     Returns
     -------
@@ -80,7 +86,7 @@ def write_subject_report(
     scans, failed = labelled_scans(out_dir, subject)
     failed += _without_twins(
         [_failure(entry) for entry in failures if _concerns(entry, subject)],
-        recorded_failures(out_dir, subject),
+        recorded_failures(out_dir, subject, recorded),
     )
     figures = out_dir / f"sub-{subject}" / "figures"
     sections = []

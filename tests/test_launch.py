@@ -1,0 +1,258 @@
+"""`tlseg-run`: the command line that each engine gets, and what is checked before it starts."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.datasets import make_dataset
+from tlseg_bids.cli import launch
+
+ROOT = Path(__file__).resolve().parents[1]
+HOSTILE = "my data: 50%, \"a\" 'b' $HOME ; & ü"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A dataset, an output that is not there yet, no cache, no GPU, every engine installed."""
+    monkeypatch.setenv("TLSEG_CACHE", str(tmp_path / "no-cache"))
+    monkeypatch.setattr(launch, "GPU_DEVICE", tmp_path / "no-gpu")
+    monkeypatch.setattr(launch.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(launch.os, "getuid", lambda: 1234)
+    monkeypatch.setattr(launch.os, "getgid", lambda: 567)
+    (tmp_path / "tlseg.sif").touch()
+    monkeypatch.chdir(tmp_path)
+    make_dataset(tmp_path / "bids")
+    return tmp_path
+
+
+def printed(capsys, *words: object) -> list[str]:
+    """The command that ``--print`` shows, as a list."""
+    assert launch.main(["--print", *map(str, words)]) == 0
+    return shlex.split(capsys.readouterr().out)
+
+
+def refused(capsys, code: int, *words: object) -> str:
+    """The one line of a refusal."""
+    assert launch.main([str(word) for word in words]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("tlseg-run: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def mounts(command: list[str]) -> list[dict[str, str]]:
+    """The fields of every ``--mount``."""
+    given = [command[n + 1] for n, word in enumerate(command) if word == "--mount"]
+    rows = [next(csv.reader([text])) for text in given]
+    return [{f.partition("=")[0]: f.partition("=")[2] for f in row} for row in rows]
+
+
+def test_docker(place, capsys):
+    command = printed(capsys, "--engine", "docker", "bids", "out", "participant", "--device", "cpu")
+    assert command == [
+        "docker", "run", "--rm", "--init", "--read-only", "--tmpfs", "/tmp:rw,exec,mode=1777",
+        "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "1234:567",
+        "--network", "none",
+        "--mount", f"type=bind,source={place}/bids,target={place}/bids,readonly",
+        "--mount", f"type=bind,source={place}/out,target={place}/out",
+        "tlseg", f"{place}/bids", f"{place}/out", "participant", "--device", "cpu", "--offline",
+    ]  # fmt: skip
+    assert not (place / "out").exists(), "--print changes nothing"
+
+
+@pytest.mark.usefixtures("place")
+def test_podman_maps_the_caller_to_himself(capsys):
+    command = printed(capsys, "--engine", "podman", "bids", "out", "participant", "--device=cuda")
+    text = shlex.join(command)
+    assert "--userns keep-id" in text
+    assert "--device nvidia.com/gpu=all" in text
+    assert "--gpus" not in text
+    assert command[-3:] == ["--device", "cuda", "--offline"]
+
+
+@pytest.mark.parametrize("engine", ["apptainer", "singularity"])
+def test_apptainer(place, capsys, engine):
+    command = printed(
+        capsys, "--engine", engine, "bids", "out", "participant", "--device", "cuda:1", "-w", "w"
+    )
+    assert command == [
+        engine, "run", "--cleanenv", "--containall", "--workdir", f"{place}/w",
+        "--net", "--network", "none", "--nv",
+        "--mount", f"type=bind,source={place}/bids,destination={place}/bids,ro",
+        "--mount", f"type=bind,source={place}/out,destination={place}/out",
+        "--mount", f"type=bind,source={place}/w,destination={place}/w",
+        f"{place}/tlseg.sif", f"{place}/bids", f"{place}/out", "participant",
+        "--device", "cuda:1", "--work-dir", f"{place}/w", "--offline",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", launch.ENGINES)
+def test_a_hostile_path_arrives_whole(place, capsys, engine):
+    bids = make_dataset(place / HOSTILE)
+    command = printed(capsys, "--engine", engine, bids, place / "out", "participant")
+    sources = [mount["source"] for mount in mounts(command)]
+    assert sources == [str(bids), f"{place}/out"]
+    assert command.count(str(bids)) == 1
+    assert all(word != "-v" and word != "--bind" for word in command)
+
+
+def test_every_path_of_the_command_line_is_mounted_and_absolute(place, capsys):
+    (place / "m").mkdir()
+    (place / "f.json").write_text("{}")
+    (place / "c.toml").write_text(f'models = ["{place}/more"]\nmem = "8G"\n')
+    (place / "more").mkdir()
+    words = ("bids", "out", "participant", "--bids-filter-file", "f.json", "--config-file",
+             "c.toml", "--bids-database-dir", "db", "-vv", "--shard", "2/8")  # fmt: skip
+    command = printed(capsys, "--engine", "docker", *words)
+    seen = {mount["source"]: "readonly" not in mount for mount in mounts(command)}
+    readonly = ("bids", "more", "f.json", "c.toml")
+    assert seen == {
+        **{f"{place}/{n}": False for n in readonly},
+        **{f"{place}/{n}": True for n in ("out", "db")},
+    }
+    said = command[command.index("tlseg") + 1 :]
+    assert f"{place}/f.json" in said
+    assert f"{place}/db" in said
+    assert said.count("--verbose") == 2
+    assert said[said.index("--shard") + 1] == "2/8"
+    again = printed(capsys, "--engine", "docker", *words[:3], "--models", "m", "--mem", "4096")
+    assert again[-5:] == ["--models", f"{place}/m", "--mem-mb", "4096", "--offline"]
+
+
+def test_a_participant_called_like_a_level_is_no_level(place, capsys):
+    command = printed(
+        capsys, "--engine", "docker", "--participant-label", "participant", "01", "--dry-run",
+        "bids", "out", "participant",
+    )  # fmt: skip
+    said = command[command.index("tlseg") + 1 :]
+    assert said[:3] == [f"{place}/bids", f"{place}/out", "participant"]
+    assert said[3:-1] == ["--participant-label", "participant", "01", "--dry-run"]
+
+
+def test_weights_that_were_fetched_are_seen(place, capsys, monkeypatch):
+    cache = place / "cache"
+    cache.mkdir()
+    monkeypatch.setenv("TLSEG_CACHE", str(cache))
+    command = printed(capsys, "--engine", "docker", "bids", "out", "participant")
+    assert {"type": "bind", "source": str(cache), "target": str(cache), "readonly": ""} in mounts(
+        command
+    )
+    assert f"TLSEG_CACHE={cache}" in command
+    command = printed(capsys, "--network", "--engine", "docker", "bids", "out", "participant")
+    assert "--network" not in command
+    assert "--offline" not in command
+    assert {"type": "bind", "source": str(cache), "target": str(cache)} in mounts(command)
+
+
+def test_a_gpu_of_this_machine_is_passed(place, capsys, monkeypatch):
+    (place / "nvidiactl").touch()
+    monkeypatch.setattr(launch, "GPU_DEVICE", place / "nvidiactl")
+    words = ("--engine", "docker", "bids", "out", "participant")
+    assert "--gpus" in printed(capsys, *words)
+    assert "--gpus" not in printed(capsys, *words, "--device", "cpu")
+    assert "--gpus" not in printed(capsys, "--gpu", "no", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("nowhere", "out", "participant"), 66, "no such file or folder – {place}/nowhere – check"),
+        (("bids", "/usr/out", "participant"), 64, "would cover /usr of the image – /usr/out – use"),
+        (("bids", "/", "participant"), 64, "would cover /"),
+        (("bids", "/opt", "participant"), 64, "would cover /opt/tlseg of the image – /opt – use a"),
+        (("bids", "/tmp", "participant"), 64, "would cover /tmp of the image – /tmp – use a"),
+        (("bids", "o\nut", "participant"), 64, "a line break or a control character – "),
+        (("bids", "out", "participants"), 17, "unknown level 'participants'"),
+        (("bids", "out", "participant", "--x"), 64, "unrecognized arguments: --x"),
+        (("bids", "out", "participant", "--models", "gone"), 66, "{place}/gone – check the path"),
+        (
+            ("bids", "out", "participant", "--executor", "dask", "--dask", "tcp://h:1"), 64,
+            "cannot start the workers of a cluster – --executor – run tlseg itself",
+        ),
+        (
+            ("--engine", "apptainer", "--image", "x.sif", "bids", "out", "participant"), 66,
+            "there is no such image – {place}/x.sif – build it",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_launched_is_a_sentence(place, capsys, words, code, message):
+    assert message.format(place=place) in refused(capsys, code, *words)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_missing_engine_is_a_sentence(capsys, monkeypatch):
+    monkeypatch.setattr(launch.shutil, "which", lambda _: None)
+    said = refused(capsys, 66, "bids", "out", "participant")
+    assert "docker and podman and apptainer and singularity are not installed – PATH – inst" in said
+    said = refused(capsys, 66, "--engine", "podman", "bids", "out", "participant")
+    assert "podman is not installed – PATH – install an engine" in said
+
+
+def test_too_little_memory_is_a_sentence(place, capsys, monkeypatch):
+    meminfo = place / "meminfo"
+    meminfo.write_text("MemTotal: 8000000 kB\nMemAvailable: 2097152 kB\n")
+    monkeypatch.setattr(launch, "MEMORY", meminfo)
+    words = ("bids", "out", "participant", "--nprocs", "8", "--omp-nthreads", "2")
+    said = refused(capsys, 64, *words)
+    assert "2.0 GiB of memory are free and 4 scans at once take about 6.0 GiB – --nprocs" in said
+    assert "lower --nprocs" in said
+
+
+@pytest.mark.usefixtures("place")
+def test_too_little_disk_is_a_sentence(capsys, monkeypatch):
+    usage = type("Usage", (), {"free": 2**20})
+    monkeypatch.setattr(launch.shutil, "disk_usage", lambda _: usage)
+    said = refused(capsys, 73, "bids", "out", "participant", "--nprocs", "1")
+    assert "0.0 GiB of disk are free and 1 scans take about 0.0 GiB" in said
+    assert "free some space, choose another OUT_DIR" in said
+
+
+def test_the_engine_is_started_without_a_shell_and_its_code_returned(place, monkeypatch):
+    engine = place / "engine"
+    engine.write_text(
+        f"#!{sys.executable}\nimport json, sys\njson.dump(sys.argv[1:], open('seen', 'w'))\n"
+        "sys.exit(18)\n"
+    )
+    engine.chmod(0o755)
+    monkeypatch.setitem(
+        launch.COMMANDS, "docker", lambda _, what: [str(engine), *what.words, "; touch pwned"]
+    )
+    monkeypatch.setattr(launch.subprocess, "run", subprocess.run)
+    words = ["--engine", "docker", "--no-checks", "bids", "o u t", "participant"]
+    assert launch.main(words) == 18
+    assert (place / "o u t").is_dir(), "what is written to is made before the engine starts"
+    assert '"; touch pwned"' in (place / "seen").read_text()
+    assert not (place / "pwned").exists()
+
+
+def test_an_engine_that_cannot_be_started_is_a_sentence(place, capsys, monkeypatch):
+    monkeypatch.setitem(launch.COMMANDS, "docker", lambda *_: [str(place / "gone")])
+    said = refused(capsys, 66, "--engine", "docker", "--no-checks", "bids", "out", "participant")
+    assert f"docker cannot be started (No such file or directory) – {place}/gone – mend it" in said
+
+
+@pytest.mark.usefixtures("place")
+def test_an_output_that_cannot_be_made_is_a_sentence(capsys):
+    said = refused(capsys, 73, "--engine", "docker", "--no-checks", "bids", "tlseg.sif/x",
+                   "participant")  # fmt: skip
+    assert "the folder cannot be made (Not a directory)" in said
+    assert "choose another one" in said
+
+
+def test_help_names_every_engine_and_imports_nothing_heavy():
+    code = (
+        "import sys; from tlseg_bids.cli.launch import main; main(['--help']); "
+        "print(sorted({'torch', 'numpy', 'pandas', 'nibabel', 'bids'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert all(engine in done.stdout for engine in launch.ENGINES)
+    assert done.stdout.splitlines()[-1] == "[]"

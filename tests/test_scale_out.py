@@ -1,0 +1,141 @@
+"""What the documents and scripts for containers and clusters say is what is done."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tlseg_bids.cli import launch, options, status
+from tlseg_bids.executors import read_queue_file
+
+ROOT = Path(__file__).resolve().parents[1]
+CLUSTER = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+CONTAINER = (ROOT / "docs" / "container.md").read_text(encoding="utf-8")
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+SBATCH = ROOT / "singularity" / "tlseg.sbatch"
+
+
+def sbatch(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What Slurm would run, with programs that print their command lines."""
+    for name in ("tlseg", "apptainer"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@"\n')
+        program.chmod(0o755)
+    return subprocess.run(
+        ("bash", SBATCH, *arguments), cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3",
+             "SLURM_ARRAY_TASK_COUNT": "40", "SLURM_CPUS_PER_TASK": "2", **environment},
+    )  # fmt: skip
+
+
+def test_the_array_script_gives_each_task_its_shard(tmp_path):
+    (tmp_path / "my bids").mkdir()
+    said = sbatch(tmp_path, "my bids", "my out", "--device", "cpu").stdout.splitlines()
+    assert said == [
+        "tlseg", f"{tmp_path}/my bids", f"{tmp_path}/my out", "participant", "--shard", "3/40",
+        "--nprocs", "2", "--device", "cpu",
+    ]  # fmt: skip
+    values = options.parse(said[1:])
+    assert values["shard"] == (3, 40)
+
+
+def test_the_array_script_starts_some_tasks_again_and_the_image(tmp_path):
+    (tmp_path / "bids").mkdir()
+    said = sbatch(tmp_path, "bids", "out", SHARDS="90", TLSEG_IMAGE="t.sif", NV="--nv").stdout
+    words = said.splitlines()
+    assert words[:4] == ["apptainer", "run", "--cleanenv", "--containall"]
+    assert "--nv" in words
+    assert words[words.index("t.sif") + 1 :][:5] == [
+        "/bids",
+        "/out",
+        "participant",
+        "--shard",
+        "3/90",
+    ]
+
+
+def test_the_array_script_says_how_it_is_used(tmp_path):
+    refused = sbatch(tmp_path, "bids")
+    assert refused.returncode == 64
+    assert refused.stderr.startswith("usage: sbatch --array=1-N ")
+
+
+def test_the_cluster_file_of_the_page_is_one(tmp_path):
+    (text,) = re.findall(r"```toml\n(.*?)```", CLUSTER, re.DOTALL)
+    file = tmp_path / "cluster.toml"
+    file.write_text(text)
+    assert read_queue_file(file)["jobs"] == 20
+
+
+@pytest.mark.parametrize("page", ["cluster.md", "container.md"])
+def test_every_command_of_the_program_on_a_page_is_understood(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    tried = 0
+    for words in (line.split() for line in lines):
+        if words[:1] == ["tlseg"]:
+            options.parse(words[1:])
+        elif words[:1] == ["tlseg-run"]:
+            given, rest = launch.parser().parse_known_args(words[1:])
+            assert given is not None
+            options.parse(rest)
+        elif words[:1] == ["tlseg-status"]:
+            status.parser().parse_args(words[1:])
+        elif words[:2] in (["apptainer", "run"], ["docker", "run"]):
+            image = next(n for n, word in enumerate(words) if word in ("tlseg", "tlseg.sif"))
+            options.parse(words[image + 1 :])
+        else:
+            continue
+        tried += 1
+    assert tried >= 3
+
+
+def test_the_tables_of_scale_are_what_the_script_prints():
+    page = (ROOT / "docs" / "explanation" / "scale.md").read_text(encoding="utf-8")
+    printed = subprocess.run(
+        (sys.executable, ROOT / "benchmarks" / "scale.py"),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (told,) = re.findall(r"<!-- tables -->\n(.*)<!-- end -->", page, re.DOTALL)
+    assert told == printed
+
+
+@pytest.mark.parametrize("variant", ["cpu", "cuda"])
+def test_the_image_holds_every_requirement_pinned_and_hashed(variant):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    folder = ROOT / "container"
+    text = "".join(
+        (folder / f"requirements-{name}.txt").read_text(encoding="utf-8")
+        for name in (variant, "alone")
+    )
+    pins = dict(
+        re.findall(r"^([\w.-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
+    )
+    assert len(pins) == len(re.findall(r"^[\w.-]+", text, re.MULTILINE)), "a line without a hash"
+    extras = project["optional-dependencies"]
+    for line in (*project["dependencies"], *extras["dask"], *extras["harmonise"]):
+        wanted = Requirement(line)
+        name = wanted.name.lower().replace("_", "-")
+        assert name in pins, f"{name} is not locked: run container/lock.sh"
+        assert wanted.specifier.contains(pins[name], prereleases=True), f"{line}, but {pins[name]}"
+
+
+def test_the_image_is_not_roots_and_its_entry_is_no_shell():
+    last = DOCKERFILE[DOCKERFILE.rindex("\nFROM") :]
+    assert re.search(r"^USER (?!0|root)\d+:\d+$", last, re.MULTILINE)
+    assert re.search(r'^ENTRYPOINT \["/', last, re.MULTILINE)
+    assert "HEALTHCHECK" not in DOCKERFILE
+    assert DOCKERFILE.count("--require-hashes") == 2
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert "!container/requirements-*.txt" in ignored

@@ -14,11 +14,13 @@ OPTIONS = {
     "participants": "participant-label", "sessions": "session-label",
     "filters": "bids-filter-file", "database_dir": "bids-database-dir",
     "threads": "omp-nthreads", "memory_gib": "mem", "model_dirs": "models", "verbosity": "verbose",
+    "labels_dir": "labels", "site": "name", "budget_minutes": "budget",
 }  # fmt: skip
 """Options whose name differs from that of the field they set."""
 
 ARGUMENTS = ("bids_dir", "out_dir", "level")
 NO_OPTIONS = (*ARGUMENTS, "validate", "command")
+ADAPTATION = ("fine_tune", "labels_dir", "site", "base", "budget_minutes")
 ALWAYS = ("nprocs", "threads", "device", "random_seed")
 
 
@@ -47,6 +49,14 @@ class Config:
         ``COLUMN=VALUE``: the scans that its corrections are fitted on.
     group_parameters, ratings
         Files that it reads: an earlier fit, and exported ratings.
+    fine_tune : str or None
+        Recipe of an adaptation: ``auto``, a preset's name or a TOML file; None labels scans.
+    labels_dir : Path or None
+        Derivative with the label images to adapt to.
+    site, base : str or None
+        Name of the adapted model, and of the model that is adapted.
+    budget_minutes : float
+        Time an adaptation may take.
     verbosity : int
         Number of ``-v``; from 2 on errors come with a traceback.
     command : str
@@ -91,6 +101,11 @@ class Config:
     fit_where: tuple[str, ...] = ()
     group_parameters: Path | None = None
     ratings: tuple[Path, ...] = ()
+    fine_tune: str | None = None
+    labels_dir: Path | None = None
+    site: str = "site"
+    base: str | None = None
+    budget_minutes: float = 60.0
     command: str = field(default="tlseg", compare=False)
 
     def at_once(self, memory_gib: float) -> int:
@@ -110,6 +125,7 @@ class Config:
         for one in fields(self):
             value = getattr(self, one.name)
             known = one.name not in NO_OPTIONS and value is not None
+            known &= self.fine_tune is not None or one.name not in ADAPTATION
             if known and (value or one.name in ALWAYS) and value != (1, 1):
                 table[OPTIONS.get(one.name, one.name.replace("_", "-"))] = _plain(one.name, value)
         arguments = " ".join(repr(str(getattr(self, name))) for name in ARGUMENTS)

@@ -19,7 +19,7 @@ import tlseg_bids
 from tlseg_bids.cli import run
 from tlseg_bids.cli.options import file_keys, parse, parser
 from tlseg_bids.cli.progress import Bars, Lines, Progress, progress_on
-from tlseg_bids.config import Config
+from tlseg_bids.config import ADAPTATION, Config
 from tlseg_bids.errors import ScanError
 
 ROOT = Path(tlseg_bids.__file__).parents[1]
@@ -41,7 +41,7 @@ def app(monkeypatch):
             raise it.answer
         return it.answer
 
-    it.participant = participant
+    it.participant = it.fine_tune = participant
     monkeypatch.setitem(sys.modules, "tlseg_bids.app", it)
     monkeypatch.setattr(tlseg_bids, "app", it, raising=False)
     for variable in run.THREAD_VARIABLES:
@@ -164,7 +164,7 @@ def test_every_option_arrives(app, everything, tmp_path):
     )  # fmt: skip
     assert config.command.startswith("tlseg ")
     assert "--age '6 months'" in config.command
-    untouched = {"reports_only", "boilerplate_only", "compat", "level"}
+    untouched = {"reports_only", "boilerplate_only", "compat", "level", *ADAPTATION}
     defaults = Config(config.bids_dir, config.out_dir, "participant")
     for field in dataclasses.fields(Config):
         same = getattr(config, field.name) == getattr(defaults, field.name)
@@ -485,3 +485,36 @@ def test_messages_stand_above_the_bars_and_many_threads_may_report(terminal):
         logging.getLogger().removeHandler(handler)
     assert terminal.getvalue().count(" done") == 40
     assert "40/40" in terminal.getvalue()
+
+
+# --- adaptation -------------------------------------------------------------------------------
+
+ADAPT = ["--fine-tune", "--labels", "l", "--name", "lab", "--base", "any", "--budget", "7.5"]
+
+
+def test_the_options_of_an_adaptation_arrive(app, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = asked(app, folders + ADAPT)
+    assert (config.fine_tune, config.site, config.base) == ("auto", "lab", "any")
+    assert (config.labels_dir, config.budget_minutes) == (tmp_path / "l", 7.5)
+    assert asked(app, [*folders, "--fine-tune", "careful", "--labels", "l"]).fine_tune == "careful"
+    file = tmp_path / "again.toml"
+    file.write_text(config.to_toml())
+    again = asked(app, [*folders, "--config-file", str(file)])
+    assert dataclasses.replace(again, command=config.command) == config
+    file.write_text('fine-tune = true\nlabels = "l"\n')
+    assert asked(app, [*folders, "--config-file", str(file)]).fine_tune == "auto"
+
+
+def test_options_of_an_adaptation_come_together(app, folders, capsys):
+    err = refused(capsys, [*folders, "--labels", "l"], 64)
+    assert "--labels belongs to an adaptation" in err and "add --fine-tune" in err
+    err = refused(capsys, [*folders, "--fine-tune"], 64)
+    assert "no labels to learn from" in err and "--labels DERIVATIVES" in err
+    err = refused(capsys, [*folders, *ADAPT, "--reports-only"], 64)
+    assert "--fine-tune and --reports-only exclude each other" in err
+    err = refused(capsys, [*folders, *ADAPT, "--name", "../up"], 64)
+    assert "'../up' cannot name a model" in err
+    err = refused(capsys, [*folders, *ADAPT, "--budget", "0"], 64)
+    assert "'0' is not a number of minutes" in err
+    assert app.configs == []

@@ -17,9 +17,8 @@ from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.config import Config
 from tlseg_bids.errors import ScanError
 from tlseg_bids.executors import choose_executor
-from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared
+from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared, Segmentation
 from tlseg_bids.group import run_group
-from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.plan import describe, make_plan
 from tlseg_bids.postprocess import probability_maps, to_native
 from tlseg_bids.postprocess.quality import implausible
@@ -55,7 +54,7 @@ def participant(config: Config, progress: Progress) -> int:
         print(methods_text(cards, __version__))
         return 0
     outputs = Derivatives(config.out_dir, config.bids_dir, config.probabilities)
-    outputs.write_root(cards, {c.protocol: load_protocol(c.protocol).table for c in cards})
+    outputs.write_root(cards, {c.protocol: c.protocol_of(c.protocol).table for c in cards})
     log = RunLog(config.out_dir)
     log.write_config(config)
     log.write_plan(plan)
@@ -101,6 +100,19 @@ def decide(config: Config) -> Plan:
             LOG.warning("BIDS validator: %s", line)
     cards = load_cards(config.model_dirs, config.out_dir)
     return make_plan(scans, unusable, cards, config, __version__)
+
+
+def fine_tune(config: Config, progress: Progress) -> int:
+    """Adapt a model to labelled scans, and keep it where it is better; returns the exit code."""
+    from tlseg_bids.adapt.site import fine_tune as adapt
+
+    def answer(job: Job, model: Model) -> tuple[Prepared, Segmentation]:
+        scan, _ = load_scan(job.scan.path)
+        frame = find_template(scan, job.card.preprocess, locate(model), model.template)
+        prepared, prediction = label(scan, job, model, frame)
+        return prepared, to_native(prediction, scan, model.protocol)
+
+    return adapt(config, answer, progress)
 
 
 def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Outcome:

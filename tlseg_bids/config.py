@@ -14,6 +14,7 @@ OPTIONS = {
     "participants": "participant-label", "sessions": "session-label",
     "filters": "bids-filter-file", "database_dir": "bids-database-dir",
     "threads": "omp-nthreads", "memory_gib": "mem", "model_dirs": "models", "verbosity": "verbose",
+    "labels_dir": "labels", "site": "name", "budget_minutes": "budget",
 }  # fmt: skip
 """Options whose name differs from that of the field they set."""
 
@@ -21,6 +22,7 @@ ARGUMENTS = ("bids_dir", "out_dir", "level")
 NO_OPTIONS = (*ARGUMENTS, "validate", "command")
 DEFAULTS = {"shard": (1, 1), "executor": "local"}
 """Values that are no decision although they are not empty."""
+ADAPTATION = ("fine_tune", "labels_dir", "site", "base", "budget_minutes")
 ALWAYS = ("nprocs", "threads", "device", "random_seed")
 
 
@@ -53,6 +55,14 @@ class Config:
         ``local``, or ``dask`` for the cluster that `dask` names.
     dask : str or None
         Address of a scheduler, its scheduler file (.json), or a cluster specification (.toml).
+    fine_tune : str or None
+        Recipe of an adaptation: ``auto``, a preset's name or a TOML file; None labels scans.
+    labels_dir : Path or None
+        Derivative with the label images to adapt to.
+    site, base : str or None
+        Name of the adapted model, and of the model that is adapted.
+    budget_minutes : float
+        Time an adaptation may take.
     verbosity : int
         Number of ``-v``; from 2 on errors come with a traceback.
     command : str
@@ -99,6 +109,11 @@ class Config:
     ratings: tuple[Path, ...] = ()
     executor: str = "local"
     dask: str | None = None
+    fine_tune: str | None = None
+    labels_dir: Path | None = None
+    site: str = "site"
+    base: str | None = None
+    budget_minutes: float = 60.0
     command: str = field(default="tlseg", compare=False)
 
     def at_once(self, memory_gib: float) -> int:
@@ -118,6 +133,7 @@ class Config:
         for one in fields(self):
             value = getattr(self, one.name)
             known = one.name not in NO_OPTIONS and value is not None
+            known &= self.fine_tune is not None or one.name not in ADAPTATION
             if known and (value or one.name in ALWAYS) and value != DEFAULTS.get(one.name):
                 table[OPTIONS.get(one.name, one.name.replace("_", "-"))] = _plain(one.name, value)
         arguments = " ".join(repr(str(getattr(self, name))) for name in ARGUMENTS)

@@ -18,6 +18,8 @@ from tlseg_bids.errors import DataError, NoInputError, UnknownLevelError, UsageE
 
 LEVELS = ("participant", "group")
 MIN_MEMORY_GIB = 0.5
+MIN_BUDGET_MINUTES = 0.5
+AUTO = "auto"
 UNITS = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10}
 
 DESCRIPTION = """\
@@ -61,6 +63,7 @@ def parser() -> Parser:
     )  # fmt: skip
     _selection(it.add_argument_group("which scans"))
     _models(it.add_argument_group("which model"))
+    _adaptation(it.add_argument_group("adapting a model to labelled scans"))
     _resources(it.add_argument_group("with what"))
     _run(it.add_argument_group("how"))
     _group(it.add_argument_group("level group"))
@@ -121,6 +124,30 @@ def _models(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--offline", action="store_true",
         help="never fetch weights; without it they are fetched once, where they lie elsewhere",
+    )  # fmt: skip
+
+
+def _adaptation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--fine-tune", nargs="?", const=AUTO, metavar="RECIPE",
+        help="adapt a model to the scans that --labels has labels for, and write it to "
+        "OUT_DIR/models; RECIPE is auto (default), a preset, or a TOML file",
+    )  # fmt: skip
+    group.add_argument(
+        "--labels", type=absolute, dest="labels_dir", metavar="DERIVATIVES",
+        help="BIDS derivative with label images (seg-…_dseg.nii.gz) and their look-up table",
+    )  # fmt: skip
+    group.add_argument(
+        "--name", type=model_name, dest="site", metavar="SITE",
+        help="name of the adapted model (default: site)",
+    )  # fmt: skip
+    group.add_argument(
+        "--base", metavar="MODEL",
+        help="model to adapt (default: the one the plan takes for the labelled scans)",
+    )  # fmt: skip
+    group.add_argument(
+        "--budget", type=minutes, dest="budget_minutes", metavar="MINUTES",
+        help="time the adaptation may take (default: 60)",
     )  # fmt: skip
 
 
@@ -297,6 +324,8 @@ def _value(action: argparse.Action, value: Any, where: str) -> Any:
             words = "an integer" if kind is int else "true or false"
             raise UsageError(f"{value!r} is not {words}", where, f"write {words}")
         return value
+    if action.nargs == "?" and value is True:
+        return action.const
     if action.nargs == "+":
         values = value if isinstance(value, list) else [value]
         return [_converted(action, item, where) for item in values]
@@ -356,6 +385,24 @@ def count(text: str) -> int:
     if not re.fullmatch(r"[0-9]+", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def minutes(text: str) -> float:
+    """A time in minutes."""
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or float(text) < MIN_BUDGET_MINUTES:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a number of minutes of at least {MIN_BUDGET_MINUTES:g}"
+        )
+    return float(text)
+
+
+def model_name(text: str) -> str:
+    """A name that a model card and its folder can have."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' cannot name a model; use letters, digits, '.', '_' and '-'"
+        )
+    return text
 
 
 def seed(text: str) -> int:

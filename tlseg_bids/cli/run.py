@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tlseg_bids.cli.options import parse
-from tlseg_bids.config import Config
+from tlseg_bids.config import ADAPTATION, OPTIONS, Config
 from tlseg_bids.errors import TlsegError, UsageError
 
 INTERRUPTED = 130
@@ -85,6 +85,7 @@ def make_config(values: dict[str, Any]) -> Config:
         raise UsageError(
             f"{option} is of the level participant", "the command line", "leave it out at group"
         )
+    _check_adaptation(values)
     values = dict(values)
     values["validate"] = not values.pop("skip_bids_validation", False)
     for name in TUPLES:
@@ -102,6 +103,28 @@ def make_config(values: dict[str, Any]) -> Config:
             "write --executor dask --dask tcp://host:8786, or neither",
         )  # fmt: skip
     return Config(**values)
+
+
+def _check_adaptation(values: dict[str, Any]) -> None:
+    """`--fine-tune` and what belongs to it come together."""
+    if values.get("fine_tune") is None:
+        lonely = [OPTIONS.get(name, name) for name in ADAPTATION if name in values]
+        if lonely:
+            raise UsageError(
+                f"--{lonely[0]} belongs to an adaptation", "the command line", "add --fine-tune"
+            )
+        return
+    if values.get("labels_dir") is None:
+        raise UsageError(
+            "--fine-tune has no labels to learn from", "the command line",
+            "add --labels DERIVATIVES; RECIPE, if given, follows --fine-tune directly",
+        )  # fmt: skip
+    for name in ("reports_only", "boilerplate_only"):
+        if values.get(name):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"--fine-tune and {option} exclude each other", "the command line", "drop one"
+            )
 
 
 def available_cpus() -> int:
@@ -154,6 +177,8 @@ def _run(config: Config) -> int:
     from tlseg_bids.cli.progress import progress_on
 
     with progress_on(sys.stderr, config.verbosity) as progress:
+        if config.fine_tune is not None:
+            return app.fine_tune(config, progress)
         return app.participant(config, progress)
 
 

@@ -50,7 +50,7 @@ def parser() -> Parser:
         "--models", nargs="+", type=absolute, default=[], metavar="DIR",
         help="folders with further models, OUT_DIR/models for example",
     )  # fmt: skip
-    commands = it.add_subparsers(required=True, metavar="{list,show,verify,fetch}")
+    commands = it.add_subparsers(required=True, metavar="{list,show,verify,fetch,export,import}")
     for name, run, text in (
         ("list", list_models, "domain, labels, licence, size and evidence of every model"),
         ("show", show_model, "the card of one model"),
@@ -67,7 +67,44 @@ def parser() -> Parser:
         else:
             command.add_argument("name", metavar="NAME", nargs="?" if name == "verify" else None)
         command.set_defaults(run=run)
+    _exchange(commands, shared)
     return it
+
+
+def _exchange(commands: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
+    """The commands that take a model from one machine to another."""
+    text = "write a model to one file (zip)"
+    command = commands.add_parser("export", help=text, description=text, parents=[shared])
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("file", type=absolute, metavar="FILE", help="a file, or a folder")
+    command.set_defaults(run=export_one)
+    text = "install a model from such a file, after checking everything in it"
+    command = commands.add_parser("import", help=text, description=text, parents=[shared])
+    command.add_argument("file", type=absolute, metavar="FILE")
+    command.add_argument(
+        "--to", type=absolute, required=True, metavar="DIR",
+        help="folder of models: OUT_DIR/models, or one that --models will name",
+    )  # fmt: skip
+    command.set_defaults(run=import_one)
+
+
+def export_one(cards: tuple[ModelCard, ...], given: argparse.Namespace) -> int:
+    """Write one model to a file."""
+    from tlseg_bids.zoo.bundle import export_model
+    from tlseg_bids.zoo.registry import find_card
+
+    card = find_card(cards, given.name, "NAME")
+    print(f"{card.name} {card.version}: {export_model(card, given.file)}")
+    return 0
+
+
+def import_one(cards: tuple[ModelCard, ...], given: argparse.Namespace) -> int:  # noqa: ARG001
+    """Install a model from a file."""
+    from tlseg_bids.zoo.bundle import import_model
+
+    card = import_model(given.file, given.to)
+    print(f"{card.name} {card.version}: whole, {card.path}")
+    return 0
 
 
 def list_models(cards: tuple[ModelCard, ...], given: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -88,8 +89,15 @@ class LabelProtocol:
 
 
 @lru_cache
-def load_protocol(name: str) -> LabelProtocol:
-    """Read `protocols/<name>.tsv`.
+def load_protocol(name: str, folder: Path | None = None) -> LabelProtocol:
+    """Read `protocols/<name>.tsv`, or else `seg-<name>_dseg.tsv` in a folder.
+
+    Parameters
+    ----------
+    name : str
+        A protocol that comes with the program, or one of a site's own.
+    folder : Path, optional
+        Where the model lies that answers in the site's own protocol.
 
     Raises
     ------
@@ -97,12 +105,18 @@ def load_protocol(name: str) -> LabelProtocol:
         If there is no such protocol.
     """
     file = resources.files("tlseg_bids.labels") / "protocols" / f"{name}.tsv"
+    if not file.is_file() and folder is not None:
+        file = folder / f"seg-{name}_dseg.tsv"
     if not file.is_file():
-        known = sorted(
-            f.name.removesuffix(".tsv")
-            for f in (resources.files("tlseg_bids.labels") / "protocols").iterdir()
-            if f.name.endswith(".tsv")
-        )
-        raise DataError(f"no label protocol '{name}'", "", f"known are {', '.join(known)}")
+        known = ", ".join(known_protocols())
+        raise DataError(f"no label protocol '{name}'", "", f"known are {known}")
     with file.open(encoding="utf-8") as stream:
         return LabelProtocol(name, pd.read_csv(stream, sep="\t", keep_default_na=False))
+
+
+def known_protocols() -> tuple[str, ...]:
+    """Names of the protocols that come with the program."""
+    folder = resources.files("tlseg_bids.labels") / "protocols"
+    return tuple(
+        sorted(f.name.removesuffix(".tsv") for f in folder.iterdir() if f.name.endswith(".tsv"))
+    )

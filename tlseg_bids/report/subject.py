@@ -141,8 +141,8 @@ def _picture(scan: LabelledScan, mosaic: Mosaic, file: Path) -> dict[str, Any]:
         "alt": f"{scan.title}: {where}; the scan in grey.",
         "overlay_alt": f"Structures of {scan.title} as coloured areas with outlines, same slices.",
         "caption": where,
-        "scan_uri": _data_uri("image/jpeg", mosaic.grey_jpeg()),
-        "overlay_uri": _data_uri("image/png", mosaic.overlay_png()),
+        "scan_uri": data_uri("image/jpeg", mosaic.grey_jpeg()),
+        "overlay_uri": data_uri("image/png", mosaic.overlay_png()),
         "file": f"{file.parent.parent.name}/{file.parent.name}/{file.name}",
         "width": width,
         "height": height,
@@ -181,7 +181,7 @@ def _render(
 ) -> str:
     cards = _cards_used(out_dir, [section["scan"] for section in sections])
     return (
-        _environment()
+        environment()
         .get_template("subject.html.jinja")
         .render(
             subject=subject,
@@ -278,7 +278,8 @@ def _failure(entry: Failure) -> FailedScan:
 
 
 @lru_cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates of this package; everything that is put into them is escaped."""
     environment = Environment(
         loader=PackageLoader("tlseg_bids.report", "templates"),
         autoescape=True,
@@ -304,7 +305,8 @@ def _formatted(value: float, digits: int = 0) -> str:
     return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "\u2212")
 
 
-def _data_uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """Bytes as an address that holds them."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tlseg_bids.errors import DataError
 from tlseg_bids.flow import Prediction, Prepared
-from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
+from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.segment import STRATEGIES
 from tlseg_bids.volume import Grid
 from tlseg_bids.zoo.assemble import assemble, atlases
@@ -90,7 +90,7 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
     DataError
         If the tensors do not fit the card's networks.
     """
-    heads = tuple(load_protocol(name) for name in card.heads)
+    heads = tuple(card.protocol_of(name) for name in card.heads)
     place = torch.device(device)
     networks = {role: network.to(place) for role, network in assemble(card, tensors).items()}
     priors = {name: atlas.to(place) for name, atlas in atlases(card, tensors).items()}

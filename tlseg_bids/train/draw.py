@@ -78,7 +78,8 @@ class Example:
 
     `image` (1, 1, n, n, n); `target` (1, channels, i, m, m) shares of the merged channels and
     `known` (1, i, m, m), where the network answers; `group` (channels,) merges channels; `prior`
-    (1, prior channels, m, m, m) or None; `head` and `parts`: what the network is asked for.
+    (1, prior channels, m, m, m) or None; `head` and `parts`: what the network is asked for;
+    `source`: the dataset that it was drawn from.
     """
 
     image: Tensor
@@ -88,6 +89,7 @@ class Example:
     prior: Tensor | None
     head: int = 0
     parts: tuple[tuple[int, ...], ...] = ()
+    source: str = ""
 
 
 class Draw:
@@ -132,7 +134,7 @@ class Draw:
         group = torch.as_tensor(sample.group, device=image.device)
         head = recipe.heads.index(sample.protocol.name)
         return Example(
-            image[None, None], target, known, group, self._prior(corner), head, parts
+            image[None, None], target, known, group, self._prior(corner), head, parts, name
         )  # fmt: skip
 
     def _parts(self, rng: Random) -> tuple[tuple[int, ...], ...]:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from tlseg_bids.errors import DataError
-from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.networks import build
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import SEGMENTER
@@ -43,8 +42,8 @@ def assemble(card: ModelCard, tensors: dict[str, Tensor]) -> dict[str, nn.Module
     networks = {}
     for role, arguments in card.networks.items():
         heads = role_heads(card, role)
-        _check_heads(role, heads, tensors, where)
-        sizes = [len(load_protocol(name)) for name in heads]
+        sizes = [len(card.protocol_of(name)) for name in heads]
+        _check_heads(role, dict(zip(heads, sizes, strict=True)), tensors, where)
         prefix = f"{role}."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
@@ -102,7 +101,7 @@ def precision(card: ModelCard, tensors: dict[str, Tensor]) -> str:
 
 
 def _check_heads(
-    role: str, heads: tuple[str, ...], tensors: dict[str, Tensor], where: object
+    role: str, heads: dict[str, int], tensors: dict[str, Tensor], where: object
 ) -> None:
     """Refuse a number of heads, or of a head's channels, that is not the card's."""
     prefix = f"{role}.heads."
@@ -113,9 +112,9 @@ def _check_heads(
             f"the {role} has {len(numbers)} heads in its weights and {len(heads)} in the card "
             f"({', '.join(heads)})", where, CORRECT,
         )  # fmt: skip
-    for number, name in enumerate(heads):
+    for number, (name, wanted) in enumerate(heads.items()):
         weight = tensors.get(f"{prefix}{number}.weight")
-        found, wanted = 0 if weight is None else len(weight), len(load_protocol(name))
+        found = 0 if weight is None else len(weight)
         if found != wanted:
             raise DataError(
                 f"head {number} of the {role} has {found} channels and the protocol '{name}' "
@@ -132,10 +131,10 @@ def _check_atlases(
         if atlas is None:
             continue
         channels += len(atlas)
-        if len(atlas) != len(load_protocol(name)):
+        if len(atlas) != len(card.protocol_of(name)):
             raise DataError(
                 f"the atlas of '{name}' has {len(atlas)} channels and the protocol "
-                f"{len(load_protocol(name))}", where, CORRECT,
+                f"{len(card.protocol_of(name))}", where, CORRECT,
             )  # fmt: skip
         _check_box(card, name, atlas.shape[1:], where)
     if channels and channels != segmenter.prior_channels:
@@ -143,7 +142,7 @@ def _check_atlases(
             f"the atlases have {channels} channels and the segmenter takes "
             f"{segmenter.prior_channels}", where, CORRECT,
         )  # fmt: skip
-    template, protocol = tensors.get(TEMPLATE), load_protocol(card.heads[-1])
+    template, protocol = tensors.get(TEMPLATE), card.protocol_of(card.heads[-1])
     if template is None and LOCATOR in card.networks:
         raise DataError("the weights hold no template for the locator", where, AGAIN)
     if template is not None and template.shape != (len(protocol), 3):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tlseg_bids.bids.scan import Age, Scan
+from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.licence import is_permissive
 
@@ -168,6 +169,10 @@ class ModelCard:
     def __post_init__(self) -> None:
         if not self.heads:
             object.__setattr__(self, "heads", (self.protocol,))
+
+    def protocol_of(self, head: str) -> LabelProtocol:
+        """The protocol of one of the heads; a site's own lies beside the card."""
+        return load_protocol(head, None if self.path is None else self.path.parent)
 
     @property
     def permissive(self) -> bool:

@@ -20,7 +20,6 @@ import numpy as np
 import tomli_w
 
 from tlseg_bids.errors import CannotCreateError, DataError, NoInputError
-from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.zoo.calibration import KEYS as CALIBRATION
 from tlseg_bids.zoo.calibration import Calibration, check_calibration
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
@@ -251,7 +250,7 @@ def _card(table: dict[str, Any], path: Path) -> ModelCard:
 
 def _check_heads(card: ModelCard, where: object) -> None:
     for protocol in card.heads:
-        load_protocol(protocol)
+        card.protocol_of(protocol)
     heads = ", ".join(card.heads)
     if card.heads[0] != card.protocol:
         raise DataError(

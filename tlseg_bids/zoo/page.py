@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.zoo.card import ModelCard, age_text
 from tlseg_bids.zoo.licence import is_permissive
 
@@ -78,7 +77,7 @@ def index(cards: list[ModelCard]) -> str:
 def _facts(card: ModelCard) -> str:
     heads = []
     for name in card.heads:
-        heads.append(f"`{name}` ({len(load_protocol(name)) - 1} structures)")
+        heads.append(f"`{name}` ({len(card.protocol_of(name)) - 1} structures)")
     rows = [
         ("version", f"{card.version}, {card.status}"),
         ("labels", ", ".join(heads)),

@@ -1,0 +1,410 @@
+"""Site adaptation from end to end on tiny heads, with a base model that knows only an atlas."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.cards import small_card
+from tests.datasets import config, make_dataset
+from tlseg_bids.adapt import work
+from tlseg_bids.adapt.judge import decide, folds, half
+from tlseg_bids.adapt.record import domain_of, joined_licence
+from tlseg_bids.adapt.site import fine_tune
+from tlseg_bids.bids.scan import Age, Scan
+from tlseg_bids.cli.progress import Progress
+from tlseg_bids.errors import DataError, NoInputError, UsageError
+from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.networks import build
+from tlseg_bids.postprocess import to_native
+from tlseg_bids.preprocess.prepare import prepare
+from tlseg_bids.segment.model import Ask, load_model, segment
+from tlseg_bids.train import finetune
+from tlseg_bids.train.dataset import Sample, load_classes
+from tlseg_bids.volume import load_volume
+from tlseg_bids.zoo.card import Domain
+from tlseg_bids.zoo.card_file import write_card
+from tlseg_bids.zoo.proof import check_proof
+from tlseg_bids.zoo.registry import load_cards
+from tlseg_bids.zoo.weights import describe, load_weights
+
+PROTOCOL = load_protocol("aseg")
+SIDE, SPACING = 40, 2.0
+NETWORK = {"network": "unet", "features": [8, 16], "stem": 2, "prior_channels": 33, "detail": 8}
+SHOWN = ("cerebral white matter", "thalamus", "putamen", "caudate", "lateral ventricle")
+
+
+def head(seed: int = 0, shift_mm: float = 0.0, flip: bool = False) -> np.ndarray:
+    """A label map of balls: five structures a side, the right ones a little smaller."""
+    labels = np.zeros((SIDE,) * 3, np.int16)
+    grid = np.stack(np.meshgrid(*[(np.arange(SIDE) - (SIDE - 1) / 2) * SPACING] * 3,
+                                indexing="ij"), -1)  # fmt: skip
+    rng = np.random.default_rng(seed)
+    names = PROTOCOL.table["name"].str.lower()
+    places = np.random.default_rng(7).uniform(-16, 16, (len(SHOWN), 2))
+    for number, name in enumerate(SHOWN):
+        for side, sign in (("left", -1), ("right", 1)):
+            index = int(PROTOCOL.table["index"][names == f"{side} {name}"].iloc[0])
+            centre = np.array([sign * 17, *places[number]]) + rng.normal(0, 1, 3)
+            centre[1] += shift_mm
+            radius = (17, 10, 9, 8, 7)[number] * (1.0 if sign < 0 else 0.9)
+            labels[np.linalg.norm(grid - centre, axis=-1) < radius] = index
+    return labels[::-1] if flip else labels
+
+
+def affine() -> np.ndarray:
+    matrix = np.diag([SPACING] * 3 + [1.0])
+    matrix[:3, 3] = -(SIDE - 1) / 2 * SPACING
+    return matrix
+
+
+def paint(labels: np.ndarray, seed: int) -> np.ndarray:
+    """An image in which every pair of structures has its own brightness."""
+    rng = np.random.default_rng(seed)
+    mirrored = {int(i): min(int(i), int(m)) for i, m in zip(
+        PROTOCOL.table["index"], PROTOCOL.table["mirror"], strict=True)}  # fmt: skip
+    values = {low: 100 + 90 * n for n, low in enumerate(sorted(set(mirrored.values()) - {0}))}
+    image = np.zeros(labels.shape, np.float32)
+    for index in np.unique(labels):
+        image[labels == index] = 0 if index == 0 else values[mirrored[int(index)]]
+    return image + rng.normal(0, 6, labels.shape).astype(np.float32) + 20
+
+
+def save_nifti(path: Path, data: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(data, affine())
+    image.set_sform(affine(), 1)
+    nib.save(image, path)
+
+
+def write_site(root: Path, labels: dict[str, np.ndarray], rows: str | None = None) -> tuple:
+    """A dataset of T1w scans of `head`s, and a derivative with the given labels."""
+    bids, derivative = root / "bids", root / "labels"
+    make_dataset(bids, ())
+    for number in range(3):
+        name = f"sub-0{number}"
+        save_nifti(bids / name / "anat" / f"{name}_T1w.nii.gz", paint(head(number), number))
+    (derivative).mkdir()
+    (derivative / "dataset_description.json").write_text(
+        json.dumps({"Name": "by hand", "BIDSVersion": "1.10.0", "License": "CC0-1.0"})
+    )
+    table = PROTOCOL.table[["index", "name"]].to_csv(sep="\t", index=False)
+    (derivative / "seg-aseg_dseg.tsv").write_text(rows or table)
+    for name, data in labels.items():
+        save_nifti(derivative / name / "anat" / f"{name}_space-T1w_seg-aseg_dseg.nii.gz", data)
+    return bids, derivative
+
+
+def classes_of(labels: np.ndarray) -> torch.Tensor:
+    number = {int(i): n for n, i in enumerate(load_classes(PROTOCOL).index)}
+    table = np.zeros(256, np.uint8)
+    for index in PROTOCOL.indices:
+        table[index] = number[int(index)]
+    return torch.from_numpy(table[labels])
+
+
+def tiny_maps(_template: np.ndarray) -> list[Sample]:
+    """Rehearsal heads small enough for a test."""
+    return [
+        Sample(f"map-{n}", "rehearsal", classes_of(head(20 + n)), {}, affine(),
+               np.arange(len(PROTOCOL)), "0" * 64, PROTOCOL, affine())
+        for n in range(2)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """A folder with the model ``atlas``: an untrained network and a blurred atlas."""
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    channel = {int(i): c for c, i in enumerate(PROTOCOL.indices)}
+    shares = np.zeros((len(PROTOCOL), SIDE, SIDE, SIDE), np.float32)
+    for seed in range(30, 36):
+        labels = head(seed, shift_mm=4.0)
+        for index in np.unique(labels):
+            shares[channel[int(index)]] += (labels == index) / 6
+    prior = torch.nn.functional.avg_pool3d(torch.from_numpy(shares)[None], 2)[0]
+    template = torch.full((len(PROTOCOL), 3), torch.nan)
+    torch.manual_seed(0)
+    network = build(**NETWORK, out_channels=[len(PROTOCOL)])
+    tensors = {f"segmenter.{key}": value for key, value in network.state_dict().items()}
+    file, path = folder / "atlas.safetensors", folder / "atlas.toml"
+    prior = (prior * 255).round().to(torch.uint8)
+    save_file({**tensors, "template": template, "prior.aseg": prior}, file)
+    write_card(small_card(
+        "atlas", networks={"segmenter": NETWORK}, strategy={"name": "sliding", "window": 40},
+        preprocess={"box_mm": [[-40.0, 40.0]] * 3, "spacing_mm": 2.0, "rounds": 1},
+        weights=describe(file, "MIT", path),
+    ), path)  # fmt: skip
+    monkeypatch.setattr(work, "rehearsal_samples", tiny_maps)
+    return folder
+
+
+def answer(job, model):
+    """Label a scan whose template frame is its own."""
+    volume = load_volume(job.scan.path)
+    prepared = prepare(volume, job.card.preprocess, np.eye(4), job.scan.skull_stripped)
+    return prepared, to_native(segment(model, prepared, Ask()), volume, model.protocol)
+
+
+def recipe(folder: Path, **values) -> str:
+    lines = {"summary": "for a test", "learning_rate": 0.02, "max_steps": 25, "rehearsal": 0.2,
+             "distillation": 0.1, "shares": [1.0], "painted": 0.0, "warmup": 2, "ema": 0.5,
+             **values}  # fmt: skip
+    path = folder / "recipe.toml"
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()))
+    return str(path)
+
+
+class Told(Progress):
+    """Keeps what it is told; may stop the run."""
+
+    def __init__(self, stop_at: str = "") -> None:
+        self.lines, self.stop_at = [], stop_at
+
+    def step(self, scan, name, number, of):  # noqa: ARG002
+        self.lines.append(name)
+        if self.stop_at and self.stop_at in name and number % 25 == 12:
+            raise KeyboardInterrupt
+
+    def finish(self, scan, status, note=""):
+        self.lines.append(f"{scan} {status} {note}")
+
+
+def asked(bids: Path, derivative: Path, models: Path, **options):
+    options = {"budget_minutes": 5.0, "base": "atlas", "site": "lab", "device": "cpu", **options}
+    if "fine_tune" not in options:
+        options["fine_tune"] = recipe(bids.parent)
+    return config(bids, labels_dir=derivative, model_dirs=(models,), **options)
+
+
+@pytest.fixture
+def site(tmp_path):
+    return write_site(tmp_path, {f"sub-0{n}": head(n) for n in range(2)})
+
+
+def test_a_model_is_adapted_kept_and_taken_by_the_next_run(site, base, capsys):
+    what = asked(*site, base)
+    assert fine_tune(what, answer, Told()) == 0
+    folder = what.out_dir / "models" / "lab"
+    record = json.loads((folder / "adaptation.json").read_text())
+    assert record["Kept"], record["Reason"]
+    assert record["Gain"] > 0.02
+    assert record["Unlabelled"] == ["sub-02_T1w"]
+    assert len(record["HeldOut"]) == 2
+    assert "The adapted model is kept" in capsys.readouterr().out
+    page = (folder / "adaptation.html").read_text()
+    assert "Adapted, this part not seen" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "curves.tsv").read_text().startswith("run\tstep\tseconds\tloss\tsoft_dice\n")
+
+    cards = {card.name: card for card in load_cards((base,), what.out_dir)}
+    card = cards["lab"]
+    assert card.parent == "atlas"
+    assert card.domain.suffixes == ("T1w",)
+    assert card.weights.licence == "MIT AND CC0-1.0 AND not stated: for use at the site"
+    assert not card.weights.permissive
+    assert set(card.training["data"][-1]["subjects"]) == {"sub-00_T1w", "sub-01_T1w"}
+    assert card.evidence[0]["mean"] > 0.02
+    rows = card.training["segmenter"]["per_structure"]
+    assert {"name", "before", "after", "n"} == set(rows[0])
+
+    again = Told()
+    before = (folder / "lab.safetensors").stat().st_mtime_ns
+    assert fine_tune(what, answer, again) == 0
+    assert again.lines == []
+    assert (folder / "lab.safetensors").stat().st_mtime_ns == before
+
+
+def test_one_person_is_divided_in_halves_and_a_killed_run_goes_on(tmp_path, base):
+    site = write_site(tmp_path, {"sub-00": head(0)})
+    what = asked(*site, base)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(what, answer, Told(stop_at="fold 2"))
+    folder = what.out_dir / "models"
+    assert not (folder / "lab" / "adaptation.json").exists()
+    (kept,) = (folder / ".work").iterdir()
+    assert {"course.json", "sub-00_T1w.npz", "fold-left.pt"} <= {p.name for p in kept.iterdir()}
+    told = Told()
+    assert fine_tune(what, answer, told) == 0
+    assert not any("fold 1" in line for line in told.lines)
+    record = json.loads((folder / "lab" / "adaptation.json").read_text())
+    assert [one["Part"] for one in record["HeldOut"]] == ["sub-00_T1w left", "sub-00_T1w right"]
+    assert not kept.exists()
+
+
+def test_a_resumed_run_ends_where_an_uncut_one_does(tmp_path, base, monkeypatch):
+    monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", 0.0)
+    states = []
+    for name, stop in (("a", ""), ("b", "final")):
+        site = write_site(tmp_path / name, {"sub-00": head(0)})
+        what = asked(*site, base)
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                fine_tune(what, answer, Told(stop_at=stop))
+            (kept,) = (what.out_dir / "models" / ".work").iterdir()
+            cut = finetune.load_checkpoint(kept / "final.pt")
+            assert 0 < cut["step"] < 25
+        fine_tune(what, answer, Told())
+        states.append(load_file(what.out_dir / "models" / "lab" / "lab.safetensors"))
+    for key, value in states[0].items():
+        torch.testing.assert_close(
+            value.float(), states[1][key].float(), atol=2e-3, rtol=2e-3, equal_nan=True
+        )
+
+
+def test_the_base_stays_where_the_child_is_not_better(site, base):
+    what = asked(*site, base, fine_tune=recipe(site[0].parent, learning_rate=1e-12, max_steps=10))
+    assert fine_tune(what, answer, Told()) == 0
+    folder = what.out_dir / "models" / "lab"
+    record = json.loads((folder / "adaptation.json").read_text())
+    assert not record["Kept"]
+    assert record["Reason"].startswith("The base stays")
+    assert not (folder / "card.toml").exists()
+    assert "base stays" in (folder / "adaptation.html").read_text()
+    assert "lab" not in {card.name for card in load_cards((base,), what.out_dir)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (head(1, flip=True), "left and right are swapped"),
+        (np.roll(head(1), 10, 1), "the labels are shifted against the scan by about"),
+    ],
+)
+def test_wrong_labels_are_refused_with_a_reason_and_the_others_go_on(
+    tmp_path, base, wrong, sentence
+):
+    site = write_site(tmp_path, {"sub-00": head(0), "sub-01": wrong})
+    what = asked(*site, base, fine_tune=recipe(tmp_path, max_steps=10))
+    assert fine_tune(what, answer, Told()) == 1
+    record = json.loads((what.out_dir / "models/lab/adaptation.json").read_text())
+    assert [one["Name"] for one in record["Refused"]] == ["sub-01_T1w"]
+    assert sentence in record["Refused"][0]["What"]
+    assert [one["Scan"] for one in record["Scans"]] == ["sub-00_T1w"]
+
+
+def test_if_all_labels_are_wrong_nothing_is_learned(tmp_path, base):
+    site = write_site(tmp_path, {"sub-00": np.roll(head(0), 10, 1)})
+    with pytest.raises(DataError, match=r"no labelled scan can be used; sub-00_T1w.*shifted"):
+        fine_tune(asked(*site, base), answer, Told())
+
+
+def test_a_budget_that_is_too_short_says_what_is_needed(site, base):
+    with pytest.raises(UsageError, match=r"0.5 minutes are too few.*--budget.*give \d+ or more"):
+        fine_tune(
+            asked(*site, base, budget_minutes=0.5, fine_tune=recipe(site[0].parent)),
+            lambda job, model: (_sleep(31), answer(job, model))[1], Told(),
+        )  # fmt: skip
+
+
+def _sleep(seconds: float) -> None:
+    """Let time pass for the clock of the adaptation alone."""
+    begun = work.time.monotonic
+    work.time = type("Clock", (), {"monotonic": staticmethod(lambda: begun() + seconds)})
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch):
+    monkeypatch.setattr(work, "time", work.time)
+
+
+def test_a_model_cannot_adapt_itself_or_an_unknown_one(site, base):
+    with pytest.raises(UsageError, match="no model is called 'nobody' – --base"):
+        fine_tune(asked(*site, base, base="nobody"), answer, Told())
+    with pytest.raises(UsageError, match="'atlas' is there already – --name"):
+        fine_tune(asked(*site, base, site="atlas"), answer, Told())
+    with pytest.raises(NoInputError, match="no recipe 'nonsense'"):
+        fine_tune(asked(*site, base, fine_tune="nonsense"), answer, Told())
+
+
+def test_dry_run_tells_what_would_be_learned(site, base, capsys):
+    assert fine_tune(replace(asked(*site, base), dry_run=True), answer, Told()) == 0
+    out = capsys.readouterr().out
+    assert "base     atlas 1.0" in out
+    assert "sub-02_T1w: no labels; skipped" in out
+    assert "Not labelled, and merged into the background" in out
+
+
+# --- judge and record ---------------------------------------------------------------------------
+
+
+def test_folds_divide_persons_and_halves_one():
+    assert [f.side for f in folds(["a", "a"])] == ["left", "right"]
+    assert [f.held_out for f in folds(["a", "b", "a"])] == [(0, 2), (1,)]
+    many = folds([str(n) for n in range(9)])
+    assert len(many) == 4
+    assert sorted(i for f in many for i in f.held_out) == list(range(9))
+    assert len(folds(["a", "b", "c"], 2)) == 2
+
+
+def test_halves_are_those_of_the_template():
+    left = half(affine(), (SIDE,) * 3, "left")
+    assert left[: SIDE // 2].all() and not left[SIDE // 2 :].any()
+    assert (left ^ half(affine(), (SIDE,) * 3, "right")).all()
+
+
+def test_the_child_is_kept_only_where_it_gains_and_forgets_nothing():
+    kept = decide([0.7, 0.8], {1.0: [0.8, 0.9], 0.5: [0.75, 0.86]}, {0: 0.9, 1.0: 0.88, 0.5: 0.9})
+    assert kept.kept and kept.share == 0.5
+    assert kept.gain == pytest.approx(0.055)
+    forgetful = decide([0.7], {1.0: [0.9]}, {0: 0.9, 1.0: 0.8})
+    assert not forgetful.kept and "loses 0.100 Dice on the rehearsal set" in forgetful.reason
+    worse = decide([0.7, 0.7, 0.7], {1.0: [0.9, 0.6, 0.6]}, {0: 0.9, 1.0: 0.9})
+    assert not worse.kept and "better on 1 of 3" in worse.reason
+
+
+def test_licences_are_joined():
+    assert joined_licence("MIT AND CC0-1.0", ["CC0-1.0"]) == "MIT AND CC0-1.0"
+    unknown = joined_licence("MIT", ["not stated: for use at the site"])
+    assert unknown == "MIT AND not stated: for use at the site"
+
+
+def test_the_domain_is_that_of_the_scans():
+    scan = Scan(Path("x"), Path(), {"sub": "1"}, "T2w", age=Age(days=365.25), skull_stripped=True)
+    other = replace(scan, age=Age(days=2 * 365.25))
+    found = domain_of([scan, other], Domain())
+    assert found.suffixes == ("T2w",)
+    assert found.age_years == (0.7, 2.3)
+    assert found.skull_stripped
+    assert domain_of([scan, replace(other, age=Age())], Domain()).age_years is None
+
+
+def test_a_sites_own_protocol_gets_a_new_head_that_the_next_run_knows(tmp_path, base):
+    def own(labels: np.ndarray) -> np.ndarray:
+        """Two structures of the site's own: white matter alone, and all nuclei together."""
+        names = PROTOCOL.table.set_index("index")["name"].str.lower()
+        found = np.zeros_like(labels)
+        for index in np.unique(labels)[1:]:
+            side = 2 if names[index].startswith("right") else 1
+            found[labels == index] = side + (0 if "white" in names[index] else 10)
+        return found
+
+    rows = "index\tname\n0\tBackground\n1\tleft white\n2\tright white\n11\tleft nuclei\n"
+    site = write_site(tmp_path, {}, rows=f"{rows}12\tright nuclei\n")
+    (site[1] / "seg-aseg_dseg.tsv").rename(site[1] / "seg-lab_dseg.tsv")
+    for number in range(2):
+        name = f"sub-0{number}"
+        path = site[1] / name / "anat" / f"{name}_space-T1w_seg-lab_dseg.nii.gz"
+        save_nifti(path, own(head(number)))
+    how = recipe(tmp_path, head="new", scope="two-stage")
+    what = asked(*site, base, fine_tune=how)
+    assert fine_tune(what, answer, Told()) == 0
+    record = json.loads((what.out_dir / "models/lab/adaptation.json").read_text())
+    assert record["Kept"], record["Reason"]
+    (card,) = [c for c in load_cards((base,), what.out_dir) if c.name == "lab"]
+    assert card.heads == ("lab", "aseg")
+    protocol = card.protocol_of("lab")
+    assert protocol.table["index"].tolist() == [0, 1, 2, 11, 12]
+    assert protocol.mirror.tolist() == [0, 2, 1, 4, 3]
+    model = load_model(card, load_weights(card))
+    assert [len(p) for p in model.heads] == [5, len(PROTOCOL)]
+    check_proof(card, load_weights(card))

@@ -1,0 +1,329 @@
+"""Labels of a site: which scan they belong to, what they mean, and whether they can be its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.datasets import config, real_dataset
+from tests.test_adapt import PROTOCOL, affine, head, paint, save_nifti, write_site
+from tlseg_bids.adapt.corrected import changed_channels, corrected_only
+from tlseg_bids.adapt.evidence import Evidence, explained, measure, why_wrong
+from tlseg_bids.adapt.labels import collect, match, unknown_slices
+from tlseg_bids.adapt.reading import IGNORE, own_protocol, read_as
+from tlseg_bids.bids.discover import discover
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.errors import DataError, NoInputError, UsageError
+from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.train.adaptation import Adaptation, load_adaptation, presets
+from tlseg_bids.volume import Grid, Volume
+
+
+def scans_of(bids: Path) -> list[Scan]:
+    return [
+        Scan(path, bids, {"sub": path.name[4:6]}, path.name[7:10])
+        for path in sorted(bids.glob("sub-*/anat/*_T?w.nii.gz"))
+    ]
+
+
+def collected(bids: Path, derivative: Path, **options):
+    return collect(match(derivative, scans_of(bids)), PROTOCOL, **options)
+
+
+def test_labels_in_the_models_protocol_are_partial_by_what_they_show(tmp_path):
+    found = collected(*write_site(tmp_path, {"sub-00": head(0)}))
+    assert [one.name for one in found.usable] == ["sub-00_T1w"]
+    assert found.unlabelled == ("sub-01_T1w", "sub-02_T1w")
+    reading = found.reading
+    assert not reading.new_head
+    assert len(reading.labelled()) == 10
+    assert "Not labelled, and merged into the background" in " ".join(reading.notes)
+    assert (reading.indices(found.usable[0].channels) == head(0)).all()
+    absent = PROTOCOL.channels(name="Brain stem")
+    assert (reading.group[absent] == 0).all()
+
+
+def test_finer_and_coarser_protocols_are_read_by_their_mapping():
+    braincolor, infant = load_protocol("braincolor"), load_protocol("infant")
+    fine = {int(i): 100 for i in braincolor.indices if i}
+    names = dict(zip(fine, braincolor.table["name"][1:], strict=True))
+    reading = read_as(fine, names, "braincolor", PROTOCOL)
+    assert (reading.source.name, reading.target.name) == ("braincolor", "aseg")
+    left_out = braincolor.table["index"][braincolor.table["name"] == "Fifth ventricle"].iloc[0]
+    assert reading.pairs[int(left_out)] == IGNORE
+    coarse = {int(i): 100 for i in infant.indices if i}
+    names = dict(zip(coarse, infant.table["name"][1:], strict=True))
+    reading = read_as(coarse, names, "aseg", PROTOCOL)
+    assert reading.source.name == "infant"
+    cortex, white = (
+        PROTOCOL.channels(name=f"Left cerebellum {part}")[0] for part in ("cortex", "white matter")
+    )
+    assert reading.group[white] == reading.group[cortex] == reading.pairs[8]
+    vermis = int(infant.table["index"][infant.table["name"] == "Cerebellar vermis"].iloc[0])
+    assert reading.pairs[vermis] == IGNORE
+    kept = read_as(fine, None, "braincolor", PROTOCOL, new_head=True)
+    assert kept.new_head and kept.target.name == "braincolor"
+
+
+def test_a_sites_own_protocol_has_sides_and_partners():
+    names = {0: "Background", 1: "lh-tumour bed", 2: "rh-tumour bed", 5: "Cyst", 9: "never"}
+    reading = read_as({0: 9, 1: 50, 2: 60, 5: 7}, names, "lesions", PROTOCOL)
+    assert reading.new_head and reading.target.name == "lesions"
+    table = reading.target.table
+    assert table["index"].tolist() == [0, 1, 2, 5]
+    assert table["hemisphere"].tolist() == ["none", "left", "right", "none"]
+    assert reading.target.mirror.tolist() == [0, 2, 1, 3]
+    assert reading.channels(np.array([0, 1, 9, 77])).tolist() == [0, 1, 0, IGNORE]
+    with pytest.raises(DataError, match="nothing says what the labels mean.*seg-lesions_dseg.tsv"):
+        read_as({0: 9, 1: 50, 255: 5}, None, "lesions", PROTOCOL)
+    with pytest.raises(DataError, match="no label image shows any structure"):
+        read_as({0: 9}, names, "lesions", PROTOCOL)
+    with pytest.raises(DataError, match="name 300 structures"):
+        own_protocol("many", {n: str(n) for n in range(301)}, range(301))
+
+
+def test_names_that_contradict_a_known_protocol_make_it_the_sites_own():
+    swapped = {0: "Background", 10: "Left vessel", 49: "Right vessel"}
+    assert read_as({10: 50, 49: 50}, swapped, "aseg", PROTOCOL).target.name == "asegsite"
+
+
+def test_labels_on_another_grid_are_refused(tmp_path):
+    bids, derivative = write_site(tmp_path, {"sub-00": head(0), "sub-01": head(1)[:-1]})
+    moved = nib.load(derivative / "sub-00/anat/sub-00_space-T1w_seg-aseg_dseg.nii.gz")
+    shifted = affine()
+    shifted[0, 3] += 3
+    nib.save(nib.Nifti1Image(np.asarray(moved.dataobj), shifted), moved.get_filename())
+    with pytest.raises(DataError, match="on another grid than the scan: a corner lies 3.0 mm"):
+        collected(bids, derivative)
+    save_nifti(derivative / "sub-02/anat/sub-02_space-T1w_seg-aseg_dseg.nii.gz", head(2))
+    found = collected(bids, derivative)
+    assert [one.name for one in found.usable] == ["sub-02_T1w"]
+    whats = {one.name: one.what for one in found.refused}
+    assert "(39, 40, 40) voxels, the scan has (40, 40, 40)" in whats["sub-01_T1w"]
+
+
+def test_an_unknown_index_is_refused_for_its_scan_alone(tmp_path):
+    strange = head(1)
+    strange[strange == 10] = 999
+    found = collected(*write_site(tmp_path, {"sub-00": head(0), "sub-01": strange}))
+    assert [one.name for one in found.usable] == ["sub-00_T1w"]
+    (one,) = found.refused
+    assert "index 999 is not in the look-up table" in one.what
+    assert "labelled voxels" in one.what and "add the row" in one.hint
+
+
+def test_no_labels_at_all_is_said(tmp_path):
+    bids, derivative = write_site(tmp_path, {})
+    with pytest.raises(NoInputError, match="there are no labels: no sub-"):
+        match(derivative, scans_of(bids))
+    with pytest.raises(NoInputError, match="there is no such folder – --labels"):
+        match(tmp_path / "nowhere", scans_of(bids))
+    save_nifti(derivative / "sub-77/anat/sub-77_seg-aseg_dseg.nii.gz", head(0))
+    with pytest.raises(NoInputError, match="none of the 1 label images belongs to a selected scan"):
+        match(derivative, scans_of(bids))
+    save_nifti(derivative / "sub-00/anat/sub-00_seg-aseg_dseg.nii.gz", head(0) * 0)
+    with pytest.raises(DataError, match="no labelled scan can be used.*shows no structure"):
+        collected(bids, derivative)
+
+
+def test_two_label_images_of_a_scan_are_refused(tmp_path):
+    bids, derivative = write_site(tmp_path, {"sub-00": head(0)})
+    save_nifti(derivative / "sub-00/anat/sub-00_space-T1w_seg-aseg_desc-b_dseg.nii.gz", head(0))
+    (one,) = match(derivative, scans_of(bids)).refused
+    assert "there are two label images of this scan" in one.what
+
+
+def test_a_label_image_without_space_belongs_to_the_scans_on_its_grid(tmp_path):
+    bids, derivative = write_site(tmp_path, {})
+    save_nifti(bids / "sub-00/anat/sub-00_T2w.nii.gz", paint(head(0), 5)[:-2])
+    save_nifti(derivative / "sub-00/anat/sub-00_seg-aseg_dseg.nii.gz", head(0))
+    pairs = match(derivative, scans_of(bids)).pairs
+    assert [scan.suffix for scan, _ in pairs] == ["T1w"]
+    save_nifti(derivative / "sub-00/anat/sub-00_seg-aseg_dseg.nii.gz", head(0)[:-5])
+    (one,) = match(derivative, scans_of(bids)).refused
+    assert "fits 2 scans by its name" in one.what and "space-T1w" in one.hint
+
+
+def test_two_protocols_at_once_are_refused(tmp_path):
+    bids, derivative = write_site(tmp_path, {"sub-00": head(0)})
+    save_nifti(derivative / "sub-01/anat/sub-01_seg-other_dseg.nii.gz", head(1))
+    with pytest.raises(DataError, match="in 2 protocols: aseg, other"):
+        collected(bids, derivative)
+
+
+def test_a_broken_look_up_table_is_said(tmp_path):
+    with pytest.raises(DataError, match="lacks the columns index and name"):
+        collected(*write_site(tmp_path / "a", {"sub-00": head(0)}, rows="a\tb\n1\t2\n"))
+    with pytest.raises(DataError, match="the index 'x' is not a whole number"):
+        collected(*write_site(tmp_path / "b", {"sub-00": head(0)}, rows="index\tname\nx\ty\n"))
+
+
+def test_slices_that_nobody_labelled_are_unknown():
+    full = np.zeros((20, 20, 20), bool)
+    full[4:16, 4:16, 4:16] = True
+    assert unknown_slices(full) == (pytest.approx(np.zeros_like(full)), "")
+    some = full.copy()
+    some[:, :, np.arange(20) % 3 != 0] = False
+    unknown, note = unknown_slices(some)
+    assert unknown[:, :, np.arange(20) % 3 != 0].all()
+    assert not unknown[:, :, [6, 9, 12, 15]].any()
+    assert unknown[:, :, 0].all(), "beyond the outermost labelled slice nothing is known either"
+    assert "slices along axis K" in note
+    gap = full.copy()
+    gap[:, 8:10] = False
+    unknown, note = unknown_slices(gap)
+    assert unknown[:, 8:10].all() and not unknown[:, :8].any()
+    stray = full.copy()
+    stray[0, 10, 10] = True
+    assert not unknown_slices(stray)[0].any()
+
+
+# --- evidence -----------------------------------------------------------------------------------
+
+
+def evidence_of(labels: np.ndarray, truth: np.ndarray) -> Evidence:
+    table = np.zeros(256, np.uint8)
+    table[PROTOCOL.indices] = np.arange(len(PROTOCOL))
+    reading = read_as({int(i): 100 for i in np.unique(truth)}, None, "aseg", PROTOCOL)
+    image = Volume(paint(truth, 1), Grid(truth.shape, affine()))
+    return measure(image, table[labels], table[truth], reading, np.eye(4))
+
+
+def test_labels_of_the_scan_itself_are_believed():
+    found = evidence_of(head(0), head(0))
+    assert found.pairs == 5 and found.crossed == 0
+    assert found.agreement == 1 and found.shift_mm == 0
+    assert found.explained > 0.6
+    assert why_wrong("x", found, []) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (head(0, flip=True), "left and right are swapped: in 5 of 5 pairs of x.nii.gz"),
+        (np.roll(head(0), 10, 1), "are shifted against the scan by about 20 mm"),
+        (np.roll(head(9), (3, -4, 3), (0, 1, 2)), "do not belong to this scan"),
+    ],
+)
+def test_labels_that_are_not_the_scans_own_are_refused(labels, sentence):
+    what, hint = why_wrong("x.nii.gz", evidence_of(labels, head(0)), [])
+    assert sentence in what
+    assert hint
+
+
+def test_a_base_that_is_lost_refuses_nothing():
+    lost = replace(evidence_of(head(0), head(0)), agreement=0.1, explained_by_base=0.3, shift_mm=25)
+    assert why_wrong("x", lost, []) is None
+
+
+def test_the_explained_share_is_that_of_the_variance():
+    values = np.array([1.0, 1, 3, 3, 100])
+    classes = np.array([0, 0, 1, 1, IGNORE])
+    assert explained(values, classes) == 1
+    assert explained(values, np.array([0, 1, 0, 1, IGNORE])) == 0
+
+
+@pytest.mark.data
+def test_real_labels_are_read_as_what_they_are():
+    for name, folder, protocol in (
+        ("infant", "jlf", "infant"), ("malc", "manual", "braincolor"),
+    ):  # fmt: skip
+        root = real_dataset(name)
+        labels = {"infant": "inf01", "malc": "1000"}[name]
+        scans, _ = discover(config(root, participants=(labels,)))
+        found = collect(match(root / "derivatives" / folder, scans), PROTOCOL)
+        assert found.reading.source.name == protocol
+        assert not found.refused and found.usable
+
+
+# --- corrections --------------------------------------------------------------------------------
+
+
+def with_output(tmp_path, changed: np.ndarray):
+    """A site that corrected the program's own output of `head(0)`."""
+    bids, derivative = write_site(tmp_path, {"sub-00": changed})
+    name = "sub-00/anat/sub-00_space-T1w_seg-aseg_dseg"
+    (derivative / f"{name}.json").write_text(json.dumps({"ContentKey": "k"}))
+    out = tmp_path / "out"
+    save_nifti(out / f"{name}.nii.gz", head(0))
+    return collected(bids, derivative), out
+
+
+def test_only_corrected_structures_count(tmp_path):
+    changed = head(0)
+    changed[np.roll(changed, 1, 1) == 10] = 10
+    found, out = with_output(tmp_path, changed)
+    (one,) = corrected_only(found, out).usable
+    counted = set(np.flatnonzero(one.group == np.arange(len(one.group)))) - {0}
+    names = set(PROTOCOL.table["name"].iloc[list(counted)])
+    assert "Left thalamus" in names
+    assert "Right putamen" not in names
+    assert "Corrected by hand, and alone counted: " in one.notes[-1]
+
+
+def test_unchanged_output_teaches_nothing(tmp_path):
+    found, out = with_output(tmp_path, head(0))
+    with pytest.raises(DataError, match="no label image was corrected.*unchanged"):
+        corrected_only(found, out)
+
+
+def test_without_the_original_all_structures_count_and_that_is_said(tmp_path):
+    found, _ = with_output(tmp_path, head(0))
+    (one,) = corrected_only(found, tmp_path / "elsewhere").usable
+    assert "every structure counts" in one.notes[-1]
+
+
+def test_a_correction_on_another_grid_is_refused(tmp_path):
+    found, out = with_output(tmp_path, head(0))
+    save_nifti(out / "sub-00/anat/sub-00_space-T1w_seg-aseg_dseg.nii.gz", head(0)[:-3])
+    with pytest.raises(DataError, match=r"corrected labels have the shape \(40, 40, 40\)"):
+        corrected_only(found, out)
+
+
+def test_a_few_voxels_are_no_correction():
+    before = np.zeros(100, np.uint8)
+    after = before.copy()
+    after[:4] = 3
+    assert not len(changed_channels(before, after))
+    after[:5] = 3
+    assert changed_channels(before, after).tolist() == [3]
+
+
+# --- recipes ------------------------------------------------------------------------------------
+
+
+def test_every_preset_can_be_read_and_says_what_it_is_for():
+    assert len(presets()) >= 10
+    for name in presets():
+        how = load_adaptation(name)
+        assert how.name == name and how.summary
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("summary = 'x'\nscoop = 1", r"unknown keys \['scoop'\]"),
+        ("summary = 'x'\nscope = 'most'", "unknown scope 'most'"),
+        ("summary = 'x'\nrehearsal = 1.0", "shares rehearsal 1"),
+        ("summary = 'x'\nrehearsal = 'a'", "'a' is no value of 'rehearsal'"),
+        ("summary = 'x'\nshares = [0.0]", "are not above 0 and up to 1"),
+        ("rank = 4", "keys do not fit"),
+        ("rank = ", "the recipe is not TOML"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(tmp_path, text, sentence):
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        load_adaptation(str(path))
+
+
+def test_a_recipe_that_is_nowhere_is_said():
+    with pytest.raises(NoInputError, match=r"no recipe 'x' – --fine-tune – use auto, adapters"):
+        load_adaptation("x")
+    assert Adaptation("a", "b").scope == "all"

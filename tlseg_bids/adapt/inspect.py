@@ -1,0 +1,138 @@
+"""What the base model makes of a labelled scan, and the training sample that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tlseg_bids.adapt.evidence import Evidence, measure
+from tlseg_bids.adapt.labels import LabelledScan
+from tlseg_bids.adapt.reading import IGNORE, Reading
+from tlseg_bids.bids.atomic import atomic
+from tlseg_bids.errors import DataError
+from tlseg_bids.flow import Job, Prepared, Segmentation
+from tlseg_bids.preprocess.prepare import prepare
+from tlseg_bids.segment.model import Model
+from tlseg_bids.train.dataset import Sample, load_classes
+from tlseg_bids.train.finetune import SITE
+from tlseg_bids.volume import load_volume
+
+Answer = Callable[[Job, Model], tuple[Prepared, Segmentation]]
+"""How the program labels a scan: the scan as the model saw it, and the labels on its own grid."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inspected:
+    """A labelled scan beside the base's answer.
+
+    Parameters
+    ----------
+    labelled : LabelledScan
+        Scan and labels.
+    prepared : Prepared
+        The scan in the template's frame, which the base found.
+    base : ndarray of uint8, shape (I, J, K)
+        The base's answer in channels of its protocol, on the scan's grid.
+    expected_dice : float
+        What the base expects of its answer (`predicted_dice`).
+    evidence : Evidence
+        Whether the labels belong to the scan.
+    """
+
+    labelled: LabelledScan
+    prepared: Prepared
+    base: np.ndarray
+    expected_dice: float
+    evidence: Evidence
+
+    @property
+    def name(self) -> str:
+        """Stem and suffix of the scan."""
+        return self.labelled.name
+
+
+def inspect(
+    labelled: LabelledScan, job: Job, model: Model, reading: Reading, answer: Answer, kept: Path
+) -> Inspected:
+    """Label a scan with the base model and compare; what the model said is kept in `kept`.
+
+    Parameters
+    ----------
+    job : Job
+        Scan and base card.
+    kept : Path
+        A file (npz) of an earlier run with the same inputs, or where to write one.
+
+    Raises
+    ------
+    ScanError
+        If the base model finds no brain.
+    """
+    stored = _stored(kept)
+    if stored is None:
+        prepared, segmentation = answer(job, model)
+        base = _channels(segmentation.labels.data, model.protocol.indices)
+        expected = float(segmentation.qc["predicted_dice"])
+        with atomic(kept) as stream:
+            np.savez_compressed(
+                stream, base=base, frame=prepared.template_from_native, expected=expected
+            )
+    else:
+        base, frame, expected = stored
+        volume = load_volume(labelled.scan.path)
+        prepared = prepare(volume, job.card.preprocess, frame, labelled.scan.skull_stripped)
+    evidence = measure(
+        prepared.native, labelled.channels, base, reading, prepared.template_from_native
+    )
+    return Inspected(labelled, prepared, base, expected, evidence)
+
+
+def sample_of(inspected: Inspected, reading: Reading) -> Sample:
+    """The training sample of a scan: channels as classes, the image, its place in the template."""
+    protocol = reading.target
+    classes = load_classes(protocol)
+    number = {int(label): n for n, label in enumerate(classes.index)}
+    table = np.full(256, IGNORE, np.uint8)
+    missing = [int(label) for label in protocol.indices if int(label) not in number]
+    if missing:
+        raise DataError(
+            f"labels {missing} have no training class", f"protocol '{protocol.name}'",
+            "report this as a defect",
+        )  # fmt: skip
+    table[: len(protocol)] = [number[int(label)] for label in protocol.indices]
+    labelled, native = inspected.labelled, inspected.prepared.native
+    return Sample(
+        labelled.name, SITE, torch.from_numpy(table[labelled.channels]),
+        {labelled.scan.suffix: torch.from_numpy(np.ascontiguousarray(native.data))},
+        native.grid.affine, labelled.group, labelled.sha256, protocol,
+        inspected.prepared.template_from_native @ native.grid.affine,
+    )  # fmt: skip
+
+
+def overlap(inspected: list[Inspected], channels: int) -> torch.Tensor:
+    """Channel of the base that most of each labelled structure's voxels have, shape (channels,)."""
+    table = np.zeros((256, 256), np.int64)
+    for one in inspected:
+        pairs = one.labelled.channels.astype(np.int64) * 256 + one.base
+        table += np.bincount(pairs.ravel(), minlength=256 * 256).reshape(256, 256)
+    return torch.from_numpy(table[:channels].argmax(1))
+
+
+def _channels(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    table = np.zeros(int(max(labels.max(), indices.max())) + 1, np.uint8)
+    table[indices] = np.arange(len(indices))
+    return table[labels]
+
+
+def _stored(path: Path) -> tuple[np.ndarray, np.ndarray, float] | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path) as stored:
+            return stored["base"], stored["frame"], float(stored["expected"])
+    except (OSError, ValueError, KeyError, EOFError):
+        return None

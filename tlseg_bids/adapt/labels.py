@@ -1,0 +1,404 @@
+"""Labelled scans of a site: label images of a BIDS derivative, matched with the scans.
+
+What cannot be used gets a sentence and the others go on; a scan without labels is no failure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tlseg_bids.adapt.reading import IGNORE, STRAY_SHARE, Reading, read_as
+from tlseg_bids.bids.names import DERIVATIVE_ENTITIES, EXTENSIONS, without_extension
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.tables import read_table
+from tlseg_bids.errors import DataError, NoInputError, ScanError, TlsegError
+from tlseg_bids.labels.protocol import LabelProtocol, known_protocols, load_protocol
+from tlseg_bids.volume import Grid, Volume, load_grid, load_labels
+
+SAME_GRID_MM = 0.1
+STRAY_AREA = 0.05
+SUFFIX = "dseg"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledScan:
+    """A scan with labels of the site.
+
+    Parameters
+    ----------
+    scan : Scan
+        The image.
+    file : Path
+        Its label image.
+    channels : ndarray of uint8, shape (I, J, K)
+        Channel of `Reading.target`, `IGNORE` where nothing is known; on the scan's grid.
+    grid : Grid
+        That grid.
+    group : ndarray of int, shape (channels,)
+        As in `Reading`; a scan of which only some structures count has its own.
+    notes : tuple of str
+        Sentences: slices that are unknown, structures that count.
+    sha256 : str
+        Of the bytes of scan and labels.
+    """
+
+    scan: Scan
+    file: Path
+    channels: np.ndarray
+    grid: Grid
+    group: np.ndarray
+    notes: tuple[str, ...]
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """``sub-01_T2w``: stem and suffix of the scan."""
+        return f"{self.scan.stem}_{self.scan.suffix}"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A scan or label image that cannot be used: what is wrong, and what to do."""
+
+    name: str
+    what: str
+    hint: str
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """What a derivative holds for the selected scans.
+
+    `usable` and `refused` are disjoint; `unlabelled` names the scans without a label image.
+    """
+
+    usable: tuple[LabelledScan, ...]
+    refused: tuple[Refused, ...]
+    unlabelled: tuple[str, ...]
+    reading: Reading
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """Scans with the label image that belongs to each, and what could not be matched."""
+
+    labels_dir: Path
+    pairs: tuple[tuple[Scan, Path], ...]
+    refused: tuple[Refused, ...]
+    unlabelled: tuple[str, ...]
+
+
+def match(labels_dir: Path, scans: Sequence[Scan]) -> Matched:
+    """Find the label image of every scan; no voxel is read.
+
+    Parameters
+    ----------
+    labels_dir : Path
+        Root of a BIDS derivative with ``sub-*/**/*_seg-P_dseg.nii.gz``.
+    scans : sequence of Scan
+        The selected scans. A label image belongs to the scan that has its entities, of several
+        such scans to that whose suffix is its ``space``, else to each on whose grid it lies.
+
+    Raises
+    ------
+    NoInputError
+        If the folder does not exist or holds no label image of these scans.
+    """
+    files = _label_files(labels_dir)
+    pairs, refused = _matched(files, scans)
+    if not pairs and not refused:
+        raise NoInputError(
+            f"none of the {len(files)} label images belongs to a selected scan", labels_dir,
+            "check that subject, session and other entities are those of the scans, and the "
+            "selection (--participant-label, --bids-filter-file)",
+        )  # fmt: skip
+    done = {_name(scan) for scan, _ in pairs} | {one.name for one in refused}
+    unlabelled = tuple(_name(scan) for scan in scans if _name(scan) not in done)
+    return Matched(labels_dir, tuple(pairs), tuple(refused), unlabelled)
+
+
+def collect(matched: Matched, model: LabelProtocol, new_head: bool = False) -> Collected:
+    """Read the label images.
+
+    Parameters
+    ----------
+    matched : Matched
+        What `match` found; the look-up table ``seg-P_dseg.tsv`` lies at the derivative's root or
+        nearer to the images.
+    model : LabelProtocol
+        What the model to be adapted distinguishes.
+    new_head : bool
+        See `read_as`.
+
+    Raises
+    ------
+    DataError
+        If no label image can be used; the sentence of the first is told.
+    """
+    refused = list(matched.refused)
+    tables = {file: look_up_table(file, matched.labels_dir) for _, file in matched.pairs}
+    loaded = []
+    for scan, file in matched.pairs:
+        try:
+            loaded.append((scan, file, _load(scan, file, tables[file])))
+        except TlsegError as error:
+            refused.append(Refused(_name(scan), error.what, error.hint))
+    if not loaded:
+        raise _none_usable(matched.labels_dir, refused)
+    reading = _reading([(file, volume) for _, file, volume in loaded], tables, model, new_head)
+    usable = tuple(_labelled(*one, reading) for one in loaded)
+    return Collected(usable, tuple(refused), matched.unlabelled, reading)
+
+
+def look_up_table(file: Path, root: Path) -> dict[int, str] | None:
+    """Index to name for a label image: the nearest table that applies, None if there is none.
+
+    Looked for, from the image's folder up to `root`: a TSV of the image's own name, then
+    ``seg-P_dseg.tsv``, then ``dseg.tsv``.
+
+    Raises
+    ------
+    DataError
+        If the table lacks a column, or an index is no whole number.
+    """
+    seg = entities_of(file).get("seg")
+    names = [without_extension(file.name) + ".tsv"]
+    names += [f"seg-{seg}_{SUFFIX}.tsv"] if seg else []
+    names += [f"{SUFFIX}.tsv"]
+    for folder in file.parents:
+        for name in names:
+            if (folder / name).is_file():
+                return _read_table(folder / name)
+        if folder == root:
+            return None
+    return None
+
+
+def entities_of(file: Path) -> dict[str, str]:
+    """Entities in a file's name, derivative ones included; parts without a dash are dropped."""
+    parts = without_extension(file.name).split("_")[:-1]
+    return dict(part.split("-", 1) for part in parts if "-" in part)
+
+
+def unknown_slices(labelled: np.ndarray) -> tuple[np.ndarray, str]:
+    """Slices of which nothing is known, because nobody labelled them.
+
+    A slice without any label between slices with labels is unknown, not background. Where there
+    are several such gaps along an axis, or the labelled runs are one or two slices thick, the
+    labels were drawn on single slices, and the empty ones outside are unknown too. Runs that are
+    nowhere larger than `STRAY_AREA` of the largest slice are stray voxels and make no gap.
+
+    Parameters
+    ----------
+    labelled : ndarray of bool, shape (I, J, K)
+        Voxels with a structure.
+
+    Returns
+    -------
+    unknown : ndarray of bool, shape (I, J, K)
+    note : str
+        What was found, empty if every slice between labelled ones is labelled.
+    """
+    unknown = np.zeros(labelled.shape, bool)
+    notes = []
+    for axis in range(3):
+        area = labelled.sum(axis=tuple(a for a in range(3) if a != axis))
+        edges = np.flatnonzero(np.diff(np.pad(area > 0, 1).astype(int)))
+        runs = [run for run in edges.reshape(-1, 2)
+                if area[run[0] : run[1]].max() > STRAY_AREA * area.max()]  # fmt: skip
+        if not runs:
+            continue
+        empty = area == 0
+        thin = np.median([stop - start for start, stop in runs]) <= 2
+        if len(runs) < 3 and not thin:
+            empty[: runs[0][0]] = empty[runs[-1][1] :] = False
+        if not empty.any():
+            continue
+        where = [slice(None)] * 3
+        where[axis] = empty
+        unknown[tuple(where)] = True
+        notes.append(f"{int(empty.sum())} of {len(empty)} slices along axis {'IJK'[axis]}")
+    note = f"Without any label, and taken as unknown: {', '.join(notes)}." if notes else ""
+    return unknown, note
+
+
+def _label_files(labels_dir: Path) -> list[Path]:
+    if not labels_dir.is_dir():
+        raise NoInputError("there is no such folder", f"--labels {labels_dir}", "correct the path")
+    files = [
+        path
+        for extension in EXTENSIONS
+        for path in sorted(labels_dir.glob(f"sub-*/**/*_{SUFFIX}{extension}"))
+    ]
+    if not files:
+        raise NoInputError(
+            f"there are no labels: no sub-*/…_{SUFFIX}.nii.gz was found", f"--labels {labels_dir}",
+            "name the root of a BIDS derivative with label images",
+        )  # fmt: skip
+    return files
+
+
+def _matched(
+    files: Iterable[Path], scans: Sequence[Scan]
+) -> tuple[list[tuple[Scan, Path]], list[Refused]]:
+    """Pairs of scan and label image; a scan with two of them is refused."""
+    found: dict[str, list[tuple[Scan, Path]]] = {}
+    refused = []
+    for file in files:
+        named = entities_of(file)
+        raw = {k: v for k, v in named.items() if k not in DERIVATIVE_ENTITIES}
+        fitting = [scan for scan in scans if raw.items() <= scan.entities.items()]
+        exact = [scan for scan in fitting if raw == scan.entities]
+        fitting = exact or fitting
+        spaced = [scan for scan in fitting if scan.suffix == named.get("space")]
+        fitting = spaced or fitting
+        if len(fitting) > 1:
+            same = [scan for scan in fitting if _grids_apart(scan, file) is None]
+            if not same:
+                refused.append(Refused(
+                    file.name, f"the label image fits {len(fitting)} scans by its name, and lies "
+                    "on the grid of none", "write space-T1w or space-T2w into its name",
+                ))  # fmt: skip
+            fitting = same
+        for scan in fitting:
+            found.setdefault(_name(scan), []).append((scan, file))
+    for name, pairs in found.items():
+        if len(pairs) > 1:
+            both = " and ".join(file.name for _, file in pairs[:2])
+            hint = "keep one of them in the folder given with --labels"
+            refused.append(Refused(name, f"there are two label images of this scan, {both}", hint))
+    return [pairs[0] for pairs in found.values() if len(pairs) == 1], refused
+
+
+def _name(scan: Scan) -> str:
+    return f"{scan.stem}_{scan.suffix}"
+
+
+def _grids_apart(scan: Scan, file: Path) -> str | None:
+    """How the grids of scan and labels differ; None if they are the same."""
+    try:
+        one, other = load_grid(scan.path)[0], load_grid(file)[0]
+    except ScanError as error:
+        return error.what
+    return _difference(one, other)
+
+
+def _difference(one: Grid, other: Grid) -> str | None:
+    if one.shape != other.shape:
+        return f"{other.shape} voxels, the scan has {one.shape}"
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in one.shape], [1], indexing="ij"))
+    apart = np.linalg.norm(((one.affine - other.affine) @ corners.reshape(4, -1))[:3], axis=0)
+    if apart.max() > SAME_GRID_MM:
+        return f"a corner lies {apart.max():.1f} mm from that of the scan"
+    return None
+
+
+def _load(scan: Scan, file: Path, names: dict[int, str] | None) -> Volume:
+    """The labels of a scan, on its grid and with known indices."""
+    grid = load_grid(scan.path)[0]
+    volume = load_labels(file)
+    apart = _difference(grid, volume.grid)
+    if apart:
+        raise ScanError(
+            f"the labels {file.name} lie on another grid than the scan: {apart}", file,
+            "resample the labels to the scan (nearest neighbour), or take the scan they were "
+            "drawn on",
+        )  # fmt: skip
+    counts = _counts(volume.data)
+    if not any(label > 0 for label in counts):
+        raise ScanError(
+            f"the label image {file.name} shows no structure", file, "label it, or remove the file"
+        )
+    known = _known_indices(file, names)
+    if known is not None:
+        strange = {label: n for label, n in counts.items() if label not in known and label != 0}
+        total = sum(n for label, n in counts.items() if label != 0)
+        if min(counts) < 0 or sum(strange.values()) > STRAY_SHARE * total:
+            label = max(strange, key=strange.__getitem__, default=min(counts))
+            raise ScanError(
+                f"index {label} is not in the look-up table; {strange.get(label, 0)} of {total} "
+                f"labelled voxels of {file.name} have it",
+                file, "add the row (index, name) to the TSV, or correct the voxels",
+            )  # fmt: skip
+    return volume
+
+
+def _known_indices(file: Path, names: dict[int, str] | None) -> set[int] | None:
+    """What the look-up table names; without one, the indices of the protocol in the file's name."""
+    if names is not None:
+        return set(names)
+    seg = entities_of(file).get("seg", "")
+    return set(map(int, load_protocol(seg).indices)) if seg in known_protocols() else None
+
+
+def _counts(labels: np.ndarray) -> dict[int, int]:
+    low = int(labels.min())
+    found = np.bincount((labels - low).ravel())
+    return {int(i) + low: int(found[i]) for i in np.flatnonzero(found)}
+
+
+def _reading(
+    loaded: Sequence[tuple[Path, Volume]],
+    tables: dict[Path, dict[int, str] | None],
+    model: LabelProtocol,
+    new_head: bool,
+) -> Reading:
+    """What all label images together are written in; they must share one protocol."""
+    segs = Counter(entities_of(file).get("seg", "") for file, _ in loaded)
+    if len(segs) > 1:
+        raise DataError(
+            f"the label images are in {len(segs)} protocols: {', '.join(sorted(segs))}", "--labels",
+            "keep those of one seg- in the folder",
+        )  # fmt: skip
+    voxels: Counter[int] = Counter()
+    for _, volume in loaded:
+        voxels.update(_counts(volume.data))
+    names: dict[int, str] = {}
+    for file, _ in loaded:
+        names.update(tables[file] or {})
+    return read_as(voxels, names or None, next(iter(segs)), model, new_head)
+
+
+def _labelled(scan: Scan, file: Path, volume: Volume, reading: Reading) -> LabelledScan:
+    channels = reading.channels(volume.data)
+    unknown, note = unknown_slices(volume.data > 0)
+    channels[unknown] = IGNORE
+    digest = hashlib.sha256(scan.path.read_bytes())
+    digest.update(file.read_bytes())
+    notes = (note,) if note else ()
+    return LabelledScan(scan, file, channels, volume.grid, reading.group, notes, digest.hexdigest())
+
+
+def with_group(labelled: LabelledScan, group: np.ndarray, note: str) -> LabelledScan:
+    """The same scan when only some structures count."""
+    return replace(labelled, group=group, notes=(*labelled.notes, note))
+
+
+def _read_table(path: Path) -> dict[int, str]:
+    table = read_table(path)
+    if table.problem or not table.rows or not {"index", "name"} <= set(table.rows[0]):
+        problem = table.problem or "lacks the columns index and name"
+        raise DataError(f"the look-up table {problem}", path, "BIDS wants index and name")
+    names = {}
+    for row in table.rows:
+        try:
+            names[int(row["index"])] = row["name"] or f"label {row['index']}"
+        except ValueError:
+            raise DataError(
+                f"the index '{row['index']}' is not a whole number", path, "correct the table"
+            ) from None
+    return names
+
+
+def _none_usable(where: Path, refused: Sequence[Refused]) -> DataError:
+    first = refused[0]
+    more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+    return DataError(
+        f"no labelled scan can be used; {first.name}: {first.what}{more}", where, first.hint
+    )

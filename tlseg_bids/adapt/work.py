@@ -1,0 +1,298 @@
+"""One adaptation at work: inspect, choose, folds, final run, judge, record.
+
+What takes time is kept in a work folder, so that a run that was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlseg_bids.adapt.choose import AUTO, Costs, Course, choose_recipe, plan_course
+from tlseg_bids.adapt.evidence import why_wrong
+from tlseg_bids.adapt.inspect import Answer, Inspected, inspect, overlap, sample_of
+from tlseg_bids.adapt.judge import (
+    Fold,
+    Verdict,
+    decide,
+    folds,
+    held_out_dice,
+    native_labels,
+    quick_dice,
+    rehearsal_dice,
+    rehearsal_set,
+    visible,
+    with_network,
+)
+from tlseg_bids.adapt.labels import Collected, Refused
+from tlseg_bids.adapt.page import write_page
+from tlseg_bids.adapt.record import (
+    RECORD,
+    Outcome,
+    Tested,
+    remove_model,
+    write_model,
+    write_record,
+)
+from tlseg_bids.bids.atomic import write_json
+from tlseg_bids.bids.tables import read_json
+from tlseg_bids.config import Config
+from tlseg_bids.errors import DataError, ScanError
+from tlseg_bids.flow import Job
+from tlseg_bids.networks import build
+from tlseg_bids.runner import Progress
+from tlseg_bids.segment.model import Model, load_model
+from tlseg_bids.train.adaptation import Adaptation
+from tlseg_bids.train.dataset import Sample
+from tlseg_bids.train.finetune import FineTuning, Parent, blended, grown, measure_step, run
+from tlseg_bids.train.rehearsal import rehearsal_samples
+from tlseg_bids.zoo.weights import load_weights
+
+FINAL = "final"
+COURSE = "course.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What an adaptation is about: the run, a job with the base per scan, labels, content key."""
+
+    config: Config
+    jobs: tuple[Job, ...]
+    collected: Collected
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What every run learns from: recipe, scans with samples, rehearsal heads, the parent."""
+
+    how: Adaptation
+    inspected: tuple[Inspected, ...]
+    samples: list[Sample]
+    maps: list[Sample]
+    parent: Parent
+    model: Model
+
+
+class Work:
+    """One adaptation.
+
+    Parameters
+    ----------
+    asked : Asked
+    answer : callable
+        How the program labels a scan.
+    progress : Progress
+    kept : Path
+        The work folder.
+    """
+
+    def __init__(self, asked: Asked, answer: Answer, progress: Progress, kept: Path) -> None:
+        self.asked, self.answer, self.progress, self.kept = asked, answer, progress, kept
+        self.config, self.card = asked.config, asked.jobs[0].card
+        self.reading = asked.collected.reading
+        self.begun = time.monotonic()
+
+    def adapt(self, folder: Path) -> dict[str, Any]:
+        """Do everything and write `folder`; returns the record."""
+        torch.set_num_threads(self.config.threads or self.config.nprocs)
+        tensors = load_weights(self.card, self.config.offline)
+        base = load_model(self.card, tensors, self.asked.jobs[0].device)
+        self.progress.begin(len(self.asked.collected.usable) + 1)
+        inspected, refused = self._inspect(base)
+        how, reasons = choose_recipe(self.config.fine_tune or AUTO, inspected, self.reading)
+        material = self._material(how, inspected, base)
+        course = self._course(material)
+        tested, verdict, child, curves = self._train(material, course)
+        outcome = Outcome(
+            self.config.site, self.asked.key, self.card, self.reading, how,
+            tuple(one.labelled for one in inspected), refused, self.asked.collected.unlabelled,
+            (*reasons, *course.reasons), tested, verdict, course.steps,
+            time.monotonic() - self.begun, self.config.random_seed, curves,
+            tuple(protocol.name for protocol in material.model.heads),
+        )  # fmt: skip
+        files = [write_page(folder, outcome)]
+        if verdict.kept:
+            card = write_model(folder, outcome, tensors, child)
+            files += [card.path, folder / card.weights.file]
+        else:
+            remove_model(folder, self.config.site)
+        write_record(folder, outcome, files)
+        self.progress.finish(self.config.site, "done", verdict.reason)
+        return read_json(folder / RECORD)[0]
+
+    def _inspect(self, base: Model) -> tuple[list[Inspected], tuple[Refused, ...]]:
+        """Label every scan with the base, and leave out those whose labels are not theirs."""
+        jobs = {f"{job.scan.stem}_{job.scan.suffix}": job for job in self.asked.jobs}
+        found, refused = [], list(self.asked.collected.refused)
+        for one in self.asked.collected.usable:
+            self.progress.step(one.name, "look", 1, 1)
+            try:
+                if one.name not in jobs:
+                    raise ScanError("the scan cannot be read", one.scan.path, "look at the file")
+                path = self.kept / f"{one.name}.npz"
+                found.append(inspect(one, jobs[one.name], base, self.reading, self.answer, path))
+            except ScanError as error:
+                refused.append(Refused(one.name, error.what, error.hint))
+                self.progress.finish(one.name, "failed", f"{error.what} – {error.hint}")
+            else:
+                note = f"Dice with the base {found[-1].evidence.agreement:.2f}"
+                self.progress.finish(one.name, "done", note)
+        kept = []
+        for one in found:
+            others = [other.evidence for other in found if other is not one]
+            why = why_wrong(one.labelled.file.name, one.evidence, others)
+            if why is None:
+                kept.append(one)
+            else:
+                refused.append(Refused(one.name, *why))
+        if not kept:
+            raise DataError(
+                f"no labelled scan can be used; {refused[0].name}: {refused[0].what}",
+                f"--labels {self.config.labels_dir}", refused[0].hint,
+            )  # fmt: skip
+        return kept, tuple(refused)
+
+    def _material(self, how: Adaptation, inspected: list[Inspected], base: Model) -> Material:
+        """The parent, with one head more where the labels need one, and what it is shown."""
+        model = base
+        if self.reading.new_head:
+            heads = (self.reading.target, *base.heads)
+            old = base.networks["segmenter"]
+            sizes = [len(protocol) for protocol in heads]
+            network = build(**self.card.networks["segmenter"], out_channels=sizes)
+            network = network.to(base.device)
+            with torch.no_grad():
+                grown(network, old, overlap(inspected, sizes[0]).to(base.device))
+            model = with_network(base, network, heads)
+        options = self.card.preprocess
+        parent = Parent(
+            model.networks["segmenter"], tuple(protocol.name for protocol in model.heads),
+            [prior[0] for prior in model.priors.values()], options["box_mm"],
+            float(options["spacing_mm"]), model.precision,
+        )  # fmt: skip
+        samples = [_on(sample_of(one, self.reading), base.device) for one in inspected]
+        maps = [_on(one, base.device) for one in rehearsal_samples(base.template)]
+        return Material(how, tuple(inspected), samples, maps, parent, model)
+
+    def _course(self, material: Material) -> Course:
+        """Folds and steps; what an interrupted run had decided holds."""
+        stored, problem = read_json(self.kept / COURSE)
+        if not problem and stored.get("Recipe") == material.how.name:
+            return Course(
+                stored["Folds"], stored["Steps"], stored["LimitSeconds"], tuple(stored["Reasons"])
+            )
+        trial = self._run(material, material.samples, steps=1000)
+        step = measure_step(trial)
+        begun = time.monotonic()
+        quick_dice(material.model, material.inspected[0], Fold((0,)))
+        seconds = time.monotonic() - begun
+        left = 60 * self.config.budget_minutes - (time.monotonic() - self.begun)
+        subjects = [one.labelled.scan.subject for one in material.inspected]
+        costs = Costs(step, seconds, left)
+        course = plan_course(material.how, subjects, costs, self.config.budget_minutes)
+        write_json(self.kept / COURSE, {
+            "Recipe": material.how.name, "Folds": course.folds, "Steps": course.steps,
+            "LimitSeconds": course.limit_s, "Reasons": course.reasons,
+        })  # fmt: skip
+        return course
+
+    def _train(
+        self, material: Material, course: Course
+    ) -> tuple[tuple[Tested, ...], Verdict, dict[str, Tensor], dict[str, list]]:
+        """Folds, final run and judgement."""
+        subjects = [one.labelled.scan.subject for one in material.inspected]
+        parts = folds(subjects, course.folds)
+        total, done, curves = (len(parts) + 1) * course.steps, 0, {}
+        children, base, quick = [], [], {share: [] for share in material.how.shares}
+        for number, fold in enumerate([*parts, None]):
+            name = FINAL if fold is None else f"fold-{fold.name}"
+            shown = material.samples if fold is None else visible(material.samples, fold)
+            tuning = self._run(material, shown, course.steps)
+            report = self._reporter(number, len(parts), done, total)
+            child = run(tuning, self.kept / f"{name}.pt", report, course.limit_s)
+            curves[name], done = tuning.curve, done + course.steps
+            children.append(child)
+            if fold is not None:
+                self._judge_fold(material, fold, child, base, quick)
+        rehearsal = self._rehearse(material, children[-1])
+        verdict = decide(base, quick, rehearsal)
+        share = verdict.share or max(material.how.shares)
+        tested = [
+            one
+            for fold, child in zip(parts, children, strict=False)
+            for one in self._tested(material, fold, blended(material.parent.network, child, share))
+        ]
+        final = blended(material.parent.network, children[-1], share)
+        return tuple(tested), verdict, final, curves
+
+    def _run(self, material: Material, samples: list[Sample], steps: int) -> FineTuning:
+        return FineTuning(
+            material.how, material.parent, samples, material.maps, steps, self.config.random_seed
+        )
+
+    def _reporter(self, number: int, runs: int, done: int, total: int):
+        """Says which run it is and how long the whole still takes."""
+        begun = time.monotonic()
+        name = "final run" if number == runs else f"fold {number + 1} of {runs}"
+        first: list[int] = []
+
+        def report(step: int, _: int) -> None:
+            first.append(step) if not first else None
+            rate = (time.monotonic() - begun) / max(step - first[0] + 1, 1)
+            minutes = rate * (total - done - step) / 60
+            left = f"{name}, {minutes:.0f} min left"
+            self.progress.step(self.config.site, left, done + step, total)
+
+        return report
+
+    def _judge_fold(
+        self, material: Material, fold: Fold, child: dict[str, Tensor], base: list[float],
+        quick: dict[float, list[float]],
+    ) -> None:  # fmt: skip
+        """Add a fold's Dice of the parent and of the child at every share."""
+        held = [material.inspected[i] for i in fold.held_out]
+        base += [quick_dice(material.model, one, fold) for one in held]
+        for share, scores in quick.items():
+            model = self._child(material, blended(material.parent.network, child, share))
+            scores += [quick_dice(model, one, fold) for one in held]
+
+    def _rehearse(self, material: Material, child: dict[str, Tensor]) -> dict[float, float]:
+        """Dice on the rehearsal set of the parent (0) and of the final child at every share."""
+        parent = material.parent
+        heads = rehearsal_set(material.maps, parent.box_mm, parent.spacing_mm)
+        scores = {0.0: rehearsal_dice(material.model, heads)}
+        for share in material.how.shares:
+            model = self._child(material, blended(parent.network, child, share))
+            scores[share] = rehearsal_dice(model, heads)
+        return scores
+
+    def _tested(self, material: Material, fold: Fold, state: dict[str, Tensor]) -> list[Tested]:
+        """Dice before and after of what a fold held out, as the program would label it."""
+        model, found = self._child(material, state), []
+        for i in fold.held_out:
+            one = material.inspected[i]
+            before = native_labels(material.model, one) if self.reading.new_head else one.base
+            after = native_labels(model, one)
+            found.append(Tested(
+                one.labelled, f"{one.name} {fold.side}".strip(),
+                held_out_dice(before, one, fold), held_out_dice(after, one, fold), before, after,
+            ))  # fmt: skip
+        return found
+
+    def _child(self, material: Material, state: dict[str, Tensor]) -> Model:
+        sizes = [len(protocol) for protocol in material.model.heads]
+        network = build(**self.card.networks["segmenter"], out_channels=sizes)
+        network.load_state_dict(state)
+        return with_network(material.model, network.to(material.model.device), material.model.heads)
+
+
+def _on(sample: Sample, device: torch.device) -> Sample:
+    """The sample with its arrays on a device."""
+    images = {suffix: image.to(device) for suffix, image in sample.images.items()}
+    return replace(sample, classes=sample.classes.to(device), images=images)

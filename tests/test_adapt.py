@@ -395,7 +395,7 @@ def test_a_sites_own_protocol_gets_a_new_head_that_the_next_run_knows(tmp_path, 
         name = f"sub-0{number}"
         path = site[1] / name / "anat" / f"{name}_space-T1w_seg-lab_dseg.nii.gz"
         save_nifti(path, own(head(number)))
-    how = recipe(tmp_path, head="new", scope="two-stage")
+    how = recipe(tmp_path, head="new", scope="two-stage", shares=[1.0, 0.6, 0.3])
     what = asked(*site, base, fine_tune=how)
     assert fine_tune(what, answer, Told()) == 0
     record = json.loads((what.out_dir / "models/lab/adaptation.json").read_text())

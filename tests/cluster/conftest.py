@@ -19,6 +19,7 @@ from tlseg_bids.zoo.weights import local_file
 ROOT = Path(__file__).resolve().parents[2]
 SCANS = 12
 THREADS = "1"
+LONG = "TLSEG_LONG_TESTS"
 
 
 def environment() -> dict[str, str]:
@@ -29,6 +30,8 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the T1w scans of `infant`."""
+    if not os.environ.get(LONG):
+        pytest.skip(f"set {LONG}=1 to label {SCANS} scans twice over, about ten minutes")
     source = real_dataset("infant")
     folder = tmp_path_factory.mktemp("cluster") / "bids"
     folder.mkdir()

@@ -10,11 +10,12 @@ Prediction interval of a volume: Geisser 1993, Predictive Inference, doi:10.1201
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tlseg_bids.errors import DataError
-from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
+from tlseg_bids.labels.protocol import LabelProtocol
 
 TEMPERATURES = (0.2, 5.0)
 SEE = "fit it with benchmarks/calibrate.py; see docs/cards.md"
@@ -78,15 +79,15 @@ def structures(protocol: LabelProtocol) -> list[str]:
     ]
 
 
-def check_calibration(given: Calibration, heads: tuple[str, ...], where: str) -> None:
+def check_calibration(given: Calibration, heads: Sequence[LabelProtocol], where: str) -> None:
     """Refuse a calibration that does not fit the card.
 
     Parameters
     ----------
     given : Calibration
         From the card.
-    heads : tuple of str
-        Label protocols of the card, the primary first; structures are the primary's.
+    heads : sequence of LabelProtocol
+        Those of the card, the primary first; structures are the primary's.
     where : str
         File and table, for the message.
 
@@ -97,21 +98,22 @@ def check_calibration(given: Calibration, heads: tuple[str, ...], where: str) ->
     """
     low, high = TEMPERATURES
     for protocol, value in given.temperature.items():
-        if protocol not in heads:
+        names = [head.name for head in heads]
+        if protocol not in names:
             raise DataError(
-                f"a temperature for '{protocol}', and the heads are {', '.join(heads)}",
+                f"a temperature for '{protocol}', and the heads are {', '.join(names)}",
                 f"{where}, temperature", SEE,
             )  # fmt: skip
         _check_number(value, low, high, f"{where}, temperature.{protocol}")
     _check_number(given.dice_slope, 0, 10, f"{where}, dice_slope")
     _check_number(given.level, 0.5, 0.999, f"{where}, level")
-    known = set(structures(load_protocol(heads[0]))[1:])
+    known = set(structures(heads[0])[1:])
     for key, bounds in (("dice_offset", (-10, 1)), ("volume_low", (0, 100)),
                         ("volume_high", (0, 100))):  # fmt: skip
         for structure, value in getattr(given, key).items():
             if structure not in known:
                 raise DataError(
-                    f"protocol '{heads[0]}' has no structure '{structure}'", f"{where}, {key}",
+                    f"protocol '{heads[0].name}' has no structure '{structure}'", f"{where}, {key}",
                     "name structures by their abbreviation without the side",
                 )  # fmt: skip
             _check_number(value, *bounds, f"{where}, {key}.{structure}")

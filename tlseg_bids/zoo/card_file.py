@@ -127,7 +127,8 @@ def check_card(card: ModelCard) -> None:
     _check_channels(card, where)
     _check_networks(card, where)
     _check_domain(card.domain, f"{where}, [domain]")
-    check_calibration(card.calibration, card.heads, f"{where}, [calibration]")
+    heads = [card.protocol_of(name) for name in card.heads]
+    check_calibration(card.calibration, heads, f"{where}, [calibration]")
     _check_weights(card.weights, f"{where}, [weights]")
 
 

@@ -12,6 +12,7 @@ import copy
 import hashlib
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +39,7 @@ CHECKPOINT_SECONDS = 30.0
 LARGEST_GRADIENT = 5.0
 FIRST_STAGE = 1 / 3
 REPORT_POINTS = 50
+TRIAL_STEPS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,15 +354,15 @@ def blended(parent: nn.Module, child: dict[str, Tensor], share: float) -> dict[s
 
 
 def measure_step(tuning: FineTuning) -> float:
-    """Seconds that a step takes, on a copy of the run; the first step of a process is left out."""
+    """Seconds that a step takes: the median of `TRIAL_STEPS` after a first one; uses the run up."""
     seconds = []
-    for _ in range(3):
+    for _ in range(TRIAL_STEPS + 1):
         begun = time.monotonic()
         tuning.learn()
         if tuning.parent.device.type == "cuda":
             torch.cuda.synchronize(tuning.parent.device)
         seconds.append(time.monotonic() - begun)
-    return sum(seconds[1:]) / len(seconds[1:])
+    return statistics.median(seconds[1:])
 
 
 def _recipe(how: Adaptation, parent: Parent, seed: int) -> Recipe:

@@ -106,13 +106,15 @@ def fine_tune(config: Config, progress: Progress) -> int:
     """Adapt a model to labelled scans, and keep it where it is better; returns the exit code."""
     from tlseg_bids.adapt.site import fine_tune as adapt
 
-    def answer(job: Job, model: Model) -> tuple[Prepared, Segmentation]:
-        scan, _ = load_scan(job.scan.path)
-        frame = find_template(scan, job.card.preprocess, locate(model), model.template)
-        prepared, prediction = label(scan, job, model, frame)
-        return prepared, to_native(prediction, scan, model.protocol)
-
     return adapt(config, answer, progress)
+
+
+def answer(job: Job, model: Model) -> tuple[Prepared, Segmentation]:
+    """A scan as the model saw it, and its labels on its own grid; nothing is written."""
+    scan, _ = load_scan(job.scan.path)
+    frame = find_template(scan, job.card.preprocess, locate(model), model.template)
+    prepared, prediction = label(scan, job, model, frame)
+    return prepared, to_native(prediction, scan, model.protocol)
 
 
 def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Outcome:

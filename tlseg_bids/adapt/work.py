@@ -44,7 +44,7 @@ from tlseg_bids.bids.tables import read_json
 from tlseg_bids.config import Config
 from tlseg_bids.errors import DataError, ScanError
 from tlseg_bids.flow import Job
-from tlseg_bids.networks import build
+from tlseg_bids.networks import build, channels_last
 from tlseg_bids.runner import Progress
 from tlseg_bids.segment.model import Model, load_model
 from tlseg_bids.train.adaptation import Adaptation
@@ -106,7 +106,7 @@ class Work:
         self.progress.begin(len(self.asked.collected.usable) + 1)
         inspected, refused = self._inspect(base)
         how, reasons = choose_recipe(self.config.fine_tune or AUTO, inspected, self.reading)
-        material = self._material(how, inspected, base)
+        material = self.material(how, inspected, base)
         course = self._course(material)
         tested, verdict, child, curves = self._train(material, course)
         outcome = Outcome(
@@ -158,7 +158,7 @@ class Work:
             )  # fmt: skip
         return kept, tuple(refused)
 
-    def _material(self, how: Adaptation, inspected: list[Inspected], base: Model) -> Material:
+    def material(self, how: Adaptation, inspected: list[Inspected], base: Model) -> Material:
         """The parent, with one head more where the labels need one, and what it is shown."""
         model = base
         if self.reading.new_head:
@@ -166,7 +166,7 @@ class Work:
             old = base.networks["segmenter"]
             sizes = [len(protocol) for protocol in heads]
             network = build(**self.card.networks["segmenter"], out_channels=sizes)
-            network = network.to(base.device)
+            network = channels_last(network).to(base.device)
             with torch.no_grad():
                 grown(network, old, overlap(inspected, sizes[0]).to(base.device))
             model = with_network(base, network, heads)
@@ -259,7 +259,7 @@ class Work:
         held = [material.inspected[i] for i in fold.held_out]
         base += [quick_dice(material.model, one, fold) for one in held]
         for share, scores in quick.items():
-            model = self._child(material, blended(material.parent.network, child, share))
+            model = self.child(material, blended(material.parent.network, child, share))
             scores += [quick_dice(model, one, fold) for one in held]
 
     def _rehearse(self, material: Material, child: dict[str, Tensor]) -> dict[float, float]:
@@ -268,13 +268,13 @@ class Work:
         heads = rehearsal_set(material.maps, parent.box_mm, parent.spacing_mm)
         scores = {0.0: rehearsal_dice(material.model, heads)}
         for share in material.how.shares:
-            model = self._child(material, blended(parent.network, child, share))
+            model = self.child(material, blended(parent.network, child, share))
             scores[share] = rehearsal_dice(model, heads)
         return scores
 
     def _tested(self, material: Material, fold: Fold, state: dict[str, Tensor]) -> list[Tested]:
         """Dice before and after of what a fold held out, as the program would label it."""
-        model, found = self._child(material, state), []
+        model, found = self.child(material, state), []
         for i in fold.held_out:
             one = material.inspected[i]
             before = native_labels(material.model, one) if self.reading.new_head else one.base
@@ -285,10 +285,11 @@ class Work:
             ))  # fmt: skip
         return found
 
-    def _child(self, material: Material, state: dict[str, Tensor]) -> Model:
+    def child(self, material: Material, state: dict[str, Tensor]) -> Model:
+        """The base with these parameters of the segmenter."""
         sizes = [len(protocol) for protocol in material.model.heads]
         network = build(**self.card.networks["segmenter"], out_channels=sizes)
-        network.load_state_dict(state)
+        channels_last(network).load_state_dict(state)
         return with_network(material.model, network.to(material.model.device), material.model.heads)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from tlseg_bids.errors import DataError
@@ -25,3 +26,15 @@ def build(network: str, **arguments: Any) -> nn.Module:
     if network not in NETWORKS:
         raise DataError(f"no network '{network}'", "", f"known are {', '.join(NETWORKS)}")
     return NETWORKS[network](**arguments)
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network itself, its 3-D kernels now with channels last.
+
+    So its activations have channels last, too, and processors with matrix units convolve them
+    without copying. Parameters are no longer contiguous; their values and names stay.
+    """
+    for parameter in network.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return network

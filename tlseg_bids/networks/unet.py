@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 PRIOR_FLOOR = 1e-3
 PRIOR_FEATURES = 8
+_QUARTERS = [a * b * c for a, b, c in product((0.75, 0.25), repeat=3)]
+"""Shares of a voxel's neighbours at a point a quarter of a voxel off its centre, as `product`."""
 
 
 def space_to_depth(image: Tensor, factor: int) -> Tensor:
@@ -46,15 +48,31 @@ def quarter_step(x: Tensor, part: Sequence[int]) -> Tensor:
     return x
 
 
+class Norm(nn.InstanceNorm3d):
+    """Instance norm with scale and shift that keeps channels last where they are.
+
+    The statistics of one example over its voxels are those of a batch of one, so batch norm, which
+    does not copy to another memory format, computes the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1:
+            return super().forward(x)
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+
 class Block(nn.Module):
     """Two 3×3×3 convolutions, each followed by instance norm and LeakyReLU, with a short cut."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm1 = nn.InstanceNorm3d(outputs, affine=True)
+        self.norm1 = Norm(outputs)
         self.conv2 = nn.Conv3d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = nn.InstanceNorm3d(outputs, affine=True)
+        self.norm2 = Norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         first = F.leaky_relu(self.norm1(self.conv1(x)), 0.01)
@@ -156,9 +174,7 @@ class UNet(nn.Module):
             (N, channels, I/factor, …). Empty: the coarse answer (N, channels, I/stem, …).
         """
         x, prior = self._features(image, prior)
-        logits = self.heads[head](x)
-        if prior is not None and (place := self.places[head]) is not None:
-            logits = logits + self.prior_weight * torch.log(prior[:, place] + PRIOR_FLOOR)
+        logits = self._coarse(x, prior, head)
         if self.coarse_only or parts == ():
             return logits
         edges = F.leaky_relu(self.edges(x), 0.01)
@@ -168,6 +184,59 @@ class UNet(nn.Module):
             for part in (every if parts is None else parts)
         ]
         return depth_to_space(found, 2) if parts is None else torch.cat(found, 2)
+
+    def body(self, image: Tensor, prior: Tensor | None = None, head: int = 0) -> Tensor:
+        """What a sub-voxel answer is made from, as `forward` would find it.
+
+        Returns
+        -------
+        Tensor, shape (N, channels + detail, I/stem, J/stem, K/stem)
+            The coarse logits, then the features that correct them.
+        """
+        x, prior = self._features(image, prior)
+        edges = F.leaky_relu(self.edges(x), 0.01)
+        return torch.cat([self._coarse(x, prior, head).to(edges.dtype), edges], 1)
+
+    def sub_voxels(self, coarse: Tensor, edges: Tensor, where: Tensor, head: int = 0) -> Tensor:
+        """Fine logits of some coarse voxels alone.
+
+        Parameters
+        ----------
+        coarse, edges : Tensor, float32, shapes (I, J, K, channels) and (I, J, K, detail)
+            The two parts of what `body` gives for one example, contiguous.
+        where : Tensor of int64, shape (n, 3)
+            Coarse voxels.
+        head : int
+            Which head answers.
+
+        Returns
+        -------
+        Tensor, float32, shape (n, 8, channels)
+            Sub-voxels in the order (0, 0, 0), (0, 0, 1) … (1, 1, 1).
+        """
+        detail, (*shape, channels) = self.details[head], coarse.shape
+        steps = where.new_tensor((shape[1] * shape[2], shape[2], 1))
+        last = where.new_tensor(shape) - 1
+        table = coarse.reshape(-1, channels)
+        shares = table.new_tensor(_QUARTERS).expand(len(where), 8).contiguous()
+        found = []
+        for part in product((-1, 1), repeat=3):
+            near = (where + where.new_tensor(part)).clamp_min(0).minimum(last)
+            x, y, z = (torch.stack((where, near), 2) * steps[:, None]).unbind(1)
+            corners = x[:, :, None, None] + y[:, None, :, None] + z[:, None, None, :]
+            found.append(F.embedding_bag(
+                corners.reshape(-1, 8), table, mode="sum", per_sample_weights=shares
+            ))  # fmt: skip
+        edges = edges.reshape(len(table), -1)[(where * steps).sum(1)]
+        correction = F.linear(edges, detail.weight[:, :, 0, 0, 0], detail.bias)
+        return torch.stack(found, 1) + correction.reshape(len(where), 8, channels)
+
+    def _coarse(self, x: Tensor, prior: Tensor | None, head: int) -> Tensor:
+        """Logits at the stem's resolution."""
+        logits = self.heads[head](x)
+        if prior is not None and (place := self.places[head]) is not None:
+            logits = logits + self.prior_weight * torch.log(prior[:, place] + PRIOR_FLOOR)
+        return logits
 
     def _correction(self, edges: Tensor, head: int, part: int) -> Tensor:
         """What is added to the logits of one sub-voxel."""

@@ -35,7 +35,7 @@ class ProbabilityField:
 
     def __init__(self, probabilities: np.ndarray, grid: Grid, native: Grid) -> None:
         self.channels, self.native, self.shape = len(probabilities), native, grid.shape
-        field = torch.from_numpy(np.ascontiguousarray(probabilities))
+        field = torch.from_numpy(probabilities)
         possible = field[0] < _CERTAIN
         self.border_share = _border_share(field[0])
         self.is_empty = not bool(possible.any())

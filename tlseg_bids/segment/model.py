@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -15,7 +17,9 @@ from torch.nn import functional as F
 from tlseg_bids.errors import DataError
 from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.labels.protocol import LabelProtocol
+from tlseg_bids.networks import channels_last
 from tlseg_bids.segment import STRATEGIES
+from tlseg_bids.segment.fine import both_sides, refine
 from tlseg_bids.volume import Grid
 from tlseg_bids.zoo.assemble import assemble, atlases
 from tlseg_bids.zoo.card import ModelCard
@@ -31,7 +35,8 @@ class Model:
     `heads`: protocols that the segmenter answers in, the primary one first; the last is that of
     the template and the locator. `template` (channels, 3): centroids in template mm, NaN where
     there is none; `priors` (1, channels, I, J, K) float32 each: probabilities over the card's box,
-    for the heads that have them, in their order.
+    for the heads that have them, in their order; `atlas` keeps them side by side at the sizes that
+    were asked for.
     """
 
     card: ModelCard
@@ -41,6 +46,7 @@ class Model:
     priors: dict[str, Tensor]
     device: torch.device
     precision: torch.dtype
+    atlas: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     @property
     def protocol(self) -> LabelProtocol:
@@ -92,7 +98,9 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
     """
     heads = tuple(card.protocol_of(name) for name in card.heads)
     place = torch.device(device)
-    networks = {role: network.to(place) for role, network in assemble(card, tensors).items()}
+    networks = {
+        role: channels_last(network.to(place)) for role, network in assemble(card, tensors).items()
+    }
     priors = {name: atlas.to(place) for name, atlas in atlases(card, tensors).items()}
     nowhere = torch.full((len(heads[-1]), 3), torch.nan)
     return Model(
@@ -117,11 +125,16 @@ class Models:
             return self._loaded[key]
 
 
+@contextlib.contextmanager
+def _fast(model: Model) -> Iterator[None]:
+    """Without gradients, in the precision that the device multiplies natively."""
+    low = model.precision != torch.float32
+    with torch.inference_mode(), torch.autocast(model.device.type, model.precision, low):
+        yield
+
+
 def _logits(model: Model, role: str, image: Tensor, prior: Tensor | None, **ask: Any) -> Tensor:
-    with (
-        torch.inference_mode(),
-        torch.autocast(model.device.type, model.precision, model.precision != torch.float32),
-    ):
+    with _fast(model):
         return model.networks[role](image.to(model.device), prior, **ask)
 
 
@@ -147,24 +160,28 @@ def locate(model: Model) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def _prior_window(
-    model: Model, corner: tuple[int, ...], side: list[int], shape: list[int]
-) -> Tensor | None:
-    """The atlases at the coarse voxels of a window, (1, channels, i, j, k)."""
+def _atlas(model: Model, shape: list[int]) -> Tensor | None:
+    """The atlases at the coarse voxels of the card's box, float16 (1, channels, i, j, k)."""
     if not model.priors:
         return None
-    stem = model.networks["segmenter"].stem
-    theta = torch.zeros(1, 3, 4, device=model.device)
-    for axis in range(3):
-        row = 2 - axis
-        theta[0, row, row] = side[axis] / shape[axis]
-        theta[0, row, 3] = (2 * corner[axis] + side[axis]) / shape[axis] - 1
-    size = (1, 1, *(n // stem for n in side))
-    grid = F.affine_grid(theta, size, align_corners=False)
-    return torch.cat([
-        F.grid_sample(prior, grid, padding_mode="border", align_corners=False)
-        for prior in model.priors.values()
-    ], 1)  # fmt: skip
+    size = (1, 1, *(n // model.networks["segmenter"].stem for n in shape))
+    if size not in model.atlas:
+        theta = torch.eye(3, 4, device=model.device)[None]
+        grid = F.affine_grid(theta, size, align_corners=False)
+        model.atlas[size] = torch.cat([
+            F.grid_sample(prior, grid, padding_mode="border", align_corners=False).half()
+            for prior in model.priors.values()
+        ], 1)  # fmt: skip
+    return model.atlas[size]
+
+
+def _part(atlas: Tensor | None, corner: Sequence[int], window: Tensor, stem: int) -> Tensor | None:
+    """The atlases at the coarse voxels of a window, float32 (1, channels, i, j, k)."""
+    if atlas is None:
+        return None
+    ends = zip(corner, window.shape[2:], strict=True)
+    some = [slice(c // stem, (c + n) // stem) for c, n in ends]
+    return atlas[(slice(None), slice(None), *some)].float()
 
 
 def _answer(model: Model, ask: Ask, image: Tensor, prior: Tensor | None) -> Tensor:
@@ -173,7 +190,7 @@ def _answer(model: Model, ask: Ask, image: Tensor, prior: Tensor | None) -> Tens
     The card's temperature holds for the fine answer alone; the coarse one finds the frame.
     """
     parts = None if ask.fine else ()
-    heat = model.card.calibration.of_head(model.heads[ask.head].name) if ask.fine else 1.0
+    heat = _heat(model, ask.head) if ask.fine else 1.0
     logits = _logits(model, "segmenter", image, prior, head=ask.head, parts=parts)
     out = torch.empty(logits.shape, dtype=torch.float16)
     for start in range(0, logits.shape[2], _PLANES):
@@ -182,14 +199,24 @@ def _answer(model: Model, ask: Ask, image: Tensor, prior: Tensor | None) -> Tens
     return out
 
 
+def _heat(model: Model, head: int) -> float:
+    """The temperature of a head's answer."""
+    return model.card.calibration.of_head(model.heads[head].name)
+
+
+def _mirror(model: Model, prior: Tensor | None) -> Tensor | None:
+    """The atlases of a window turned over along the first axis."""
+    if prior is None:
+        return None
+    every = [p for p in model.heads if p.name in model.priors]
+    starts = np.cumsum([0, *(len(p) for p in every)])
+    swap = np.concatenate([p.mirror + n for p, n in zip(every, starts[:-1], strict=True)])
+    return prior.flip(2)[:, torch.as_tensor(swap, device=prior.device)]
+
+
 def _mirrored(model: Model, ask: Ask, image: Tensor, prior: Tensor | None) -> Tensor:
     """Probabilities found in the mirror, brought back."""
-    if prior is not None:
-        every = [p for p in model.heads if p.name in model.priors]
-        starts = np.cumsum([0, *(len(p) for p in every)])
-        swap = np.concatenate([p.mirror + n for p, n in zip(every, starts[:-1], strict=True)])
-        prior = prior.flip(2)[:, torch.as_tensor(swap, device=prior.device)]
-    found = _answer(model, ask, image.flip(2), prior)
+    found = _answer(model, ask, image.flip(2), _mirror(model, prior))
     return found.flip(2)[:, torch.as_tensor(model.heads[ask.head].mirror)]
 
 
@@ -204,21 +231,50 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
         Which head answers, how finely, with or without the mirror.
     """
     strategy = {k: v for k, v in model.card.strategy.items() if k not in ("name", "mirror")}
-    walk = STRATEGIES[model.card.strategy["name"]]
+    if "overlap" in strategy and not ask.fine:
+        strategy["overlap"] = 0.0  # finding the frame needs no smooth seams
+    walk = partial(STRATEGIES[model.card.strategy["name"]], **strategy)
     network = model.networks["segmenter"]
     factor = network.factor if ask.fine else network.stem
     image = torch.from_numpy(prepared.image)[None]
-    shape = list(image.shape[2:])
+    fine = ask.fine and not network.coarse_only
+    probabilities = (_fine if fine else _plain)(model, ask, image, walk)
+    step = np.diag([factor, factor, factor, 1.0])
+    step[:3, 3] = (factor - 1) / 2
+    grid = Grid(tuple(probabilities.shape[1:]), prepared.grid.affine @ step)
+    return Prediction(probabilities.numpy(), grid)
+
+
+def _plain(model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]) -> Tensor:
+    """Probabilities (channels, i, j, k) at the resolution that the network itself answers in."""
+    network, atlas = model.networks["segmenter"], _atlas(model, list(image.shape[2:]))
 
     def predict(window: Tensor, corner: tuple[int, int, int]) -> Tensor:
-        prior = _prior_window(model, corner, list(window.shape[2:]), shape)
+        prior = _part(atlas, corner, window, network.stem)
         found = _answer(model, ask, window, prior)
         if ask.mirror:
             found = found.add_(_mirrored(model, ask, window, prior)).div_(2)
         return found
 
-    probabilities = walk(predict, image, factor=factor, **strategy)
-    step = np.diag([factor, factor, factor, 1.0])
-    step[:3, 3] = (factor - 1) / 2
-    grid = Grid(tuple(probabilities.shape[1:]), prepared.grid.affine @ step)
-    return Prediction(probabilities.numpy(), grid)
+    return walk(predict, image, factor=network.factor if ask.fine else network.stem)
+
+
+def _fine(model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]) -> Tensor:
+    """Probabilities (channels, I, J, K) of a network with a sub-voxel answer."""
+    network, atlas = model.networks["segmenter"], _atlas(model, list(image.shape[2:]))
+
+    def side(turned: bool) -> Tensor:
+        there = _mirror(model, atlas) if turned else atlas
+
+        def predict(window: Tensor, corner: tuple[int, int, int]) -> Tensor:
+            prior = _part(there, corner, window, network.stem)
+            with _fast(model):
+                return network.body(window.to(model.device), prior, ask.head).float()
+
+        return walk(predict, image.flip(2) if turned else image, factor=network.stem)
+
+    swap = torch.as_tensor(model.heads[ask.head].mirror, device=model.device)
+    straight, mirrored = side(False), side(True) if ask.mirror else None
+    with torch.inference_mode():
+        coarse, sub = both_sides(network, ask.head, straight, mirrored, swap)
+        return refine(coarse, sub, _heat(model, ask.head))

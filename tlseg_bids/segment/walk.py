@@ -98,12 +98,20 @@ def sliding(
         there = tuple(slice(s.start // factor, s.stop // factor) for s in here)
         found = predict(image[(slice(None), slice(None), *here)], corner)[0]
         if total is None:
-            total = found.new_zeros((found.shape[0], *shape))
+            total = _zeros(found, shape)
         x, y, z = (tent[c].to(found) for tent, c in zip(tents, corner, strict=True))
         weight = x[:, None, None] * y[None, :, None] * z[None, None, :]
         total[(slice(None), *there)].addcmul_(found, weight)
         progress(number + 1, len(todo))
     return total
+
+
+def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros (channels, I, J, K) that lie in memory in the order of `like`'s axes."""
+    order = sorted(range(4), key=like.stride, reverse=True)
+    sizes = (like.shape[0], *shape)
+    zeros = like.new_zeros([sizes[axis] for axis in order])
+    return zeros.permute([order.index(axis) for axis in range(4)])
 
 
 def whole(

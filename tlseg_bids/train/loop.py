@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tlseg_bids.bids.atomic import atomic
 from tlseg_bids.errors import UsageError
-from tlseg_bids.networks import build
+from tlseg_bids.networks import build, channels_last
 from tlseg_bids.train.curves import Laps, time_left, write_curve
 from tlseg_bids.train.dataset import Sample, align, build_template, default_protocol
 from tlseg_bids.train.draw import Draw, Example, atlas
@@ -227,7 +227,7 @@ class Training:
 
     def _network(self) -> nn.Module:
         network = build(**self.recipe.network, out_channels=self.recipe.head_sizes)
-        return network.to(self.device)
+        return channels_last(network).to(self.device)
 
     def _resume(self, saved: dict[str, Any]) -> None:
         where = f"{self.recipe.name}.pt"

@@ -1,0 +1,237 @@
+"""The engine beside networks of its peers' size, on one machine in one run.
+
+``python benchmarks/speed.py SCAN [--model any] [--repeats 5] [--threads 2] [--peers …] [--out F]``
+
+SCAN is a T1w or T2w. The engine is timed as it labels that scan: every pass of its networks
+(finding the head, the frame, the answer and its mirror image), and the whole way from file to
+labels in memory. The peers have random weights, which suffice for time, and see one volume of
+192 × 224 × 192 voxels, as a head of 1 mm fills it:
+
+- ``synthseg``: a U-Net of 5 levels of 24·2ˡ features, two convolutions each (Billot et al. 2023,
+  doi:10.1016/j.media.2023.102789), as PyTorch runs it by default, in float32;
+- ``synthseg-openvino``: the same, float32, by OpenVINO, where that is installed;
+- ``meshnet``: nine dilated convolutions of 30 features (Fedorov et al. 2017,
+  doi:10.1109/IJCNN.2017.7966333), float32;
+- ``views``: a 2-D U-Net of QuickNAT's size in time (64 features, four levels), three views, of
+  which 8 slices are timed and multiplied by the number of slices.
+
+The runs alternate; the table has medians, the least and the most. The share of the machine's peak
+is floating point operations a second, as `torch.utils.flop_counter` counts the convolutions, over
+what a matrix product of 4096² in the same precision reaches here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from tlseg_bids import app
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.flow import Job
+from tlseg_bids.postprocess import to_native
+from tlseg_bids.preprocess.prepare import find_template
+from tlseg_bids.resources import peak_memory_gib, restart_peak
+from tlseg_bids.segment.model import Model, load_model, locate
+from tlseg_bids.volume import load_scan
+from tlseg_bids.zoo.registry import find_card, load_cards
+from tlseg_bids.zoo.weights import load_weights
+
+VOLUME = (192, 224, 192)
+CLASSES = 33
+SLICES_TIMED = 8
+
+
+def double(inputs: int, outputs: int, kind: type[nn.Module]) -> nn.Sequential:
+    """Two convolutions of width 3."""
+    norm = nn.BatchNorm3d if kind is nn.Conv3d else nn.BatchNorm2d
+    return nn.Sequential(
+        kind(inputs, outputs, 3, padding=1), nn.ELU(),
+        kind(outputs, outputs, 3, padding=1), nn.ELU(), norm(outputs),
+    )  # fmt: skip
+
+
+class PlainUNet(nn.Module):
+    """A U-Net with max pooling and nearest upsampling."""
+
+    def __init__(self, features: list[int], kind: type[nn.Module], inputs: int = 1) -> None:
+        super().__init__()
+        self.pool = F.max_pool3d if kind is nn.Conv3d else F.max_pool2d
+        widths = [inputs, *features]
+        self.down = nn.ModuleList(
+            double(a, b, kind) for a, b in zip(widths[:-1], features, strict=True)
+        )
+        self.up = nn.ModuleList(
+            double(deep + skip, skip, kind)
+            for deep, skip in zip(features[:0:-1], features[-2::-1], strict=True)
+        )
+        self.head = kind(features[0], CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(self.pool(x, 2) if level else x)
+            skips.append(x)
+        skips.pop()
+        for block in self.up:
+            x = block(torch.cat((F.interpolate(x, scale_factor=2.0), skips.pop()), 1))
+        return self.head(x)
+
+
+def meshnet() -> nn.Module:
+    """Dilated convolutions at full resolution."""
+    layers: list[nn.Module] = []
+    inputs = 1
+    for dilation in (1, 2, 4, 8, 16, 8, 4, 2, 1):
+        layers += [
+            nn.Conv3d(inputs, 30, 3, padding=dilation, dilation=dilation),
+            nn.BatchNorm3d(30), nn.ReLU(),
+        ]  # fmt: skip
+        inputs = 30
+    return nn.Sequential(*layers, nn.Conv3d(30, CLASSES, 1))
+
+
+def peers(wanted: list[str]) -> dict[str, tuple[Callable[[], object], float]]:
+    """Name to what is timed, and the factor that makes a whole volume of it."""
+    torch.manual_seed(0)
+    volume = torch.rand(1, 1, *VOLUME)
+    out: dict[str, tuple[Callable[[], object], float]] = {}
+    if "synthseg" in wanted or "synthseg-openvino" in wanted:
+        unet = PlainUNet([24 * 2**level for level in range(5)], nn.Conv3d).eval()
+        out["synthseg"] = (lambda: unet(volume), 1.0)
+        try:
+            import openvino
+        except ImportError:
+            print("openvino is not installed: no synthseg-openvino")
+        else:
+            model = openvino.convert_model(unet, example_input=volume)
+            model.reshape(list(volume.shape))
+            options = {
+                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            }
+            compiled = openvino.Core().compile_model(model, "CPU", options)
+            out["synthseg-openvino"] = (lambda: compiled([volume.numpy()]), 1.0)
+    if "meshnet" in wanted:
+        mesh = meshnet().eval()
+        out["meshnet"] = (lambda: mesh(volume), 1.0)
+    if "views" in wanted:
+        flat = PlainUNet([64, 64, 64, 64], nn.Conv2d, inputs=7).eval()
+        slices = torch.rand(SLICES_TIMED, 7, 256, 256)
+        out["views"] = (lambda: flat(slices), 3 * 256 / SLICES_TIMED)
+    return {name: out[name] for name in out if name in wanted}
+
+
+class Engine:
+    """The model as the program runs it on a scan."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        card = find_card(load_cards(()), name, "--model")
+        suffix = "T2w" if "T2w" in path.name else "T1w"
+        scan = Scan(path, path.parent, {"sub": "x"}, suffix)
+        self.model: Model = load_model(card, load_weights(card, True))
+        self.job = Job(scan, card, "", (), (), "", "cpu", 0.0)
+        self.volume, _ = load_scan(path)
+        self.frame = find_template(
+            self.volume, card.preprocess, locate(self.model), self.model.template
+        )
+
+    def network(self) -> None:
+        """Every pass of the networks, resampling between them included."""
+        find_template(
+            self.volume, self.job.card.preprocess, locate(self.model), self.model.template
+        )
+        app.label(self.volume, self.job, self.model, self.frame)
+
+    def scan(self) -> None:
+        """From file to labels in memory."""
+        volume, _ = load_scan(self.job.scan.path)
+        frame = find_template(
+            volume, self.job.card.preprocess, locate(self.model), self.model.template
+        )
+        _, prediction = app.label(volume, self.job, self.model, frame)
+        to_native(prediction, volume, self.model.protocol)
+
+
+def peak_flops(kind: torch.dtype) -> float:
+    """Floating point operations a second of a large matrix product."""
+    a, b = (torch.rand(4096, 4096).to(kind) for _ in range(2))
+    best = min(timed(lambda: a @ b) for _ in range(4))
+    return 2 * 4096**3 / best
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    begun = time.perf_counter()
+    with torch.inference_mode():
+        run()
+    return time.perf_counter() - begun
+
+
+def flops(run: Callable[[], object]) -> float:
+    """Floating point operations of one call."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return float(counter.get_total_flops())
+
+
+def main() -> None:
+    """Time all in turns and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scan", type=Path)
+    parser.add_argument("--model", default="any")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--peers", nargs="*", default=["synthseg", "synthseg-openvino", "meshnet", "views"]
+    )
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    engine = Engine(asked.scan, asked.model)
+    rows = {
+        "engine, network": (engine.network, 1.0),
+        "engine, whole scan": (engine.scan, 1.0),
+        **peers(asked.peers),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    memory: dict[str, float] = {}
+    for turn in range(asked.repeats + 1):  # the first turn warms up
+        for name, (run, factor) in rows.items():
+            restart_peak()
+            spent = timed(run) * factor
+            memory[name] = peak_memory_gib()
+            if turn:
+                seconds[name].append(spent)
+        print(f"turn {turn} of {asked.repeats}", flush=True)
+    own = statistics.median(seconds["engine, network"])
+    found = []
+    for name, (run, factor) in rows.items():
+        middle = statistics.median(seconds[name])
+        kind = engine.model.precision if name.startswith("engine") else torch.float32
+        count = flops(run) * factor if "openvino" not in name else np.nan
+        found.append({
+            "what": name, "seconds": middle, "least": min(seconds[name]),
+            "most": max(seconds[name]), "ratio to the engine's network": middle / own,
+            "TFLOP": count / 1e12, "share of peak": count / middle / peak_flops(kind),
+            "process peak GiB": memory[name],
+        })  # fmt: skip
+    table = pd.DataFrame(found).round(3)
+    print(table.to_string(index=False))
+    if asked.out:
+        table.to_csv(asked.out, sep="\t", index=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""What a model gains by a few labelled scans, and what it forgets.
+
+``python benchmarks/adaptation.py DATA OUT TASK [--recipes auto …] [--scans 1 3 7] [--draws 0 1 2]
+[--steps 300] [--test 5] [--adults 3]``
+
+TASK is ``infant``: from the first stage of the default model (`benchmarks/start/any-1.toml`, which
+saw adult label maps alone) to infants' T2w; or ``malc``: from the default model (which saw none of
+these adults) to all BrainCOLOR structures, with a head of its own.
+
+A draw puts the persons in a random order: the last ``--test`` are tested on, the first n are
+learned from. ``scratch`` is a recipe here: random weights in place of the parent's. As in the
+program, the child goes as far from the parent's weights as keeps 0.005 Dice on the synthesised
+rehearsal heads (`tlseg_bids.adapt.judge`); how much it gains is not looked at for that. Test
+scans are labelled as the program would, in the frame that the base found, and scored on their own
+grid. ``adults`` is the mean Dice of the 14 sub-cortical structures of some ``malc`` scans.
+
+A row per draw, n and recipe is appended to OUT/TASK.tsv; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tlseg_bids.adapt.choose import AUTO, OWN_LABELS, choose_recipe
+from tlseg_bids.adapt.inspect import Inspected, inspect
+from tlseg_bids.adapt.judge import (
+    MOST_FORGOTTEN,
+    Fold,
+    dice_per_channel,
+    held_out_dice,
+    mean,
+    native_labels,
+    rehearsal_dice,
+    rehearsal_set,
+)
+from tlseg_bids.adapt.labels import collect, match
+from tlseg_bids.adapt.site import base_jobs
+from tlseg_bids.adapt.work import Asked, Work
+from tlseg_bids.app import answer
+from tlseg_bids.bids.discover import discover
+from tlseg_bids.config import Config
+from tlseg_bids.networks import build
+from tlseg_bids.postprocess import to_native
+from tlseg_bids.segment.model import Ask, Model, load_model, segment
+from tlseg_bids.train.adaptation import load_adaptation
+from tlseg_bids.train.finetune import FineTuning, blended
+from tlseg_bids.zoo.weights import load_weights
+
+HERE = Path(__file__).parent
+SCRATCH = "scratch"
+TASKS = {
+    "infant": ("infant", "derivatives/jlf", "T2w", ("any-1", HERE / "start")),
+    "malc": ("malc", "derivatives/manual", "T1w", ("any", None)),
+}
+
+
+class Silent:
+    """No progress."""
+
+    def begin(self, scans: int) -> None: ...
+    def step(self, scan: str, name: str, number: int, of: int) -> None: ...
+    def finish(self, scan: str, status: str, note: str = "") -> None: ...
+
+
+class Site:
+    """A dataset with labels, every scan labelled once by the base.
+
+    Parameters
+    ----------
+    data, out : Path
+        The datasets; where the base's answers are kept.
+    task : tuple
+        A row of `TASKS`.
+    new_head : bool
+        Whether the labels keep their own protocol.
+    persons : set of str, optional
+        Only these.
+    """
+
+    def __init__(
+        self, data: Path, out: Path, task: tuple, new_head: bool, persons: int | None = None
+    ) -> None:
+        dataset, labels, suffix, (base, folder) = task
+        folders = () if folder is None else (folder,)
+        config = Config(
+            data / dataset, out / "none", "participant", base=base, model_dirs=folders,
+            labels_dir=data / dataset / labels, device="auto", nprocs=torch.get_num_threads(),
+        )  # fmt: skip
+        scans = [one for one in discover(config)[0] if one.suffix == suffix]
+        if persons is not None:
+            scans = [
+                one for one in scans if one.subject in sorted({s.subject for s in scans})[:persons]
+            ]
+        matched = match(config.labels_dir, scans)
+        jobs = base_jobs(config, matched)
+        protocol = jobs[0].card.protocol_of(jobs[0].card.protocol)
+        collected = collect(matched, protocol, new_head)
+        self.work = Work(Asked(config, tuple(jobs), collected, ""), answer, Silent(), out)
+        self.base = load_model(jobs[0].card, load_weights(jobs[0].card, True), jobs[0].device)
+        by_name = {f"{job.scan.stem}_{job.scan.suffix}": job for job in jobs}
+        self.scans: dict[str, Inspected] = {}
+        for one in collected.usable:
+            kept = out / f"{base}-{one.name}.npz"
+            self.scans[one.scan.subject] = inspect(
+                one, by_name[one.name], self.base, collected.reading, answer, kept
+            )
+        self.reading = collected.reading
+
+
+def adults_dice(model: Model, site: Site) -> float:
+    """Mean Dice of the 14 sub-cortical structures, answered by the template's head."""
+    deep = np.flatnonzero(site.base.protocol.table["subcortical14"].to_numpy(int) == 1)
+    scores = []
+    for one in site.scans.values():
+        prediction = segment(model, one.prepared, Ask(head=len(model.heads) - 1))
+        protocol = model.heads[-1]
+        labels = to_native(prediction, one.prepared.native, protocol).labels.data
+        table = np.zeros(int(protocol.indices.max()) + 1, np.uint8)
+        table[protocol.indices] = np.arange(len(protocol))
+        dice = dice_per_channel(one.labelled.group[table[labels]], one.labelled.channels)
+        scores.append(mean({c: d for c, d in dice.items() if c in deep}))
+    return float(np.mean(scores))
+
+
+def site_dice(model: Model, scans: list[Inspected]) -> list[float]:
+    """Mean Dice over all labelled structures of every scan, on its own grid."""
+    fold = Fold((0,))
+    return [mean(held_out_dice(native_labels(model, one), one, fold)) for one in scans]
+
+
+def how_to(recipe: str, site: Site, shown: list[Inspected]):
+    """The recipe of this name, for these scans."""
+    if recipe == SCRATCH:
+        like = load_adaptation(OWN_LABELS if site.reading.new_head else "new-only")
+        return replace(
+            like, name=SCRATCH, scope="all", rehearsal=0.0, distillation=0.0, shares=(1.0,)
+        )
+    return choose_recipe(recipe, shown, site.reading)[0]
+
+
+def adapt(site: Site, recipe: str, shown: list[Inspected], steps: int, seed: int):
+    """Train one child; returns it, its recipe's name and what is to be written of it."""
+    how = how_to(recipe, site, shown)
+    material = site.work.material(how, shown, site.base)
+    parent = material.parent
+    if recipe == SCRATCH:
+        sizes = [len(protocol) for protocol in material.model.heads]
+        torch.manual_seed(seed)
+        fresh = build(**site.base.card.networks["segmenter"], out_channels=sizes)
+        parent = replace(parent, network=fresh.to(parent.device).eval())
+    tuning = FineTuning(how, parent, material.samples, material.maps, steps, seed)
+    begun = time.process_time(), time.monotonic()
+    while tuning.step < steps:
+        tuning.learn()
+    spent = time.process_time() - begun[0], time.monotonic() - begun[1]
+    state, share, lost = tuning.finish(), max(how.shares), math.nan
+    if recipe != SCRATCH:
+        heads = rehearsal_set(material.maps, parent.box_mm, parent.spacing_mm)
+        before = rehearsal_dice(material.model, heads)
+        for share in sorted(how.shares, reverse=True):
+            child = site.work.child(material, blended(parent.network, state, share))
+            lost = before - rehearsal_dice(child, heads)
+            if lost <= MOST_FORGOTTEN:
+                break
+    child = site.work.child(material, blended(parent.network, state, share))
+    return child, {
+        "used": how.name, "share": share, "rehearsal_lost": lost,
+        "cpu_minutes": spent[0] / 60, "minutes": spent[1] / 60,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--recipes", nargs="+", default=[AUTO])
+    parser.add_argument("--scans", nargs="+", type=int, default=[1, 3, 7])
+    parser.add_argument("--draws", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--test", type=int, default=5)
+    parser.add_argument("--adults", type=int, default=3)
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    kept = asked.out / "base"
+    kept.mkdir(exist_ok=True)
+    new_head = asked.task == "malc"
+    site = Site(asked.data, kept, TASKS[asked.task], new_head)
+    check = (*TASKS["malc"][:3], TASKS[asked.task][3])
+    adults = Site(asked.data, kept, check, False, asked.adults)
+    table = asked.out / f"{asked.task}.tsv"
+    done = pd.read_csv(table, sep="\t") if table.is_file() else pd.DataFrame()
+    for draw in asked.draws:
+        order = [str(p) for p in np.random.default_rng(draw).permutation(sorted(site.scans))]
+        test = [site.scans[p] for p in order[-asked.test :]]
+        for count in asked.scans:
+            for recipe in asked.recipes:
+                key = {"draw": draw, "scans": count, "recipe": recipe, "steps": asked.steps}
+                if len(done) and (done[list(key)] == pd.Series(key)).all(axis=1).any():
+                    continue
+                shown = [site.scans[p] for p in order[:count]]
+                model, said = adapt(site, recipe, shown, asked.steps, draw)
+                scores = site_dice(model, test)
+                row = {
+                    **key, **said, "dice": np.mean(scores), "dice_sd": np.std(scores, ddof=1),
+                    "adults": adults_dice(model, adults), "learned": " ".join(order[:count]),
+                    "tested": " ".join(order[-asked.test :]),
+                }  # fmt: skip
+                done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
+                done.to_csv(table, sep="\t", index=False, float_format="%.4f")
+                print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
+        key = {"draw": draw, "scans": 0, "recipe": "base", "steps": 0}
+        if not (done[list(key)] == pd.Series(key)).all(axis=1).any():
+            row = {**key, "adults": adults_dice(site.base, adults)}
+            if not new_head:
+                scores = site_dice(site.base, test)
+                row |= {"dice": np.mean(scores), "dice_sd": np.std(scores, ddof=1)}
+            done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
+            done.to_csv(table, sep="\t", index=False, float_format="%.4f")
+    grouped = done.groupby(["recipe", "scans", "steps"])[["dice", "adults", "minutes"]]
+    print(grouped.agg(["mean", "std"]).round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()

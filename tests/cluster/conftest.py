@@ -10,25 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from tests.datasets import make_dataset, real_dataset
-from tlseg_bids.labels.protocol import load_protocol
-from tlseg_bids.networks import build
+from tests.datasets import real_dataset
+from tests.small import small_model, small_scans
 from tlseg_bids.zoo.card_file import write_card
 from tlseg_bids.zoo.registry import find_card, load_cards
-from tlseg_bids.zoo.weights import describe, load_weights, local_file
+from tlseg_bids.zoo.weights import local_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SCANS = 12
 THREADS = "1"
 LONG = "TLSEG_LONG_TESTS"
 LIMIT_S = 3600 if os.environ.get(LONG) else 600
-SMALL_NETWORK = {"network": "unet", "features": [2, 4], "stem": 2, "prior_channels": 33}
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     (folder / "models").mkdir()
     model = request.param
     if model == "small":
-        small_scans(folder / "bids")
+        small_scans(folder / "bids", SCANS)
         small_model(folder / "models")
     else:
         real_scans(folder / "bids")
@@ -71,47 +65,6 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         folder / "bids",
         ("--device", "cpu", "--models", str(folder / "models"), "--model", model,
          "--skip-bids-validation"),
-    )  # fmt: skip
-
-
-def small_scans(bids: Path) -> None:
-    """The average brain that ships inside nilearn, at 2 mm, with noise of its own in every scan."""
-    from nilearn.datasets import load_mni152_template
-
-    brain = load_mni152_template(resolution=2)
-    voxels = np.asarray(brain.dataobj, np.float32) * 1000
-    make_dataset(bids, ())
-    for number in range(1, SCANS + 1):
-        noise = np.random.default_rng(number).normal(0, 20, voxels.shape)
-        image = nib.Nifti1Image((voxels + noise * (voxels > 0)).astype(np.int16), brain.affine)
-        path = bids / f"sub-{number:02}" / "anat" / f"sub-{number:02}_T1w.nii.gz"
-        path.parent.mkdir(parents=True)
-        nib.save(image, path)
-
-
-def small_model(folder: Path) -> None:
-    """The locator of `any`, and in place of its segmenter an untrained one that trusts the prior.
-
-    Two seconds a scan; what is compared does not depend on how good the labels are.
-    """
-    card = find_card(load_cards(), "any")
-    torch.manual_seed(0)
-    network = build(**SMALL_NETWORK, out_channels=[len(load_protocol(card.protocol))])
-    tensors = {f"segmenter.{key}": value.half() for key, value in network.state_dict().items()}
-    tensors["segmenter.prior_weight"] = torch.tensor(6.0).half()
-    kept = ("locator.", "prior.", "template")
-    tensors |= {k: v for k, v in load_weights(card).items() if k.startswith(kept)}
-    file, path = folder / "small.safetensors", folder / "small.toml"
-    save_file(tensors, file)
-    preprocess = {**card.preprocess, "spacing_mm": 2.0, "rounds": 1, "settled_mm": 99.0}
-    preprocess["locator"] = {**card.preprocess["locator"], "looks": 1}
-    write_card(
-        replace(
-            card, name="small", path=None, networks={**card.networks, "segmenter": SMALL_NETWORK},
-            strategy={"name": "sliding", "window": 96, "overlap": 0.0},
-            preprocess=preprocess, weights=describe(file, "MIT", path),
-        ),
-        path,
     )  # fmt: skip
 
 

@@ -22,10 +22,11 @@ conf=$folder/slurm.conf
 export SLURM_CONF=$conf PATH=$PATH:/usr/sbin:/sbin
 
 configure() {
-  local cpus memory name
+  local cpus memory name port
   cpus=$(nproc)
   memory=$(awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo)
   name=$(hostname -s)
+  port=$((10000 + RANDOM % 9000))
   # cred_expire: how long a requeued task waits; 120 s by default.
   cat >"$conf" <<CONF
 ClusterName=tlseg-test
@@ -35,7 +36,7 @@ SlurmdUser=$(id -un)
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge.socket,cred_expire=5
 CredType=cred/munge
-SlurmctldPort=17817
+SlurmctldPort=$port
 StateSaveLocation=$folder/state
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmctldLogFile=$folder/slurmctld.log
@@ -57,7 +58,7 @@ KillWait=5
 MinJobAge=3600
 JobRequeue=1
 SlurmdParameters=config_overrides
-NodeName=node[1-2] NodeHostname=$name NodeAddr=127.0.0.1 Port=[17831-17832] CPUs=$cpus RealMemory=$memory State=UNKNOWN
+NodeName=node[1-2] NodeHostname=$name NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + 2))] CPUs=$cpus RealMemory=$memory State=UNKNOWN
 PartitionName=all Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP
 CONF
 }

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from tests.cluster.compare import differences
 from tests.cluster.conftest import LIMIT_S, ROOT, SCANS, THREADS, environment
+from tests.heads import tiny_recipe, write_heads
 from tlseg_bids.bids.status import read_status
+from tlseg_bids.train.recipe import load_checkpoint
 
 SCRIPT = Path(__file__).parent / "slurm.sh"
 SHARDS = 4
@@ -107,3 +112,40 @@ def test_an_array_of_shards_makes_the_files_of_one_run(study, plain, slurm, tmp_
     sidecars = [json.loads(p.read_text()) for p in out.rglob("*_seg-*_dseg.json")
                 if "_desc-" not in p.name]  # fmt: skip
     assert len([s for s in sidecars if "ContentKey" in s]) == SCANS
+
+
+def test_workers_that_dask_jobqueue_submits_label_scans(study, plain, slurm, tmp_path):
+    """The cluster file of docs/cluster.md, with two small jobs."""
+    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed (extra 'dask')")
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    for old, new in (("jobs = 20", "jobs = 2"), ("cores = 2", "cores = 1"), ('"4GB"', '"1GB"')):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "cluster.toml").write_text(text)
+    out, labels = tmp_path / "out", sorted(path.name for path in study.bids.glob("sub-*"))[:2]
+    done = subprocess.run(
+        study.command(out, "--nprocs", THREADS, "--participant-label", *labels, "--executor",
+                      "dask", "--dask", tmp_path / "cluster.toml"),
+        env=slurm, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [scan.status for scan in read_status(out)] == ["done", "done"]
+    files = [path.relative_to(out) for path in out.rglob("sub-*/anat/*.nii.gz")]
+    assert len(files) >= 2
+    assert all((out / file).read_bytes() == (plain / file).read_bytes() for file in files)
+
+
+def test_two_nodes_train_together(slurm, tmp_path):
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(tomli_w.dumps({**asdict(tiny_recipe()), "steps": 2}))
+    write_heads(tmp_path / "data")
+    program = Path(sys.executable).with_name("torchrun")
+    answer(
+        {**slurm, "MASTER": "127.0.0.1", "DEVICE": "cpu", "PROCESSES": "1", "TORCHRUN": program},
+        "sbatch", "--wait", "--nodes=2", "--cpus-per-task=1", f"--output={tmp_path}/log",
+        ROOT / "singularity" / "tlseg-train.sbatch", recipe, "--data", tmp_path / "data",
+        "--out", tmp_path / "runs", "--threads", "1",
+    )  # fmt: skip
+    saved = load_checkpoint(tmp_path / "runs" / "tiny.pt")
+    assert (saved["step"], saved["processes"]) == (2, 2), (tmp_path / "log").read_text()

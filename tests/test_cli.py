@@ -7,8 +7,10 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -358,6 +360,23 @@ def test_control_c(app, folders, capsys):
     app.answer = KeyboardInterrupt()
     assert run.main(folders) == 130
     assert "finished scans are kept" in capsys.readouterr().err
+
+
+def test_sigterm_is_control_c(app, folders, capsys):
+    """A container's first process would not hear it."""
+
+    def told(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        return 0
+
+    before, app.participant = signal.getsignal(signal.SIGTERM), told
+    assert run.main(folders) == 130
+    assert "stopped; finished scans are kept" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+    app.participant = lambda *_: 7
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run.main, folders).result() == 7, "elsewhere no handler can be set"
 
 
 def test_a_defect_of_the_program_is_not_hidden(app, folders):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,24 @@ def test_the_image_lists_what_is_in_it(container: str) -> None:
     bill = json.loads(answer.stdout)
     assert bill["bomFormat"] == "CycloneDX"
     assert {"torch", "tlseg-bids", "numpy"} <= {part["name"] for part in bill["components"]}
+
+
+@pytest.mark.podman
+@pytest.mark.slow
+def test_what_apptainer_would_run_runs_in_the_image(container: str) -> None:
+    """The sections of the definition, in the order in which Apptainer runs them."""
+    text = (ROOT / "singularity" / "tlseg.def").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^%(\w+)\n((?:    .*\n|\n)+)", text + "\n", re.MULTILINE))
+    assert list(sections) == ["labels", "environment", "runscript", "test", "help"]
+    environment = sections["environment"]
+    for section in ("test", "runscript"):
+        script = f"{environment}\nset -- --version\n{sections[section]}"
+        answer = buildah("run", "--user", "12345:12345", container, "--", "/bin/sh", "-euc", script)
+        assert answer.returncode == 0, answer.stderr
+        assert __version__ in answer.stdout
+    script = f"{environment}\necho $TLSEG_CONTAINER $MPLCONFIGDIR"
+    said = buildah("run", "--user", "12345:12345", container, "--", "/bin/sh", "-euc", script)
+    assert said.stdout.split() == [f"singularity:tlseg:{__version__}", "/tmp/matplotlib-12345"]
 
 
 @pytest.mark.podman

@@ -57,7 +57,7 @@ def mounts(command: list[str]) -> list[dict[str, str]]:
 def test_docker(place, capsys):
     command = printed(capsys, "--engine", "docker", "bids", "out", "participant", "--device", "cpu")
     assert command == [
-        "docker", "run", "--rm", "--init", "--read-only", "--tmpfs", "/tmp:rw,exec,mode=1777",
+        "docker", "run", "--rm", "--read-only", "--tmpfs", "/tmp:rw,exec,mode=1777",
         "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "1234:567",
         "--network", "none",
         "--mount", f"type=bind,source={place}/bids,target={place}/bids,readonly",
@@ -68,13 +68,15 @@ def test_docker(place, capsys):
 
 
 @pytest.mark.usefixtures("place")
-def test_podman_maps_the_caller_to_himself(capsys):
+def test_podman_maps_the_caller_to_himself_unless_he_is_root(capsys, monkeypatch):
     command = printed(capsys, "--engine", "podman", "bids", "out", "participant", "--device=cuda")
     text = shlex.join(command)
     assert "--userns keep-id" in text
     assert "--device nvidia.com/gpu=all" in text
     assert "--gpus" not in text
     assert command[-3:] == ["--device", "cuda", "--offline"]
+    monkeypatch.setattr(launch.os, "getuid", lambda: 0)
+    assert "keep-id" not in printed(capsys, "--engine", "podman", "bids", "out", "participant")
 
 
 @pytest.mark.parametrize("engine", ["apptainer", "singularity"])
@@ -124,6 +126,21 @@ def test_every_path_of_the_command_line_is_mounted_and_absolute(place, capsys):
     assert said[said.index("--shard") + 1] == "2/8"
     again = printed(capsys, "--engine", "docker", *words[:3], "--models", "m", "--mem", "4096")
     assert again[-5:] == ["--models", f"{place}/m", "--mem-mb", "4096", "--offline"]
+
+
+def test_what_an_adaptation_reads_is_mounted(place, capsys):
+    (place / "labels").mkdir()
+    (place / "recipe.toml").touch()
+    words = ("--engine", "docker", "bids", "out", "participant", "--labels", "labels")
+    command = printed(capsys, *words, "--fine-tune", "recipe.toml")
+    seen = {mount["source"]: "readonly" in mount for mount in mounts(command)}
+    assert seen == {f"{place}/{n}": n != "out" for n in ("bids", "out", "labels", "recipe.toml")}
+    assert command[command.index("--fine-tune") + 1] == f"{place}/recipe.toml"
+    command = printed(capsys, *words, "--fine-tune", "careful")
+    assert command[command.index("--fine-tune") + 1] == "careful"
+    assert "there is no such file or folder" in refused(
+        capsys, 66, *words[:-1], "gone", "--fine-tune"
+    )
 
 
 def test_a_participant_called_like_a_level_is_no_level(place, capsys):
@@ -201,8 +218,11 @@ def test_too_little_memory_is_a_sentence(place, capsys, monkeypatch):
     monkeypatch.setattr(launch, "MEMORY", meminfo)
     words = ("bids", "out", "participant", "--nprocs", "8", "--omp-nthreads", "2")
     said = refused(capsys, 64, *words)
-    assert "2.0 GiB of memory are free and 4 scans at once take about 6.0 GiB – --nprocs" in said
+    assert "2.0 GiB of memory are free and 4 scans at once take about 10.0 GiB – --nprocs" in said
     assert "lower --nprocs" in said
+    for more in (("--model", "adult-t1w"), ("--protocol", "braincolor")):
+        assert "4 scans at once take about 22.0 GiB" in refused(capsys, 64, *words, *more)
+    assert "at once take about 10.0 GiB" in refused(capsys, 64, *words, "--model", "my-site")
 
 
 @pytest.mark.usefixtures("place")

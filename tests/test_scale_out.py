@@ -12,25 +12,29 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tlseg_bids.cli import launch, options, status
+from tlseg_bids.cli import options
 from tlseg_bids.executors import read_queue_file
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
-CONTAINER = (ROOT / "docs" / "container.md").read_text(encoding="utf-8")
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 SBATCH = ROOT / "singularity" / "tlseg.sbatch"
+TRAIN = ROOT / "singularity" / "tlseg-train.sbatch"
 
 
-def sbatch(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def sbatch(
+    tmp_path: Path, *arguments: str, script: Path = SBATCH, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """What Slurm would run, with programs that print their command lines."""
-    for name in ("tlseg", "apptainer"):
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho gpu07; echo gpu08\n")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    for name in ("tlseg", "apptainer", "srun"):
         program = tmp_path / "bin" / name
-        program.parent.mkdir(exist_ok=True)
         program.write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@"\n')
         program.chmod(0o755)
     return subprocess.run(
-        ("bash", SBATCH, *arguments), cwd=tmp_path, capture_output=True, text=True, check=False,
+        ("bash", script, *arguments), cwd=tmp_path, capture_output=True, text=True, check=False,
         env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3",
              "SLURM_ARRAY_TASK_COUNT": "40", "SLURM_CPUS_PER_TASK": "2", **environment},
     )  # fmt: skip
@@ -68,35 +72,26 @@ def test_the_array_script_says_how_it_is_used(tmp_path):
     assert refused.stderr.startswith("usage: sbatch --array=1-N ")
 
 
+def test_the_training_script_starts_torchrun_on_every_node(tmp_path):
+    said = sbatch(
+        tmp_path, "r.toml", "--data", "my data", script=TRAIN, SLURM_JOB_ID="41234",
+        SLURM_JOB_NODELIST="gpu[07-08]", SLURM_JOB_NUM_NODES="2", SLURM_GPUS_ON_NODE="4",
+    ).stdout.splitlines()  # fmt: skip
+    assert said == [
+        "srun", "torchrun", "--nnodes", "2", "--nproc-per-node", "4", "--rdzv-id", "41234",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "gpu07:21234", "-m", "tlseg_bids.cli.train",
+        "r.toml", "--data", "my data", "--device", "cuda",
+    ]  # fmt: skip
+    refused = sbatch(tmp_path, "r.toml", script=TRAIN)
+    assert refused.returncode == 64
+    assert refused.stderr.startswith("usage: sbatch --nodes=N --gpus-per-node=M ")
+
+
 def test_the_cluster_file_of_the_page_is_one(tmp_path):
     (text,) = re.findall(r"```toml\n(.*?)```", CLUSTER, re.DOTALL)
     file = tmp_path / "cluster.toml"
     file.write_text(text)
     assert read_queue_file(file)["jobs"] == 20
-
-
-@pytest.mark.parametrize("page", ["cluster.md", "container.md"])
-def test_every_command_of_the_program_on_a_page_is_understood(page):
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    tried = 0
-    for words in (line.split() for line in lines):
-        if words[:1] == ["tlseg"]:
-            options.parse(words[1:])
-        elif words[:1] == ["tlseg-run"]:
-            given, rest = launch.parser().parse_known_args(words[1:])
-            assert given is not None
-            options.parse(rest)
-        elif words[:1] == ["tlseg-status"]:
-            status.parser().parse_args(words[1:])
-        elif words[:2] in (["apptainer", "run"], ["docker", "run"]):
-            image = next(n for n, word in enumerate(words) if word in ("tlseg", "tlseg.sif"))
-            options.parse(words[image + 1 :])
-        else:
-            continue
-        tried += 1
-    assert tried >= 3
 
 
 def test_the_tables_of_scale_are_what_the_script_prints():

@@ -1,38 +1,42 @@
 #!/usr/bin/env bash
 # A Slurm of its own on this machine: munge, one controller and two node daemons.
 #
-#   tests/cluster/slurm.sh start FOLDER     prints the SLURM_CONF to export
-#   tests/cluster/slurm.sh stop FOLDER
+#   tests/cluster/slurm.sh FOLDER     prints the SLURM_CONF to export, and runs until it is ended
 #
-# FOLDER holds keys, sockets, state and logs; a service that the machine may run is not touched.
-# Debian: apt-get install -y --no-install-recommends slurm-wlm munge
+# FOLDER holds keys, sockets, state and logs. Everything runs in a process name space of its own: no
+# signal that Slurm sends reaches another process of the machine, and all of it ends with this script.
+# Needs root. Debian: apt-get install -y --no-install-recommends slurm-wlm munge
 set -euo pipefail
 
-usage() {
-  echo "usage: $0 {start|stop} FOLDER" >&2
-  exit 64
-}
-[ $# = 2 ] || usage
-action=$1
-mkdir -p "$2"
-folder=$(cd "$2" && pwd)
+inside=no
+[ "${1:-}" = --inside ] && inside=yes && shift
+[ $# = 1 ] || { echo "usage: $0 FOLDER" >&2; exit 64; }
+if [ $inside = no ]; then
+  mkdir -p "$1"
+  unshare --pid --mount --fork true 2>/dev/null ||
+    { echo "skip: no process name space can be made here (unshare --pid needs root)" >&2; exit 77; }
+  exec unshare --pid --fork --kill-child --mount-proc -- "$0" --inside "$1"
+fi
+folder=$(cd "$1" && pwd)
 conf=$folder/slurm.conf
-PATH=$PATH:/usr/sbin:/sbin
+export SLURM_CONF=$conf PATH=$PATH:/usr/sbin:/sbin
 
 configure() {
-  local cpus memory name
+  local cpus memory name port
   cpus=$(nproc)
   memory=$(awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo)
   name=$(hostname -s)
+  port=$((10000 + RANDOM % 9000))
+  # cred_expire: how long a requeued task waits; 120 s by default.
   cat >"$conf" <<CONF
 ClusterName=tlseg-test
 SlurmctldHost=$name(127.0.0.1)
 SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge.socket
+AuthInfo=socket=$folder/munge.socket,cred_expire=5
 CredType=cred/munge
-SlurmctldPort=17817
+SlurmctldPort=$port
 StateSaveLocation=$folder/state
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmctldLogFile=$folder/slurmctld.log
@@ -54,47 +58,29 @@ KillWait=5
 MinJobAge=3600
 JobRequeue=1
 SlurmdParameters=config_overrides
-NodeName=node[1-2] NodeHostname=$name NodeAddr=127.0.0.1 Port=[17831-17832] CPUs=$cpus RealMemory=$memory State=UNKNOWN
+NodeName=node[1-2] NodeHostname=$name NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + 2))] CPUs=$cpus RealMemory=$memory State=UNKNOWN
 PartitionName=all Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP
 CONF
 }
 
-start() {
-  mkdir -p "$folder/state" "$folder/spool-node1" "$folder/spool-node2"
-  configure
-  chmod 755 "$folder"
-  if [ ! -s "$folder/munge.key" ]; then
-    (umask 077 && head -c 1024 /dev/urandom >"$folder/munge.key")
+mkdir -p "$folder/state" "$folder/spool-node1" "$folder/spool-node2"
+chmod 755 "$folder"
+configure
+[ -s "$folder/munge.key" ] || (umask 077 && head -c 1024 /dev/urandom >"$folder/munge.key")
+munged --force --foreground --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
+  --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" \
+  --seed-file="$folder/munged.seed" >"$folder/munged.out" 2>&1 &
+for _ in $(seq 100); do [ -S "$folder/munge.socket" ] && break; sleep 0.1; done
+slurmctld -D -f "$conf" >"$folder/slurmctld.out" 2>&1 &
+for node in node1 node2; do slurmd -D -N "$node" -f "$conf" >"$folder/$node.out" 2>&1 & done
+for _ in $(seq 120); do
+  if [ "$(sinfo --noheader --states=idle --format=%D 2>/dev/null | tr -d ' ')" = 2 ]; then
+    echo "SLURM_CONF=$conf"
+    wait
+    exit 1
   fi
-  munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
-    --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" \
-    --seed-file="$folder/munged.seed"
-  slurmctld -f "$conf"
-  export SLURM_CONF=$conf
-  local node
-  for node in node1 node2; do slurmd -N "$node" -f "$conf"; done
-  for _ in $(seq 60); do
-    if [ "$(sinfo --noheader --states=idle --format=%D 2>/dev/null | tr -d ' ')" = 2 ]; then
-      echo "SLURM_CONF=$conf"
-      return 0
-    fi
-    sleep 1
-  done
-  echo "the two nodes were not idle within a minute; see $folder/*.log" >&2
-  sinfo >&2 || true
-  exit 1
-}
-
-stop() {
-  local file
-  [ -s "$conf" ] && SLURM_CONF=$conf scancel --user "$(id -un)" 2>/dev/null || true
-  for file in slurmd-node1.pid slurmd-node2.pid slurmctld.pid munged.pid; do
-    [ -s "$folder/$file" ] && kill "$(cat "$folder/$file")" 2>/dev/null || true
-  done
-}
-
-case $action in
-  start) start ;;
-  stop) stop ;;
-  *) usage ;;
-esac
+  sleep 0.5
+done
+echo "the two nodes were not idle within a minute; see $folder/*.log" >&2
+sinfo >&2 || true
+exit 1

@@ -4,7 +4,8 @@
 #   tests/container/build.sh [IMAGE]        default: localhost/tlseg
 #
 # Needs root, buildah and debootstrap. The pip configuration, certificates and local wheels of this
-# machine are lent to the build (not to the image). VARIANT, TORCH_INDEX, VERSION and MIRROR may be set.
+# machine are lent to the build (not to the image). VARIANT, TORCH_INDEX, VERSION and MIRROR may be set;
+# NO_CACHE=1 builds every step anew.
 set -euo pipefail
 image=${1:-localhost/tlseg}
 base=localhost/tlseg-debian
@@ -47,7 +48,7 @@ echo "lent to the build: ${lent[*]}" >&2
 
 version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$root/tlseg_bids/__init__.py")
 revision=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)
-buildah build --layers --timestamp "$SOURCE_DATE_EPOCH" "${lent[@]}" \
+buildah build --layers ${NO_CACHE:+--no-cache} --timestamp "$SOURCE_DATE_EPOCH" "${lent[@]}" \
   --build-arg BASE="$base" --build-arg VARIANT="${VARIANT:-cpu}" \
   --build-arg TORCH_INDEX="${TORCH_INDEX-}" --build-arg VERSION="${VERSION:-$version}" \
   --build-arg REVISION="$revision" --build-arg SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" \

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,9 @@ TAKEN = (
     "sbin", "sys", "usr",
 )  # fmt: skip
 """Folders of the image that a mount must not cover."""
-SCAN_GIB = 1.5
-"""Memory set aside for one scan; measured are at most 0.96 GiB (CHANGELOG.md, Numbers)."""
+CARDS = Path(__file__).resolve().parents[1] / "zoo" / "cards"
+MODEL_GIB, IMAGE_GIB = 2.0, 0.5
+"""Memory set aside for one scan: of a model whose card says nothing, and of the image itself."""
 SCAN_MIB, SCAN_MIB_PROBABILITIES = 20, 500
 """Disk set aside for the results of one scan; docs/explanation/scale.md has what was measured."""
 DESCRIPTION = """\
@@ -158,7 +160,10 @@ def understand(words: Sequence[str]) -> tuple[Config, tuple[str, ...], tuple[Mou
             _keep_text(action)
     given = vars(it.parse_args(words))
     read = [config.bids_dir, *config.model_dirs, *config.ratings]
-    read += [config.group_parameters] if config.group_parameters else []
+    if config.fine_tune and Path(config.fine_tune).is_file():
+        given["fine_tune"] = str(options.absolute(config.fine_tune))
+        read.append(Path(given["fine_tune"]))
+    read += [path for path in (config.group_parameters, config.labels_dir) if path is not None]
     read += [Path(given[name]) for name in ("filters", "config_file") if name in given]
     for path in read:
         if not path.exists():
@@ -246,11 +251,12 @@ def find_engine(wanted: str) -> str:
 
 def docker_command(engine: str, launch: Launch) -> list[str]:
     """The command line for Docker or Podman."""
-    command = [engine, "run", "--rm", "--init", "--read-only", "--tmpfs", "/tmp:rw,exec,mode=1777",
+    command = [engine, "run", "--rm", "--read-only", "--tmpfs", "/tmp:rw,exec,mode=1777",
                "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
                "--user", launch.user]  # fmt: skip
     if engine == "podman":
-        command += ["--userns", "keep-id", "--security-opt", "label=disable"]
+        rootless = [] if launch.user.startswith("0:") else ["--userns", "keep-id"]
+        command += [*rootless, "--security-opt", "label=disable"]
     if not launch.network:
         command += ["--network", "none"]
     if launch.gpu:
@@ -337,14 +343,29 @@ def check_memory(config: Config) -> None:
     UsageError
         With both figures.
     """
-    at_once = config.at_once(SCAN_GIB)
+    each = scan_gib(config)
+    at_once = config.at_once(each)
     free_gib = available_memory_gib()
-    if free_gib is not None and free_gib < SCAN_GIB * at_once:
+    if free_gib is not None and free_gib < each * at_once:
         raise UsageError(
             f"{free_gib:.1f} GiB of memory are free and {at_once} scans at once take about "
-            f"{SCAN_GIB * at_once:.1f} GiB", "--nprocs",
+            f"{each * at_once:.1f} GiB", "--nprocs",
             "lower --nprocs, or raise --omp-nthreads, or give --no-checks",
         )  # fmt: skip
+
+
+def scan_gib(config: Config) -> float:
+    """Memory to set aside for one scan, in GiB: what the cards of the package say.
+
+    Of the models that the command line allows, by name or protocol, the largest counts.
+    """
+    cards = [tomllib.loads(path.read_text(encoding="utf-8")) for path in CARDS.glob("*.toml")]
+    protocol = config.protocol or "aseg"
+    allowed = [
+        card.get("memory", {}).get("host_gib", MODEL_GIB) for card in cards
+        if (card["name"] == config.model if config.model else card["protocol"] == protocol)
+    ]  # fmt: skip
+    return max(allowed, default=MODEL_GIB) + IMAGE_GIB
 
 
 def available_memory_gib() -> float | None:

@@ -8,8 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code, as ``tlseg --help`` lists them; 130 after Ctrl-C.
+        Exit code, as ``tlseg --help`` lists them; 130 after Ctrl-C or SIGTERM.
     """
     verbosity = 0
     try:
@@ -45,13 +49,14 @@ def main(argv: list[str] | None = None) -> int:
         config = make_config({**parse(words), "command": shlex.join(["tlseg", *words])})
         verbosity = config.verbosity
         check_folders(config)
-        return _run(config)
+        with _until_told():
+            return _run(config)
     except SystemExit as stop:
         return int(stop.code or 0)
     except TlsegError as error:
         return report(error, "tlseg", verbosity)
     except KeyboardInterrupt:
-        print("tlseg: stopped by the user; finished scans are kept", file=sys.stderr)
+        print("tlseg: stopped; finished scans are kept", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -180,6 +185,22 @@ def _run(config: Config) -> int:
         if config.fine_tune is not None:
             return app.fine_tune(config, progress)
         return app.participant(config, progress)
+
+
+@contextmanager
+def _until_told() -> Iterator[None]:
+    """SIGTERM, with which queues and engines end a process, is the same as Ctrl-C.
+
+    The first process of a container would not hear it at all: it has no default action there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _log(verbosity: int) -> None:

@@ -64,7 +64,10 @@ def parser() -> Parser:
         command = commands.add_parser(name, help=text, description=text, parents=[shared])
         if name == "list":
             command.add_argument("--json", action="store_true", help="print JSON instead")
-        else:
+        elif name == "fetch":
+            text = "only look whether they are here and whole"
+            command.add_argument("--offline", action="store_true", help=text)
+        if name != "list":
             command.add_argument("name", metavar="NAME", nargs="?" if name == "verify" else None)
         command.set_defaults(run=run)
     _exchange(commands, shared)
@@ -173,7 +176,8 @@ def fetch_model(cards: tuple[ModelCard, ...], given: argparse.Namespace) -> int:
     from tlseg_bids.zoo.weights import fetch, local_file, verify
 
     card = find_card(cards, given.name, "NAME")
-    path = fetch(card) if card.weights.url and not _beside(card) else verify(card)
+    to_fetch = card.weights.url and not _beside(card)
+    path = fetch(card, given.offline) if to_fetch else verify(card)
     print(f"{card.name} {card.version}: whole, {path if path else local_file(card)}")
     return 0
 

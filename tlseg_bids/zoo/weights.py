@@ -87,10 +87,7 @@ def load_weights(card: ModelCard, offline: bool = False) -> dict[str, torch.Tens
     if path is None:
         why = unavailable(card, offline)
         if why is not None:
-            raise NoInputError(
-                f"model '{card.name}' cannot be used: {why}", card.weights.url or card.path or "",
-                f"run `tlseg-zoo fetch {card.name}` where there is a network, or reinstall",
-            )  # fmt: skip
+            raise _absent(card, why)
         path = fetch(card)
     content = _read_verified(path, card.weights)
     try:
@@ -126,7 +123,15 @@ def verify(card: ModelCard) -> Path:
     return verify_file(path, card.weights)
 
 
-def fetch(card: ModelCard) -> Path:
+def _absent(card: ModelCard, why: str) -> NoInputError:
+    """The error that the weights of `card` are not here and are not fetched."""
+    return NoInputError(
+        f"model '{card.name}' cannot be used: {why}", card.weights.url or card.path or "",
+        f"run `tlseg-zoo fetch {card.name}` where there is a network, or reinstall",
+    )  # fmt: skip
+
+
+def fetch(card: ModelCard, offline: bool = False) -> Path:
     """Download the weights of `card` into the cache, unless they are there and whole.
 
     Nothing is left behind unless size and hash are right.
@@ -134,7 +139,7 @@ def fetch(card: ModelCard) -> Path:
     Raises
     ------
     NoInputError
-        If the card has no URL, or the URL cannot be reached.
+        If the card has no URL, or the URL cannot be reached, or `offline` forbids to try.
     DataError
         If what came is not what the card says.
     CannotCreateError, OutputError
@@ -151,6 +156,8 @@ def fetch(card: ModelCard) -> Path:
             f"model '{card.name}' has no address to fetch its weights from", card.path or "",
             "its weights come with the card; put them where the card says",
         )  # fmt: skip
+    if why := unavailable(card, offline):
+        raise _absent(card, why)
     partial = _new_file(target)
     try:
         _download(url, partial, card.weights)

@@ -32,6 +32,9 @@ CLASSES = 4
 SMALL_ARGUMENTS: dict[str, Any] = {"out_channels": CLASSES, "features": (4, 8)}
 VARIANTS: tuple[dict[str, Any], ...] = (
     {}, {"stem": 2}, {"prior_channels": CLASSES}, {"stem": 2, "detail": 6}, {"image_channels": 2},
+    {"design": {"shortcut": "input", "down": "stride", "up": "transposed", "slope": 0.0}},
+    {"design": {"shortcut": "none", "supervised": 1, "age": 3}},
+    {"design": {"decoders": "own"}},
 )  # fmt: skip
 
 
@@ -53,6 +56,15 @@ def _image(network: nn.Module, count: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
+def _outputs(network: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    """All that a loss can look at; a network that has no more than its answer has no `every`."""
+    if not hasattr(network, "every"):
+        return [network(image)]
+    found = network.every(image)
+    ages = [] if found.age is None else [found.age]
+    return [one for levels in found.logits for one in levels] + ages
+
+
 def network_keeps_the_shape(name: str, arguments: dict[str, Any]) -> None:
     """Logits for every class, at the resolution that the network promises."""
     network = _network(name, arguments)
@@ -66,8 +78,9 @@ def network_keeps_the_shape(name: str, arguments: dict[str, Any]) -> None:
 def gradient_reaches_every_parameter(name: str, arguments: dict[str, Any]) -> None:
     """No parameter is dead weight."""
     network = _network(name, arguments).train()
-    found = network(_image(network))
-    (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    generator = torch.Generator().manual_seed(2)
+    outputs = _outputs(network, _image(network))
+    sum((o * torch.randn(o.shape, generator=generator)).sum() for o in outputs).backward()
     dead = [
         key for key, parameter in network.named_parameters()
         if parameter.grad is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -79,7 +80,7 @@ class Example:
     `image` (1, 1, n, n, n); `target` (1, channels, i, m, m) shares of the merged channels and
     `known` (1, i, m, m), where the network answers; `group` (channels,) merges channels; `prior`
     (1, prior channels, m, m, m) or None; `head` and `parts`: what the network is asked for;
-    `source`: the dataset that it was drawn from.
+    `source`: the dataset that it was drawn from; `age`: in years, NaN where it is not known.
     """
 
     image: Tensor
@@ -90,6 +91,7 @@ class Example:
     head: int = 0
     parts: tuple[tuple[int, ...], ...] = ()
     source: str = ""
+    age: float = math.nan
 
 
 class Draw:
@@ -134,7 +136,8 @@ class Draw:
         group = torch.as_tensor(sample.group, device=image.device)
         head = recipe.heads.index(sample.protocol.name)
         return Example(
-            image[None, None], target, known, group, self._prior(corner), head, parts, name
+            image[None, None], target, known, group, self._prior(corner), head, parts, name,
+            sample.age_years,
         )  # fmt: skip
 
     def _parts(self, rng: Random) -> tuple[tuple[int, ...], ...]:

@@ -13,7 +13,11 @@ import torch
 from tlseg_bids import __version__
 from tlseg_bids.errors import NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.train.descent import Descent
 from tlseg_bids.train.synth import Mix, Shape
+from tlseg_bids.train.teach import Loss
+
+TABLES = {"shape": Shape, "mix": Mix, "descent": Descent, "loss": Loss}
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,7 @@ class Recipe:
     fold : [k, n] or empty
         Leave out every n-th subject, starting from k, of the datasets named in `fold_datasets`.
     steps, learning_rate, weight_decay, warmup, ema, accumulate, seed
-        The optimisation: AdamW, linear warm-up, cosine to 1 %; `accumulate` examples a step and
-        process.
+        The optimisation; `accumulate` examples a step and process.
     batch : int
         Examples of a step that go through the network together, as far as they ask for the same
         head and sub-voxels; each keeps its own loss, so that only speed and memory change.
@@ -63,6 +66,10 @@ class Recipe:
         On a GPU, take only algorithms that give the same numbers every time.
     start : str
         Checkpoint, or card of a model, whose weights the run starts from.
+    descent : Descent
+        Optimiser, its schedule, and what may change when.
+    loss : Loss
+        What the loss is made of.
     """
 
     name: str
@@ -96,6 +103,8 @@ class Recipe:
     checkpoint_minutes: float = 5.0
     compile: bool = False
     deterministic: bool = True
+    descent: Descent = Descent()
+    loss: Loss = Loss()
 
     def __post_init__(self) -> None:
         for key in ("steps", "accumulate", "batch", "checkpoint_every"):
@@ -147,9 +156,8 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     if unknown:
         raise UsageError(f"unknown keys {unknown}", path, "see the docstring of Recipe")
     try:
-        for key, kind in (("shape", Shape), ("mix", Mix)):
-            if key in values:
-                values[key] = kind(**values[key])
+        values = {key: TABLES[key](**value) if key in TABLES else value
+                  for key, value in values.items()}  # fmt: skip
         return Recipe(**values)
     except TypeError as error:
         raise UsageError(
@@ -182,6 +190,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise NoInputError("no such checkpoint", path, "name the .pt file of a training run")
     saved = torch.load(path, map_location="cpu", weights_only=True)
     recipe = saved["recipe"]
-    recipe["shape"], recipe["mix"] = Shape(**recipe["shape"]), Mix(**recipe["mix"])
+    recipe |= {key: TABLES[key](**value) for key, value in recipe.items() if key in TABLES}
     saved["template"] = saved["template"].numpy()
     return saved

@@ -99,7 +99,9 @@ class Sample:
     `classes` uint8 (I, J, K) class numbers, `IGNORE` where nothing is known; `images` float32
     (I, J, K) each, on the same voxels; `template_from_voxel` (4, 4); `group` (channels,): the
     merged channel that each channel of `protocol` belongs to in this scan's (partial) labels;
-    `age_years` NaN where the dataset does not say it.
+    `age_years` NaN where the dataset does not say it; `head`: protocol that it is learned in, where
+    that is not its own; `channels`: images that are shown together, in this order, empty for one;
+    `outside`: the class beyond the map.
     """
 
     name: str
@@ -112,6 +114,20 @@ class Sample:
     protocol: LabelProtocol
     template_from_voxel: np.ndarray = field(default_factory=lambda: np.eye(4))
     age_years: float = math.nan
+    head: str = ""
+    channels: tuple[str, ...] = ()
+    outside: int = 0
+
+    @property
+    def taught(self) -> str:
+        """The protocol that it is learned in."""
+        return self.head or self.protocol.name
+
+    def folding(self) -> np.ndarray | None:
+        """Matrix (channels of `taught`, channels of `protocol`); None where they are the same."""
+        if self.taught == self.protocol.name:
+            return None
+        return load_mapping(f"{self.protocol.name}_to_{self.taught}").channel_matrix()
 
 
 def _canonical(path: Path) -> nib.Nifti1Image:

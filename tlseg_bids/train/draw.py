@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tlseg_bids.train.dataset import Sample, load_classes
+from tlseg_bids.train.dataset import IGNORE, Sample, load_classes
 from tlseg_bids.train.losses import soft_target
 from tlseg_bids.train.recipe import Recipe
 from tlseg_bids.train.synth import Random, deformed_positions, example, read_classes
 
 
 def atlas(samples: list[Sample], box_mm: list[list[float]], spacing_mm: float) -> Tensor:
-    """Mean labels of aligned samples of one protocol and their mirror images.
+    """Mean labels of aligned samples of one protocol and their mirror images, where known.
 
     Returns
     -------
@@ -33,11 +33,14 @@ def atlas(samples: list[Sample], box_mm: list[list[float]], spacing_mm: float) -
     ]
     positions = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     target = torch.as_tensor(np.append(classes.target, np.zeros(256 - len(classes.target), int)))
-    total = torch.zeros(channels, *size)
+    target[IGNORE] = IGNORE
+    total, known = torch.zeros(channels, *size), torch.zeros(size)
     for sample in samples:
         numbers = read_classes(sample, positions, sample.template_from_voxel)
-        total += soft_target(target[numbers.long()].to(torch.uint8), channels, 2)[0][0]
-    total = total / len(samples)
+        share, told = soft_target(target[numbers.long()].to(torch.uint8), channels, 2)
+        total, known = total + share[0], known + told[0]
+    total = total / known.clamp_min(1e-3)
+    total[0] = torch.where(known > 0, total[0], 1.0)
     mirrored = total.flip(1)[torch.as_tensor(protocol.mirror)]
     mean = (total + mirrored)[None] / 2
     smooth = torch.nn.functional.avg_pool3d(mean, 3, 1, 1, count_include_pad=False)
@@ -94,6 +97,27 @@ class Example:
     age: float = math.nan
 
 
+def folded(target: Tensor, group: np.ndarray, matrix: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Target, known share and group in another protocol.
+
+    Parameters
+    ----------
+    target : Tensor, shape (1, channels, I, J, K)
+        Shares of the merged channels.
+    group : ndarray, shape (channels,)
+        Merged channel of each channel.
+    matrix : ndarray, shape (new channels, channels)
+        See `LabelMapping.channel_matrix`.
+    """
+    found = torch.einsum("tc,ncijk->ntijk", torch.as_tensor(matrix, device=target.device), target)
+    new = np.arange(len(matrix))
+    into = np.where(matrix.sum(0) > 0, matrix.argmax(0), -1)
+    for source, merged in enumerate(into[group]):
+        if into[source] >= 0 and merged >= 0:
+            new[into[source]] = new[merged]
+    return found, found.sum(1), torch.as_tensor(new, device=target.device)
+
+
 class Draw:
     """Draws training examples by the recipe.
 
@@ -134,10 +158,12 @@ class Draw:
         parts = self._parts(rng)
         target, known = self._target(channels, len(sample.protocol), parts)
         group = torch.as_tensor(sample.group, device=image.device)
-        head = recipe.heads.index(sample.protocol.name)
+        if (matrix := sample.folding()) is not None:
+            target, known, group = folded(target, sample.group, matrix)
+        head = recipe.heads.index(sample.taught)
         return Example(
-            image[None, None], target, known, group, self._prior(corner), head, parts, name,
-            sample.age_years,
+            image.reshape(1, -1, *image.shape[-3:]), target, known, group, self._prior(corner),
+            head, parts, name, sample.age_years,
         )  # fmt: skip
 
     def _parts(self, rng: Random) -> tuple[tuple[int, ...], ...]:

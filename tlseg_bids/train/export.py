@@ -152,6 +152,7 @@ def export(
         }),
         protocol=segmenter.protocol,
         heads=segmenter.heads,
+        channels=tuple(segmenter.channels),
         networks={role: part.network for role, part in parts.items()},
         strategy=description["strategy"],
         preprocess={

@@ -49,8 +49,10 @@ class Recipe:
     centred : float
         Share of patches around the template's origin instead of anywhere in the box.
     datasets : dict
-        Name to rules (see `dataset.load_dataset`) with ``weight`` (share of the draws) and
-        ``real`` (share of its draws that show the real image).
+        Name to rules (see `dataset.load_dataset` and `subset.subset`) with ``weight`` (share of the
+        draws) and ``real`` (share of its draws that show the real image).
+    channels : list of str
+        Suffixes of the images that the network sees together; empty for one image of any suffix.
     fold : [k, n] or empty
         Leave out every n-th subject, starting from k, of the datasets named in `fold_datasets`.
     steps, learning_rate, weight_decay, warmup, ema, accumulate, seed
@@ -103,6 +105,7 @@ class Recipe:
     checkpoint_minutes: float = 5.0
     compile: bool = False
     deterministic: bool = True
+    channels: list[str] = field(default_factory=list)
     descent: Descent = Descent()
     loss: Loss = Loss()
 

@@ -83,8 +83,7 @@ class Teacher:
         self.recipe, self.how, self.device = recipe, recipe.loss, device
         found = list(samples)
         self.weights = {
-            name: self._weights([s for s in found if s.protocol.name == name])
-            for name in recipe.heads
+            name: self._weights([s for s in found if s.taught == name]) for name in recipe.heads
         }
         self.folds = {
             (a, b): torch.as_tensor(load_mapping(f"{a}_to_{b}").channel_matrix(), device=device)
@@ -188,13 +187,14 @@ def near(target: Tensor, rim: int) -> Tensor:
 
 
 def frequencies(samples: list[Sample]) -> np.ndarray:
-    """Share of each channel of the samples' protocol among the voxels that are known."""
-    protocol = samples[0].protocol
-    own = load_classes(protocol)
-    channel = np.append(own.target, np.zeros(256 - len(own.target), int))
-    total = np.zeros(len(protocol))
+    """Share of each channel of the protocol they are learned in among the voxels that are known."""
+    total = 0
     for sample in samples:
+        own = load_classes(sample.protocol)
+        channel = np.append(own.target, np.zeros(256 - len(own.target), int))
         counts = np.bincount(sample.classes.numpy().ravel(), minlength=256)
         counts[IGNORE] = 0
-        np.add.at(total, sample.group[channel], counts)
+        found = np.bincount(sample.group[channel], counts, len(sample.protocol))
+        matrix = sample.folding()
+        total = total + (found if matrix is None else matrix @ found)
     return total / total.sum()

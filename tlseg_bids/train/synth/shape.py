@@ -129,8 +129,8 @@ def read_classes(
 ) -> Tensor:
     """Class numbers uint8 (I, J, K) at positions in the frame of `matrix` (frame from voxel).
 
-    Nearest voxel; 0 outside the sample. `classes` is the sample's map on the positions' device,
-    if it is there already.
+    Nearest voxel; `sample.outside` beyond the map. `classes` is the sample's map on the positions'
+    device, if it is there already.
     """
     classes = sample.classes.to(positions.device, non_blocking=True) if classes is None else classes
     nearest = voxel_positions(positions, matrix).round_()
@@ -141,7 +141,8 @@ def read_classes(
     inside = (held == nearest).all(0)
     i, j, k = held.to(torch.int32)
     index = ((i * classes.shape[1] + j) * classes.shape[2] + k).flatten()
-    return classes.reshape(-1).index_select(0, index).reshape(inside.shape) * inside
+    found = classes.reshape(-1).index_select(0, index).reshape(inside.shape)
+    return found.masked_fill_(~inside, sample.outside)
 
 
 def read_image(

@@ -34,7 +34,8 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {}, {"stem": 2}, {"prior_channels": CLASSES}, {"stem": 2, "detail": 6}, {"image_channels": 2},
     {"design": {"shortcut": "input", "down": "stride", "up": "transposed", "slope": 0.0}},
     {"design": {"shortcut": "none", "supervised": 1, "age": 3}},
-    {"design": {"decoders": "own"}},
+    {"design": {"decoders": "own"}}, {"view": "sagittal", "kernel": 3},
+    {"of": {"network": "unet", "features": [2, 4]}, "each": [{}, {"design": {"up": "transposed"}}]},
 )  # fmt: skip
 
 
@@ -42,7 +43,12 @@ def network_variants(name: str) -> list[dict[str, Any]]:
     """Small arguments for a network: the plain one, and one per option that it knows."""
     known = inspect.signature(NETWORKS[name]).parameters
     small = {key: value for key, value in SMALL_ARGUMENTS.items() if key in known}
-    return [{**small, **extra} for extra in VARIANTS if set(extra) <= set(known)]
+    needed = {key for key, one in known.items() if one.default is one.empty} - set(small)
+    return [
+        {**small, **extra}
+        for extra in VARIANTS
+        if needed <= set(extra) and set(extra) <= set(known)
+    ]
 
 
 def _network(name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -139,7 +145,7 @@ def _walk(strategy: Callable, predict: Callable, image: torch.Tensor, **wish: An
 def constant_in_constant_out(strategy: Callable) -> None:
     """Blending divides by the weight that it gave."""
 
-    def predict(window: torch.Tensor, corner: tuple[int, ...]) -> torch.Tensor:  # noqa: ARG001
+    def predict(window: torch.Tensor, *_: object) -> torch.Tensor:
         shares = torch.tensor([0.2, 0.5, 0.3]).reshape(1, 3, 1, 1, 1)
         return shares.expand(1, 3, *window.shape[2:])
 
@@ -156,7 +162,7 @@ def every_voxel_is_visited(strategy: Callable) -> None:
     image = torch.rand(1, 1, 20, 33, 17, generator=torch.Generator().manual_seed(0))
     seen = torch.zeros(image.shape[2:], dtype=torch.int64)
 
-    def predict(window: torch.Tensor, corner: tuple[int, int, int]) -> torch.Tensor:
+    def predict(window: torch.Tensor, corner: tuple[int, ...], *_: int) -> torch.Tensor:
         here = tuple(slice(c, c + n) for c, n in zip(corner, window.shape[2:], strict=True))
         seen[here] += 1
         return window
@@ -171,7 +177,7 @@ def coarser_output_lies_where_the_image_lies(strategy: Callable) -> None:
     """Means of 2³ voxels come out as the means of the whole image."""
     image = torch.rand(1, 1, 24, 32, 16, generator=torch.Generator().manual_seed(0))
 
-    def predict(window: torch.Tensor, corner: tuple[int, ...]) -> torch.Tensor:
+    def predict(window: torch.Tensor, corner: tuple[int, ...], *_: int) -> torch.Tensor:
         assert all(c % 2 == 0 for c in corner)
         return nn.functional.avg_pool3d(window, 2)
 
@@ -183,7 +189,7 @@ def order_of_the_axes_does_not_matter(strategy: Callable) -> None:
     """Windows visited in another order (axes swapped) give the same blend."""
     image = torch.rand(1, 1, 20, 33, 17, generator=torch.Generator().manual_seed(0))
 
-    def predict(window: torch.Tensor, corner: tuple[int, ...]) -> torch.Tensor:  # noqa: ARG001
+    def predict(window: torch.Tensor, *_: object) -> torch.Tensor:
         mean = window.mean().expand(1, 1, *window.shape[2:])
         return torch.cat([mean, 1 - mean], dim=1)
 

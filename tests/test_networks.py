@@ -64,3 +64,56 @@ def test_an_untrained_age_is_near_the_centre_of_the_training_ages():
 def test_a_design_that_makes_no_sense_is_refused(design, message):
     with pytest.raises(ValueError, match=message):
         build("unet", out_channels=3, features=[2, 4], design=design)
+
+
+def test_unpooling_puts_values_back_where_the_maxima_were(monkeypatch):
+    network = build("quicknat", out_channels=3, features=[2, 2, 2], kernel=3).eval()
+    given, pool, unpool = [], torch.nn.functional.max_pool2d, torch.nn.functional.max_unpool2d
+
+    def remember(x, size, return_indices):
+        found = pool(x, size, return_indices=return_indices)
+        given.append((x, *found))
+        return found
+
+    def check(x, places, size):
+        before, _, indices = given.pop()
+        assert torch.equal(places, indices), "of the same level, deepest first"
+        found = unpool(x, places, size)
+        kept = torch.gather(found.flatten(2), 2, places.flatten(2))
+        assert torch.equal(kept, x.flatten(2))
+        assert int((found != 0).sum()) <= places.numel()
+        assert found.shape == before.shape
+        return found
+
+    monkeypatch.setattr(torch.nn.functional, "max_pool2d", remember)
+    monkeypatch.setattr(torch.nn.functional, "max_unpool2d", check)
+    network(torch.rand(1, 1, 8, 8, 2))
+    assert given == []
+
+
+@pytest.mark.parametrize(("view", "axis"), [("sagittal", 0), ("coronal", 1), ("axial", 2)])
+def test_a_slice_does_not_see_its_neighbours(view, axis):
+    network = build("quicknat", out_channels=3, features=[2, 4], view=view, kernel=3).eval()
+    one = torch.rand(1, 1, 6, 7, 5, generator=torch.Generator().manual_seed(0))
+    other = one.clone()
+    other.select(2 + axis, 3).zero_()
+    same = (network(one) == network(other)).all(1)[0]
+    rows = same.movedim(axis, 0).flatten(1).all(1).tolist()
+    assert rows == [n != 3 for n in range(one.shape[2 + axis])]
+
+
+def test_a_member_is_asked_alone_and_learns_alone():
+    network = build("members", out_channels=3, of={"network": "unet", "features": [2, 4]},
+                    each=[{}, {}, {}])  # fmt: skip
+    window = torch.rand(1, 1, 7, 6, 8, generator=torch.Generator().manual_seed(0))
+    found = network(window, member=1)
+    assert found.shape == (1, 3, 7, 6, 8)
+    padded = torch.nn.functional.pad(window, (0, 0, 0, 0, 0, 1))
+    torch.testing.assert_close(found, network.members[1](padded)[:, :, :7])
+    found.sum().backward()
+    assert {name.split(".")[1] for name in grown(network)} == {"1"}
+
+
+def test_a_view_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="view is 'oblique', not sagittal or coronal or axial"):
+        build("quicknat", out_channels=3, view="oblique")

@@ -7,10 +7,14 @@ from typing import Any
 from torch import nn
 
 from tlseg_bids.errors import DataError
+from tlseg_bids.networks.members import Members
+from tlseg_bids.networks.quicknat import QuickNAT
 from tlseg_bids.networks.unet import UNet
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,
+    "quicknat": QuickNAT,
+    "members": Members,
 }
 
 

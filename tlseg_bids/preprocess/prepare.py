@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,7 @@ def prepare(
     options: dict[str, Any],
     template_from_native: np.ndarray,
     skull_stripped: bool | None,
+    channels: Sequence[Volume] = (),
 ) -> Prepared:
     """The image on the card's grid, in the template's frame: one interpolation.
 
@@ -100,6 +101,9 @@ def prepare(
         World mm to template mm.
     skull_stripped : bool or None
         As the sidecar says; None asks the voxels.
+    channels : sequence of Volume, optional
+        The images that the model sees together, in its order, the scan among them; they lie in the
+        scan's world. The scan alone if not given.
     """
     spacing = float(options["spacing_mm"])
     low, high = np.array(options["box_mm"], float).T
@@ -107,11 +111,13 @@ def prepare(
     frame = np.diag([spacing] * 3 + [1.0])
     frame[:3, 3] = low + spacing / 2
     grid = Grid(shape, np.linalg.inv(template_from_native) @ frame)
-    image = robust_scale(resample(volume, grid), low=0.0, high=99.9)
+    images = [
+        robust_scale(resample(one, grid), low=0.0, high=99.9) for one in channels or (volume,)
+    ]
     if skull_stripped is None:
         skull_stripped = looks_skull_stripped(volume)
     return Prepared(
-        image=image[None].astype(np.float32, copy=False),
+        image=np.stack(images).astype(np.float32, copy=False),
         grid=grid,
         native=volume,
         template_from_native=template_from_native,

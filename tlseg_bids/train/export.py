@@ -153,6 +153,7 @@ def export(
         protocol=segmenter.protocol,
         heads=segmenter.heads,
         channels=tuple(segmenter.channels),
+        frame="" if segmenter.heads[-1] == default_protocol().name else default_protocol().name,
         networks={role: part.network for role, part in parts.items()},
         strategy=description["strategy"],
         preprocess={

@@ -51,7 +51,7 @@ def load_start(path: Path, role: str) -> dict[str, Any]:
             for key, value in tensors.items()
             if key.startswith(prefix)
         },
-        "heads": card.heads if role == "segmenter" else card.heads[-1:],
+        "heads": card.heads if role == "segmenter" else (card.located_in,),
         "template": tensors["template"].double().numpy(),
         "priors": {
             key.removeprefix("prior."): value.float() / 255

@@ -161,12 +161,12 @@ def checkpoint(run: Training, path: Path) -> None:
 
 
 def batches(examples: list[Example], size: int) -> list[list[Example]]:
-    """Examples that ask for the same head and sub-voxels, at most `size` together."""
+    """Examples that ask for the same (`Example.asked`), at most `size` together."""
     if size == 1:
         return [[one] for one in examples]
     alike: dict[tuple, list[Example]] = {}
     for one in examples:
-        alike.setdefault((one.head, one.parts), []).append(one)
+        alike.setdefault(one.asked, []).append(one)
     return [found[i : i + size] for found in alike.values() for i in range(0, len(found), size)]
 
 

@@ -14,10 +14,11 @@ from tlseg_bids import __version__
 from tlseg_bids.errors import NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.descent import Descent
+from tlseg_bids.train.places import Places
 from tlseg_bids.train.synth import Mix, Shape
 from tlseg_bids.train.teach import Loss
 
-TABLES = {"shape": Shape, "mix": Mix, "descent": Descent, "loss": Loss}
+TABLES = {"shape": Shape, "mix": Mix, "descent": Descent, "loss": Loss, "places": Places}
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ class Recipe:
     parts, coarse
         For a sub-voxel answer: how many of the 8 sub-voxels a step learns from, and the share of
         steps that learn from the coarse answer.
-    patch : int
-        Voxels along each side of a training patch.
+    patch : int or list of 3 int
+        Voxels along the sides of a training patch.
+    places : Places
+        How patches are placed; where networks share the volume, which one learns.
     spacing_mm : float
         Voxel size of the patch.
     box_mm : list of [low, high]
@@ -78,7 +81,7 @@ class Recipe:
     role: str
     protocol: str
     network: dict[str, Any]
-    patch: int
+    patch: int | list[int]
     spacing_mm: float
     box_mm: list[list[float]]
     datasets: dict[str, dict[str, Any]]
@@ -108,6 +111,7 @@ class Recipe:
     channels: list[str] = field(default_factory=list)
     descent: Descent = Descent()
     loss: Loss = Loss()
+    places: Places = Places()
 
     def __post_init__(self) -> None:
         for key in ("steps", "accumulate", "batch", "checkpoint_every"):
@@ -116,6 +120,11 @@ class Recipe:
                 raise UsageError(
                     f"{key} is {value!r}", f"recipe '{self.name}'", "write a whole number above 0"
                 )
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """Voxels of a patch along each axis."""
+        return (self.patch,) * 3 if isinstance(self.patch, int) else tuple(self.patch)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -139,7 +148,9 @@ class Recipe:
 
 
 def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe; `overrides` win over the file.
+    """Read a recipe; `overrides` win over the file, and the file over the one it names as `base`.
+
+    Tables of a base are completed key by key; ``datasets`` is taken whole.
 
     Raises
     ------
@@ -148,12 +159,7 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     UsageError
         If it is not TOML, or a key is unknown or missing.
     """
-    if not path.is_file():
-        raise NoInputError("no such recipe", path, "name a TOML file, see tlseg_bids/train/recipes")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"not valid TOML: {error}", path, "mend that line") from error
+    values = _read(path)
     values.update(overrides or {})
     unknown = sorted(set(values) - {f.name for f in fields(Recipe)})
     if unknown:
@@ -166,6 +172,27 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
         raise UsageError(
             f"keys do not fit: {error}", path, "see the docstring of Recipe"
         ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The values of a file and its bases."""
+    if not path.is_file():
+        raise NoInputError("no such recipe", path, "name a TOML file, see tlseg_bids/train/recipes")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"not valid TOML: {error}", path, "mend that line") from error
+    base = values.pop("base", None)
+    return values if base is None else completed(values, _read(path.parent / base))
+
+
+def completed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """`values` with what `base` has besides, table by table; ``datasets`` is one value."""
+    found = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "datasets"
+        found[key] = completed(value, base[key]) if both else value
+    return found
 
 
 def code_version() -> str:

@@ -99,7 +99,9 @@ class Teacher:
         heads = self._heads(first)
         with torch.autocast(self.device.type, torch.bfloat16):
             if self._plain(network, heads):
-                logits, ages = [[network(image, prior, first.head, first.parts)]], None
+                who = {} if first.member is None else {"member": first.member}
+                logits = [[network(image, prior, first.head, first.parts, **who)]]
+                ages = None
             else:
                 logits, ages = network.every(image, prior, heads, first.parts)
         rows = []

@@ -214,7 +214,7 @@ def test_a_model_without_the_templates_head_takes_the_locators_word():
         CARD, protocol="subcortical", heads=("subcortical",), frame="aseg",
         networks={"segmenter": {"network": "unet", "features": [2, 4]},
                   "locator": CARD.networks["locator"]},
-        preprocess={"box_mm": [[-80, 80]] * 3, "spacing_mm": 10.0},
+        preprocess={"box_mm": [[-80, 80]] * 3, "spacing_mm": 10.0, "rounds": 6},
     )  # fmt: skip
     found = {k: v for k, v in tensors().items() if not k.startswith(("segmenter", "prior"))}
     state = build("unet", out_channels=15, features=[2, 4]).state_dict()

@@ -153,7 +153,7 @@ def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prep
     """Segment coarsely in a frame, again where that shows that the frame was off, then finely."""
     options, mirror = job.card.preprocess, model.card.strategy.get("mirror", False)
     channels = shown_together(scan, job)
-    if model.frame_head is None:
+    if model.frame_head is None or not options["rounds"]:
         prepared = prepare(scan, options, frame, job.scan.skull_stripped, channels)
         return prepared, segment(model, prepared, Ask(mirror=mirror))
     for _ in range(options["rounds"]):

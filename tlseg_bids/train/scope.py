@@ -63,15 +63,19 @@ def trainable(network: nn.Module, scope: str) -> dict[str, nn.Parameter]:
     def owner(name: str) -> nn.Module:
         return modules[name.rpartition(".")[0]]
 
+    def part(name: str) -> str:
+        words = name.split(".")
+        return words[2] if words[0] == "members" else words[0]
+
     def answers(name: str) -> bool:
-        return name.split(".", maxsplit=1)[0] in ANSWERING
+        return part(name) in ANSWERING
 
     rules = {
         "none": lambda _: False,
         "classifier": answers,
         "adapters": lambda name: ".parametrizations.weight.0." in name,
         "norm": lambda name: ".norm" in name,
-        "decoder": lambda name: name.split(".")[0] in ("up", "more_up", "edges", *ANSWERING),
+        "decoder": lambda name: part(name) in ("up", "more_up", "edges", *ANSWERING),
         "dense": lambda name: answers(name) or isinstance(owner(name), nn.Linear),
         "frozen-convolutions": lambda name: answers(name) or not isinstance(owner(name), CONVOLVES),
         "all": lambda _: True,

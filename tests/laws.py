@@ -29,7 +29,9 @@ GROUPS = {
 }  # fmt: skip
 
 CLASSES = 4
-SMALL_ARGUMENTS: dict[str, Any] = {"out_channels": CLASSES, "features": (4, 8)}
+SMALL_ARGUMENTS: dict[str, Any] = {
+    "out_channels": CLASSES, "features": (4, 8), "widths": (2, 2, 3), "dense": (4, 5, 6),
+}  # fmt: skip
 VARIANTS: tuple[dict[str, Any], ...] = (
     {}, {"stem": 2}, {"prior_channels": CLASSES}, {"stem": 2, "detail": 6}, {"image_channels": 2},
     {"design": {"shortcut": "input", "down": "stride", "up": "transposed", "slope": 0.0}},

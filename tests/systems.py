@@ -57,6 +57,8 @@ def small_network(network: dict[str, Any]) -> dict[str, Any]:
     """The same network with a few channels and at most four levels."""
     if "of" in network:
         return {**network, "of": small_network(network["of"])}
+    if network["network"] == "patches":
+        return {**network, "widths": [2, 2, 3], "dense": [4, 5, 6], "reach": 1}
     features = [2, 3, 4, 4][: len(network["features"])]
     design = network.get("design")
     few = {**network, "features": features}
@@ -71,6 +73,8 @@ def shrunk(recipe: Recipe) -> Recipe:
     if places.kind == "tiles":
         places, patch = replace(places, begins=HALVES), TILE
         network["each"] = network["each"][:8]
+    if places.kind == "voxels":
+        places, patch = replace(places, voxels=16, rim=1), 24
     if places.kind == "views":
         places, patch = replace(places, slices=2), [24, 24, 24]
     return replace(
@@ -83,4 +87,6 @@ def small_strategy(strategy: dict[str, Any]) -> dict[str, Any]:
     """A card's strategy on the shrunk recipe's box."""
     if strategy["name"] == "tiles":
         return {**strategy, "window": TILE, "begins": HALVES}
+    if strategy["name"] == "whole":
+        return strategy
     return {**strategy, "window": 16}

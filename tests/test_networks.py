@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tlseg_bids.networks import build
+from tlseg_bids.networks.patches import orthogonal
 from tlseg_bids.networks.unet import Block, Design
 
 
@@ -117,3 +118,38 @@ def test_a_member_is_asked_alone_and_learns_alone():
 def test_a_view_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match="view is 'oblique', not sagittal or coronal or axial"):
         build("quicknat", out_channels=3, view="oblique")
+
+
+def test_orthogonal_patches_agree_with_indexing_by_hand():
+    volume = torch.rand(9, 10, 11, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(volume, (16,) * 6)
+    voxels = torch.tensor([[0, 0, 0], [4, 5, 6], [8, 9, 10]])
+    found = orthogonal(padded, voxels)
+    assert found.shape == (3, 3, 32, 32)
+    for n, (i, j, k) in enumerate(voxels.tolist()):
+        for row in range(32):
+            for column in range(32):
+                a, b = row - 16, column - 16
+                points = [(i + a, j + b, k), (i + a, j, k + b), (i, j + a, k + b)]
+                for plane, point in enumerate(points):
+                    inside = all(0 <= p < s for p, s in zip(point, volume.shape, strict=True))
+                    wanted = volume[point] if inside else 0
+                    assert found[n, plane, row, column] == wanted
+
+
+def test_some_voxels_answer_as_in_the_whole_window_and_far_from_the_atlas_is_background():
+    network = build("patches", out_channels=3, prior_channels=3, reach=1, widths=[2, 2, 3],
+                    dense=[4, 5, 6]).eval()  # fmt: skip
+    window = torch.rand(1, 1, 6, 7, 8, generator=torch.Generator().manual_seed(0))
+    prior = torch.zeros(1, 3, 6, 7, 8)
+    prior[:, 0] = 1
+    prior[:, :, 2, 3, 4] = torch.tensor([0.5, 0.5, 0])
+    whole = network(window, prior)
+    voxels = torch.tensor([[2, 3, 4], [3, 4, 5], [1, 2, 3]])
+    some = network(window, prior, voxels=voxels)
+    assert some.shape == (1, 3, 3, 1, 1)
+    i, j, k = voxels.T
+    torch.testing.assert_close(some[0, :, :, 0, 0], whole[0, :, i, j, k])
+    far = whole.softmax(1)[0, 0] > 0.999
+    assert int((~far).sum()) <= 27 and bool(far[0].all())
+    assert len(network.candidates(window, prior)) == 27

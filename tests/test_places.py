@@ -11,7 +11,7 @@ from heads import PROTOCOL, tiny_recipe, write_heads
 
 from tlseg_bids.errors import UsageError
 from tlseg_bids.train.loop import Training, batches
-from tlseg_bids.train.places import Places, draw_spot
+from tlseg_bids.train.places import Places, draw_spot, draw_voxels
 from tlseg_bids.train.recipe import Recipe
 from tlseg_bids.train.synth import Random
 
@@ -88,7 +88,7 @@ def test_a_sagittal_network_is_not_asked_for_sides(heads):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "balls"}, "unknown kind 'balls'.*places.*patches, tiles, views"),
+        ({"kind": "balls"}, "unknown kind 'balls'.*places.*patches, tiles, views, voxels"),
         ({"kind": "tiles"}, "tiles lack 'begins'"),
         ({"kind": "views"}, "views lack 'axes'"),
     ],
@@ -96,3 +96,16 @@ def test_a_sagittal_network_is_not_asked_for_sides(heads):
 def test_places_that_make_no_sense_are_refused(values, message):
     with pytest.raises(UsageError, match=message):
         Places(**values)
+
+
+def test_half_of_the_voxels_lie_in_structures_the_others_around_them():
+    target = torch.zeros(1, 3, 20, 20, 20)
+    target[:, 0] = 1
+    target[:, :, 8:12, 8:12, 8:12] = torch.tensor([0.0, 0, 1])[:, None, None, None]
+    known = torch.ones(1, 20, 20, 20)
+    known[:, 6] = 0
+    voxels = draw_voxels(Random(0), target, known, Places("voxels", voxels=200, rim=2))
+    inside = target[0, 2][tuple(voxels.T)] > 0
+    assert inside[:100].all() and not inside[100:].any()
+    assert int(voxels.min()) >= 6 and int(voxels.max()) < 14
+    assert 6 not in voxels[:, 0].tolist(), "of that plane nothing is known"

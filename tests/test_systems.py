@@ -92,6 +92,9 @@ def test_a_card_walks_as_its_recipe_trains(path):
     elif recipe.places.kind == "views":
         assert strategy["axes"] == recipe.places.axes
         assert strategy.get("merged", []) == recipe.places.merged
+    elif recipe.places.kind == "voxels":
+        sides = [round((high - low) / recipe.spacing_mm) for low, high in recipe.box_mm]
+        assert strategy["name"] == "whole" and recipe.patch == sides
     else:
         assert strategy["window"] == recipe.patch
 
@@ -105,6 +108,7 @@ def test_the_networks_have_the_papers_sizes():
         return sum(p.numel() for p in one.parameters()) / 1e6
 
     assert millions("quicknat", member=True) == pytest.approx(3.5, rel=0.2)
+    assert millions("subcortical-25d") == pytest.approx(0.883, rel=0.01)
     assert millions("slant27", member=True) == pytest.approx(19.9, rel=0.2)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from tlseg_bids.errors import DataError
 from tlseg_bids.networks.members import Members
+from tlseg_bids.networks.patches import Patches
 from tlseg_bids.networks.quicknat import QuickNAT
 from tlseg_bids.networks.unet import UNet
 
@@ -15,6 +16,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "quicknat": QuickNAT,
     "members": Members,
+    "patches": Patches,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.dataset import IGNORE, Sample, load_classes
 from tlseg_bids.train.losses import soft_target
-from tlseg_bids.train.places import Spot, draw_spot
+from tlseg_bids.train.places import Spot, draw_spot, draw_voxels
 from tlseg_bids.train.recipe import Recipe
 from tlseg_bids.train.synth import Random, deformed_positions, example, read_classes
 
@@ -88,7 +89,8 @@ class Example:
     `known` (1, i, m, m), where the network answers; `group` (channels,) merges channels; `prior`
     (1, prior channels, m, m, m) or None; `head` and `parts`: what the network is asked for;
     `source`: the dataset that it was drawn from; `age`: in years, NaN where it is not known;
-    `member`: the network that learns from it, where several share the volume.
+    `member`: the network that learns from it, where several share the volume; `voxels` (n, 3): the
+    only ones that are asked for, then `target` is (1, channels, n, 1, 1) and `known` (1, n, 1, 1).
     """
 
     image: Tensor
@@ -101,32 +103,40 @@ class Example:
     source: str = ""
     age: float = math.nan
     member: int | None = None
+    voxels: Tensor | None = None
 
     @property
     def asked(self) -> tuple:
         """What must be the same for examples that go through the network together."""
-        return self.head, self.parts, self.member, self.image.shape
+        alone = None if self.voxels is None else id(self)
+        return self.head, self.parts, self.member, self.image.shape, alone
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """What else the network is told."""
+        told = {"member": self.member, "voxels": self.voxels}
+        return {key: value for key, value in told.items() if value is not None}
 
 
-def folded(target: Tensor, group: np.ndarray, matrix: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Target, known share and group in another protocol.
+def folded(channels: Tensor, group: np.ndarray, matrix: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """Channels and group in another protocol.
 
     Parameters
     ----------
-    target : Tensor, shape (1, channels, I, J, K)
-        Shares of the merged channels.
+    channels : Tensor of int64
+        Merged channels, `IGNORE` where nothing is known; what has no counterpart becomes that, too.
     group : ndarray, shape (channels,)
         Merged channel of each channel.
     matrix : ndarray, shape (new channels, channels)
         See `LabelMapping.channel_matrix`.
     """
-    found = torch.einsum("tc,ncijk->ntijk", torch.as_tensor(matrix, device=target.device), target)
+    into = np.full(256, IGNORE)
+    into[: matrix.shape[1]] = np.where(matrix.sum(0) > 0, matrix.argmax(0), IGNORE)
     new = np.arange(len(matrix))
-    into = np.where(matrix.sum(0) > 0, matrix.argmax(0), -1)
     for source, merged in enumerate(into[group]):
-        if into[source] >= 0 and merged >= 0:
+        if into[source] != IGNORE and merged != IGNORE:
             new[into[source]] = new[merged]
-    return found, found.sum(1), torch.as_tensor(new, device=target.device)
+    return torch.as_tensor(into, device=channels.device)[channels], new
 
 
 class Draw:
@@ -168,16 +178,24 @@ class Draw:
         mix = replace(recipe.mix, real=recipe.datasets[name].get("real", 0.0))
         image, channels = example(rng, sample, classes, positions, recipe.spacing_mm, mix)
         parts = self._parts(rng)
-        target, known = self._target(channels, len(sample.protocol), parts)
-        group = torch.as_tensor(sample.group, device=image.device)
+        count, merged = len(sample.protocol), sample.group
         if (matrix := sample.folding()) is not None:
-            target, known, group = folded(target, sample.group, matrix)
+            channels, merged = folded(channels, merged, matrix)
+            count = len(matrix)
+        target, known = self._target(channels, count, parts)
+        group = torch.as_tensor(merged, device=image.device)
         if place.member in recipe.places.merged:
             target, group = self._one_sided(target, group, sample.taught)
+        voxels = None
+        if recipe.places.kind == "voxels":
+            voxels = draw_voxels(rng, target, known, recipe.places)
+            i, j, k = voxels.T
+            target, known = target[:, :, i, j, k, None, None], known[:, i, j, k, None, None]
         head = recipe.heads.index(sample.taught)
         return Example(
             image.reshape(1, -1, *image.shape[-3:]), target, known, group,
             self._prior(corner, sides), head, parts, name, sample.age_years, place.member,
+            voxels,
         )  # fmt: skip
 
     def _parts(self, rng: Random) -> tuple[tuple[int, ...], ...]:

@@ -8,11 +8,14 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from tlseg_bids.errors import UsageError
 from tlseg_bids.train.synth import Random
 
-KINDS = ("patches", "tiles", "views")
+KINDS = ("patches", "tiles", "views", "voxels")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Places:
     ----------
     kind : str
         ``patches`` anywhere in the box; ``tiles``, each with a network of its own; ``views``, slabs
-        of slices across an axis, each axis with a network of its own.
+        of slices across an axis, each axis with a network of its own; ``voxels`` of a patch, for a
+        network that answers voxel by voxel.
     begins : list of 3 lists of int
         Of tiles: first voxels along each axis of the box, as in the card's strategy.
     axes : list of int
@@ -32,6 +36,9 @@ class Places:
         Of views: how many an example has; the recipe's `patch` gives their sides.
     merged : list of int
         Networks that are not taught to tell left from right (sagittal slices).
+    voxels, rim : int
+        Of voxels: how many an example has, half of them in structures, the others up to `rim`
+        voxels (diagonals count) around them.
     """
 
     kind: str = "patches"
@@ -39,6 +46,8 @@ class Places:
     axes: list[int] = field(default_factory=list)
     slices: int = 8
     merged: list[int] = field(default_factory=list)
+    voxels: int = 128
+    rim: int = 5
 
     def __post_init__(self) -> None:
         where = "the recipe's table [places]"
@@ -89,3 +98,22 @@ def draw_spot(
     ]
     first = np.array([int(rng.one(0, n + 0.999)) for n in free])
     return Spot(low + first * spacing_mm, tuple(shape), member)
+
+
+def draw_voxels(rng: Random, target: Tensor, known: Tensor, places: Places) -> Tensor:
+    """Voxels (n, 3) that an example learns from: in structures, and close around them.
+
+    Parameters
+    ----------
+    target, known : Tensor, shapes (1, channels, I, J, K) and (1, I, J, K)
+    """
+    inside = target[0, 1:].sum(0) > 0.5
+    near = F.max_pool3d(inside[None].float(), 2 * places.rim + 1, 1, places.rim)[0] > 0
+    found = []
+    for some in (inside, near & ~inside):
+        pool = torch.nonzero(some & (known[0] > 0))
+        if not len(pool):
+            pool = torch.nonzero(known[0] > 0)
+        chosen = [rng.below(len(pool)) for _ in range(places.voxels // 2)]
+        found.append(pool[chosen])
+    return torch.cat(found)

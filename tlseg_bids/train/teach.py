@@ -99,8 +99,7 @@ class Teacher:
         heads = self._heads(first)
         with torch.autocast(self.device.type, torch.bfloat16):
             if self._plain(network, heads):
-                who = {} if first.member is None else {"member": first.member}
-                logits = [[network(image, prior, first.head, first.parts, **who)]]
+                logits = [[network(image, prior, first.head, first.parts, **first.more)]]
                 ages = None
             else:
                 logits, ages = network.every(image, prior, heads, first.parts)

@@ -23,6 +23,7 @@ from tlseg_bids.postprocess import to_native
 from tlseg_bids.postprocess.quality import implausible
 from tlseg_bids.preprocess import prepare as prepare_module
 from tlseg_bids.preprocess.geometry import resample
+from tlseg_bids.preprocess.intensity import standardise
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.preprocess.register import centroids
 from tlseg_bids.segment.model import Ask, _answer, _mirrored, load_model, locate, segment
@@ -247,3 +248,14 @@ def test_the_images_of_a_visit_are_shown_in_the_cards_order(tmp_path):
     assert image.shape == (2, 16, 16, 16)
     assert np.corrcoef(*image[:, 5:11, 5:11, 5:11].reshape(2, -1))[0, 1] < 0
     assert app.shown_together(scan, replace(job, card=replace(job.card, channels=()))) == ()
+
+
+def test_a_cards_standard_scale_is_applied_to_the_whole_scan():
+    scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
+    options = {"box_mm": [[-40, 40]] * 3, "spacing_mm": 10.0}
+    squared = np.linspace(0, 1, 11) ** 2
+    plain = prepare(scan, options, np.eye(4), True).image
+    found = prepare(scan, {**options, "standard": squared.tolist()}, np.eye(4), True).image
+    whole = Volume(standardise(scan.data, squared), scan.grid)
+    np.testing.assert_array_equal(found, prepare(whole, options, np.eye(4), True).image)
+    assert not np.allclose(found, plain, atol=0.05)

@@ -230,5 +230,21 @@ def test_tables_that_make_no_sense_are_refused(kind, values, message):
         kind(**values)
 
 
+def test_the_standard_scale_is_learned_from_the_scans_and_kept(heads, tmp_path):
+    recipe = plain(
+        protocol="braincolor", datasets={"parcels": PARCELS}, standard=True, steps=1, name="first"
+    )  # fmt: skip
+    path = train(recipe, heads, tmp_path, _quiet)
+    landmarks = load_checkpoint(path)["standard"]
+    assert len(landmarks) == 11 and landmarks[-1] == 1
+    further = Training(replace(recipe, name="further", start=str(path)), heads, None)
+    assert further.fixed["standard"] == landmarks
+    shown = further.draw.samples["parcels"][0].images["T1w"]
+    assert float(shown.min()) == 0
+    plainly = Training(replace(recipe, standard=False), heads, None)
+    assert plainly.fixed["standard"] == []
+    assert not torch.equal(plainly.draw.samples["parcels"][0].images["T1w"], shown)
+
+
 def _quiet(*_: object, **__: object) -> None:
     pass

@@ -11,7 +11,7 @@ from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.geometry import resample
-from tlseg_bids.preprocess.intensity import robust_scale
+from tlseg_bids.preprocess.intensity import robust_scale, standardise
 from tlseg_bids.preprocess.register import (
     LEAST_LANDMARKS,
     displacement_mm,
@@ -95,8 +95,8 @@ def prepare(
     volume : Volume
         The scan, float32, on its own grid.
     options : dict
-        The card's ``preprocess`` table: ``box_mm`` ([low, high] per template axis) and
-        ``spacing_mm``.
+        The card's ``preprocess`` table: ``box_mm`` ([low, high] per template axis),
+        ``spacing_mm`` and, if it has any, the landmarks of its ``standard`` intensity scale.
     template_from_native : ndarray, shape (4, 4)
         World mm to template mm.
     skull_stripped : bool or None
@@ -112,7 +112,8 @@ def prepare(
     frame[:3, 3] = low + spacing / 2
     grid = Grid(shape, np.linalg.inv(template_from_native) @ frame)
     images = [
-        robust_scale(resample(one, grid), low=0.0, high=99.9) for one in channels or (volume,)
+        robust_scale(resample(_standard(one, options), grid), low=0.0, high=99.9)
+        for one in channels or (volume,)
     ]
     if skull_stripped is None:
         skull_stripped = looks_skull_stripped(volume)
@@ -124,6 +125,13 @@ def prepare(
         skull_stripped=skull_stripped,
         steps=("locate", "resample", "scale"),
     )
+
+
+def _standard(volume: Volume, options: dict[str, Any]) -> Volume:
+    """On the standard scale, if the card has one; the whole scan's histogram counts."""
+    if not options.get("standard"):
+        return volume
+    return Volume(standardise(volume.data, np.asarray(options["standard"])), volume.grid)
 
 
 def better_frame(

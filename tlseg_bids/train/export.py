@@ -162,6 +162,7 @@ def export(
             "rounds": 6,
             "settled_mm": 1.5,
             "locator": {**parts["locator"].window, "looks": 3},
+            **({"standard": last["standard"]} if last.get("standard") else {}),
             **description.get("preprocess", {}),
         },
         weights=Weights("0" * 64, 1, licence, file=file.name),

@@ -9,12 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tlseg_bids.bids.atomic import atomic
 from tlseg_bids.errors import UsageError
 from tlseg_bids.networks import build
+from tlseg_bids.preprocess.intensity import standard_landmarks, standardise
 from tlseg_bids.train.curves import Laps, time_left, write_curve
 from tlseg_bids.train.dataset import Sample, align, build_template, default_protocol
 from tlseg_bids.train.descent import build_optimiser, open_scope, rate_at, set_rate
@@ -36,10 +38,24 @@ COMPILED_AT_MOST = 64  # variants of the network: heads times choices of sub-vox
 
 
 def new_state(recipe: Recipe, samples: dict[str, list[Sample]], start: dict | None) -> dict:
-    """Template and atlases: taken from `start`, else made from the first dataset that has them."""
+    """Template, atlases and standard scale: taken from `start`, else made from the samples.
+
+    The samples are aligned with the template and, if the recipe says so, put on the scale.
+    """
     first = next(iter(samples.values()))
     template = start["template"] if start else build_template(first, default_protocol())
-    state = {"template": template, "priors": {}}
+    state = {"template": template, "priors": {}, "standard": (start or {}).get("standard", [])}
+    every = [sample for found in samples.values() for sample in found]
+    if recipe.standard:
+        images = (image.numpy() for sample in every for image in sample.images.values())
+        state["standard"] = state["standard"] or standard_landmarks(images).tolist()
+        for sample in every:
+            sample.images = {
+                suffix: torch.from_numpy(standardise(image.numpy(), np.array(state["standard"])))
+                for suffix, image in sample.images.items()
+            }
+    else:
+        state["standard"] = []
     for found in samples.values():
         align(found, template)
     known = start["priors"] if start else {}

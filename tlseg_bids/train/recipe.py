@@ -43,6 +43,8 @@ class Recipe:
         steps that learn from the coarse answer.
     patch : int or list of 3 int
         Voxels along the sides of a training patch.
+    standard : bool
+        Bring every image to the mean histogram of the training scans (Nyúl), or of the start's.
     places : Places
         How patches are placed; where networks share the volume, which one learns.
     spacing_mm : float
@@ -112,6 +114,7 @@ class Recipe:
     descent: Descent = Descent()
     loss: Loss = Loss()
     places: Places = Places()
+    standard: bool = False
 
     def __post_init__(self) -> None:
         for key in ("steps", "accumulate", "batch", "checkpoint_every"):

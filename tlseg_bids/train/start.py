@@ -58,6 +58,7 @@ def load_start(path: Path, role: str) -> dict[str, Any]:
             for key, value in tensors.items()
             if key.startswith("prior.")
         },
+        "standard": list(card.preprocess.get("standard", [])),
         "recipe": {"name": f"{card.name} {card.version}", "seed": history["seed"]},
         "step": history["steps"],
         "seconds": history["seconds"],

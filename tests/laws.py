@@ -29,9 +29,15 @@ GROUPS = {
 }  # fmt: skip
 
 CLASSES = 4
-SMALL_ARGUMENTS: dict[str, Any] = {"out_channels": CLASSES, "features": (4, 8)}
+SMALL_ARGUMENTS: dict[str, Any] = {
+    "out_channels": CLASSES, "features": (4, 8), "widths": (2, 2, 3), "dense": (4, 5, 6),
+}  # fmt: skip
 VARIANTS: tuple[dict[str, Any], ...] = (
     {}, {"stem": 2}, {"prior_channels": CLASSES}, {"stem": 2, "detail": 6}, {"image_channels": 2},
+    {"design": {"shortcut": "input", "down": "stride", "up": "transposed", "slope": 0.0}},
+    {"design": {"shortcut": "none", "supervised": 1, "age": 3}},
+    {"design": {"decoders": "own"}}, {"view": "sagittal", "kernel": 3},
+    {"of": {"network": "unet", "features": [2, 4]}, "each": [{}, {"design": {"up": "transposed"}}]},
 )  # fmt: skip
 
 
@@ -39,7 +45,12 @@ def network_variants(name: str) -> list[dict[str, Any]]:
     """Small arguments for a network: the plain one, and one per option that it knows."""
     known = inspect.signature(NETWORKS[name]).parameters
     small = {key: value for key, value in SMALL_ARGUMENTS.items() if key in known}
-    return [{**small, **extra} for extra in VARIANTS if set(extra) <= set(known)]
+    needed = {key for key, one in known.items() if one.default is one.empty} - set(small)
+    return [
+        {**small, **extra}
+        for extra in VARIANTS
+        if needed <= set(extra) and set(extra) <= set(known)
+    ]
 
 
 def _network(name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -51,6 +62,15 @@ def _image(network: nn.Module, count: int = 1) -> torch.Tensor:
     side = 4 * network.divisor
     shape = (count, network.image_channels, side, side, 2 * side)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def _outputs(network: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    """All that a loss can look at; a network that has no more than its answer has no `every`."""
+    if not hasattr(network, "every"):
+        return [network(image)]
+    found = network.every(image)
+    ages = [] if found.age is None else [found.age]
+    return [one for levels in found.logits for one in levels] + ages
 
 
 def network_keeps_the_shape(name: str, arguments: dict[str, Any]) -> None:
@@ -66,8 +86,9 @@ def network_keeps_the_shape(name: str, arguments: dict[str, Any]) -> None:
 def gradient_reaches_every_parameter(name: str, arguments: dict[str, Any]) -> None:
     """No parameter is dead weight."""
     network = _network(name, arguments).train()
-    found = network(_image(network))
-    (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    generator = torch.Generator().manual_seed(2)
+    outputs = _outputs(network, _image(network))
+    sum((o * torch.randn(o.shape, generator=generator)).sum() for o in outputs).backward()
     dead = [
         key for key, parameter in network.named_parameters()
         if parameter.grad is None
@@ -126,7 +147,7 @@ def _walk(strategy: Callable, predict: Callable, image: torch.Tensor, **wish: An
 def constant_in_constant_out(strategy: Callable) -> None:
     """Blending divides by the weight that it gave."""
 
-    def predict(window: torch.Tensor, corner: tuple[int, ...]) -> torch.Tensor:  # noqa: ARG001
+    def predict(window: torch.Tensor, *_: object) -> torch.Tensor:
         shares = torch.tensor([0.2, 0.5, 0.3]).reshape(1, 3, 1, 1, 1)
         return shares.expand(1, 3, *window.shape[2:])
 
@@ -143,7 +164,7 @@ def every_voxel_is_visited(strategy: Callable) -> None:
     image = torch.rand(1, 1, 20, 33, 17, generator=torch.Generator().manual_seed(0))
     seen = torch.zeros(image.shape[2:], dtype=torch.int64)
 
-    def predict(window: torch.Tensor, corner: tuple[int, int, int]) -> torch.Tensor:
+    def predict(window: torch.Tensor, corner: tuple[int, ...], *_: int) -> torch.Tensor:
         here = tuple(slice(c, c + n) for c, n in zip(corner, window.shape[2:], strict=True))
         seen[here] += 1
         return window
@@ -158,7 +179,7 @@ def coarser_output_lies_where_the_image_lies(strategy: Callable) -> None:
     """Means of 2³ voxels come out as the means of the whole image."""
     image = torch.rand(1, 1, 24, 32, 16, generator=torch.Generator().manual_seed(0))
 
-    def predict(window: torch.Tensor, corner: tuple[int, ...]) -> torch.Tensor:
+    def predict(window: torch.Tensor, corner: tuple[int, ...], *_: int) -> torch.Tensor:
         assert all(c % 2 == 0 for c in corner)
         return nn.functional.avg_pool3d(window, 2)
 
@@ -170,7 +191,7 @@ def order_of_the_axes_does_not_matter(strategy: Callable) -> None:
     """Windows visited in another order (axes swapped) give the same blend."""
     image = torch.rand(1, 1, 20, 33, 17, generator=torch.Generator().manual_seed(0))
 
-    def predict(window: torch.Tensor, corner: tuple[int, ...]) -> torch.Tensor:  # noqa: ARG001
+    def predict(window: torch.Tensor, *_: object) -> torch.Tensor:
         mean = window.mean().expand(1, 1, *window.shape[2:])
         return torch.cat([mean, 1 - mean], dim=1)
 

@@ -408,3 +408,16 @@ def test_a_sites_own_protocol_gets_a_new_head_that_the_next_run_knows(tmp_path, 
     model = load_model(card, load_weights(card))
     assert [len(p) for p in model.heads] == [5, len(PROTOCOL)]
     check_proof(card, load_weights(card))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": ("T1w", "T2w")}, "sees several images at once.*small.*tlseg-train"),
+        ({"frame": "infant"}, "no head in the template's protocol 'infant'.*small"),
+    ],
+)
+def test_a_model_that_cannot_be_judged_is_not_adapted(change, message):
+    with pytest.raises(UsageError, match=message):
+        work.check_adaptable(small_card(**change))
+    work.check_adaptable(small_card())

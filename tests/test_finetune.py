@@ -77,6 +77,22 @@ def test_scopes_grow_from_the_bottleneck(parent):
         assert not any(name.startswith(("down.0", "heads", "details")) for name in names)
 
 
+def test_the_scopes_are_those_of_the_paper_on_its_network():
+    deep = build("unet", out_channels=3, features=[2] * 6)
+    blocks = {
+        scope: {tuple(name.split(".")[:2]) for name in trainable(deep, scope)}
+        for scope in ("shallow", "medium", "deep")
+    }
+    numbers = {"shallow": 1, "medium": 2, "deep": 4}
+    for scope, found in blocks.items():
+        down = {("down", str(i)) for i in range(5 - numbers[scope], 6)}
+        assert found == down | {("up", str(i)) for i in range(numbers[scope])}
+    assert trainable(deep, "none") == {}
+    assert not any("conv" in name for name in trainable(deep, "frozen-convolutions"))
+    assert {"down.0.norm1.weight", "heads.0.bias"} <= set(trainable(deep, "frozen-convolutions"))
+    assert set(trainable(deep, "dense")) == {"heads.0.weight", "heads.0.bias"}
+
+
 def test_the_pull_holds_the_weights_near_the_parents(parent):
     def moved(pull: float) -> float:
         one = tuning(parent, steps=8, pull=pull, learning_rate=5e-3)

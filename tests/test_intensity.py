@@ -10,7 +10,14 @@ import pytest
 from phantom import Phantom, grid_over
 
 from tlseg_bids.preprocess.brain import looks_skull_stripped, skull_evidence
-from tlseg_bids.preprocess.intensity import constant_background, normalise, robust_scale
+from tlseg_bids.preprocess.intensity import (
+    PERCENTILES,
+    constant_background,
+    normalise,
+    robust_scale,
+    standard_landmarks,
+    standardise,
+)
 from tlseg_bids.volume import Grid, Volume, load_volume
 
 DATA = Path(os.environ.get("TLSEG_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -110,3 +117,22 @@ def test_real_scans(pattern: str, stripped: bool) -> None:
     assert files
     for file in files:
         assert looks_skull_stripped(load_volume(file)) is stripped, file.name
+
+
+def test_standard_scans_have_the_mean_histogram():
+    rng = np.random.default_rng(0)
+    scans = [np.r_[np.zeros(50), scale * rng.gamma(shape, 1.0, 5000) + 5] for scale, shape in
+             ((1, 2), (300, 4), (20, 9))]  # fmt: skip
+    landmarks = standard_landmarks(scans)
+    assert landmarks[0] == 0 and landmarks[-1] == 1 and (np.diff(landmarks) > 0).all()
+    for scan in scans:
+        found = standardise(scan, landmarks)
+        assert (found[:50] == 0).all() and found.dtype == np.float32
+        inside = found[50:]
+        middle = np.percentile(inside, PERCENTILES)[1:-1]
+        np.testing.assert_allclose(middle, landmarks[1:-1], atol=1e-3)
+        order = np.argsort(scan[50:])
+        assert (np.diff(inside[order]) >= 0).all(), "no two intensities change places"
+        assert inside.max() > 1, "what lies beyond the last landmark goes on"
+        np.testing.assert_allclose(standardise(7 * scan, landmarks), found, atol=1e-4)
+    assert (standardise(np.zeros((3, 3, 3)), landmarks) == 0).all()

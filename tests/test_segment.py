@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -20,8 +21,10 @@ from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.metrics import dice
 from tlseg_bids.networks import build
 from tlseg_bids.postprocess import to_native
+from tlseg_bids.postprocess.quality import implausible
 from tlseg_bids.preprocess import prepare as prepare_module
 from tlseg_bids.preprocess.geometry import resample
+from tlseg_bids.preprocess.intensity import standardise
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.preprocess.register import centroids
 from tlseg_bids.segment.fine import open_voxels
@@ -257,7 +260,7 @@ def test_a_frame_that_does_not_settle_is_told(distances, passes, warned, monkeyp
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     asked, answers = [], iter(distances)
 
-    def prepare_in(volume, _options, frame, _stripped):
+    def prepare_in(volume, _options, frame, *_):
         asked.append(frame)
         return Prepared(np.zeros((1, 2, 2, 2)), volume.grid, volume, frame, True, ())
 
@@ -275,3 +278,54 @@ def test_a_frame_that_does_not_settle_is_told(distances, passes, warned, monkeyp
     np.testing.assert_array_equal(prepared.template_from_native, np.eye(4) + passes - 1)
     told = [line for line in prepared.warnings if "still moved by 9.0 mm" in line]
     assert bool(told) == warned
+
+
+def test_a_model_without_the_templates_head_takes_the_locators_word():
+    card = replace(
+        CARD, protocol="subcortical", heads=("subcortical",), frame="aseg",
+        networks={"segmenter": {"network": "unet", "features": [2, 4]},
+                  "locator": CARD.networks["locator"]},
+        preprocess={"box_mm": [[-80, 80]] * 3, "spacing_mm": 10.0, "rounds": 6},
+    )  # fmt: skip
+    found = {k: v for k, v in tensors().items() if not k.startswith(("segmenter", "prior"))}
+    state = build("unet", out_channels=15, features=[2, 4]).state_dict()
+    model = load_model(card, found | {f"segmenter.{key}": value for key, value in state.items()})
+    assert model.frame_head is None and len(model.template) == 33
+    scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
+    job = made_up_job(Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w"))
+    job = replace(job, card=card)
+    frame = np.diag([1.1, 1, 1, 1])
+    prepared, answer = app.label(scan, job, model, frame)
+    np.testing.assert_array_equal(prepared.template_from_native, frame)
+    assert answer.probabilities.shape == (15, 16, 16, 16)
+    qc = to_native(answer, scan, model.protocol).qc
+    assert np.isnan(qc["brain_mm3"])
+    assert "l, and a brain has" not in implausible(qc)
+
+
+def test_the_images_of_a_visit_are_shown_in_the_cards_order(tmp_path):
+    grid = grid_over(Phantom(), (10, 10, 10))
+    other = Phantom().image(grid, sub=1)
+    nib.save(nib.Nifti1Image(other.data, grid.affine), tmp_path / "sub-01_T1w.nii")
+    scan = Volume(1 - other.data, grid)
+    here = Scan(tmp_path / "sub-01_T2w.nii", Path(), {"sub": "01"}, "T2w")
+    job = made_up_job(here, channels=("T1w", "T2w"))
+    job = replace(job, companions=(replace(here, path=tmp_path / "sub-01_T1w.nii", suffix="T1w"),))
+    shown = app.shown_together(scan, job)
+    assert [one.data[0, 0, 0] for one in shown] == [other.data[0, 0, 0], scan.data[0, 0, 0]]
+    options = {"box_mm": [[-80, 80]] * 3, "spacing_mm": 10.0}
+    image = prepare(scan, options, np.eye(4), True, shown).image
+    assert image.shape == (2, 16, 16, 16)
+    assert np.corrcoef(*image[:, 5:11, 5:11, 5:11].reshape(2, -1))[0, 1] < 0
+    assert app.shown_together(scan, replace(job, card=replace(job.card, channels=()))) == ()
+
+
+def test_a_cards_standard_scale_is_applied_to_the_whole_scan():
+    scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
+    options = {"box_mm": [[-40, 40]] * 3, "spacing_mm": 10.0}
+    squared = np.linspace(0, 1, 11) ** 2
+    plain = prepare(scan, options, np.eye(4), True).image
+    found = prepare(scan, {**options, "standard": squared.tolist()}, np.eye(4), True).image
+    whole = Volume(standardise(scan.data, squared), scan.grid)
+    np.testing.assert_array_equal(found, prepare(whole, options, np.eye(4), True).image)
+    assert not np.allclose(found, plain, atol=0.05)

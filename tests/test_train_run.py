@@ -21,7 +21,7 @@ from tlseg_bids.train.curves import COLUMNS, Laps, time_left, write_curve
 from tlseg_bids.train.export import export, read_description
 from tlseg_bids.train.loop import Training, batches, train
 from tlseg_bids.train.parallel import find_device
-from tlseg_bids.train.recipe import Recipe, load_checkpoint
+from tlseg_bids.train.recipe import TABLES, Recipe, load_checkpoint
 from tlseg_bids.train.resume import code_trail
 from tlseg_bids.train.watch import Bar, Watch
 from tlseg_bids.zoo.card_file import read_card
@@ -261,7 +261,7 @@ def test_a_run_ends_in_a_model_with_its_card(heads, tmp_path, capsys):
 
 def test_a_model_of_data_without_a_licence_is_refused(heads, begun, tmp_path):
     torch.save({**begun, "licences": {}, "template": torch.as_tensor(begun["template"]),
-                "recipe": {**begun["recipe"], "shape": {}, "mix": {}}},
+                "recipe": {**begun["recipe"], **{key: {} for key in TABLES}}},
                tmp_path / "tiny.pt")  # fmt: skip
     both = {"locator": tmp_path / "tiny.pt", "segmenter": tmp_path / "tiny.pt"}
     (tmp_path / "model.toml").write_text(CARD)

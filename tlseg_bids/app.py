@@ -153,18 +153,30 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
 
 def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prepared, Prediction]:
     """Segment coarsely in a frame, again where that shows that the frame was off, then finely."""
-    options = job.card.preprocess
+    options, mirror = job.card.preprocess, model.card.strategy.get("mirror", False)
+    channels = shown_together(scan, job)
+    if model.frame_head is None or not options["rounds"]:
+        prepared = prepare(scan, options, frame, job.scan.skull_stripped, channels)
+        return prepared, segment(model, prepared, Ask(mirror=mirror))
     for _ in range(options["rounds"]):
-        prepared = prepare(scan, options, frame, job.scan.skull_stripped)
-        prediction = segment(model, prepared, Ask(head=len(model.heads) - 1, fine=False))
+        prepared = prepare(scan, options, frame, job.scan.skull_stripped, channels)
+        prediction = segment(model, prepared, Ask(head=model.frame_head, fine=False))
         frame, distance_mm = better_frame(prediction, frame, model.template)
         if distance_mm < options["settled_mm"]:
             break
     else:
         unsettled = f"the brain's place still moved by {distance_mm:.1f} mm in the last pass"
         prepared = replace(prepared, warnings=(*prepared.warnings, unsettled))
-    mirror = model.card.strategy.get("mirror", False)
     return prepared, segment(model, prepared, Ask(mirror=mirror))
+
+
+def shown_together(scan: Volume, job: Job) -> tuple[Volume, ...]:
+    """The images that the card sees as channels, in its order; none for a card of one channel."""
+    others = {other.suffix: other.path for other in job.companions}
+    return tuple(
+        scan if suffix == job.scan.suffix else load_scan(others[suffix])[0]
+        for suffix in job.card.channels
+    )
 
 
 def report(config: Config, subjects: set[str], failed: tuple[Outcome, ...]) -> None:

@@ -42,7 +42,7 @@ from tlseg_bids.adapt.record import (
 from tlseg_bids.bids.atomic import write_json
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.config import Config
-from tlseg_bids.errors import DataError, ScanError
+from tlseg_bids.errors import DataError, ScanError, UsageError
 from tlseg_bids.flow import Job
 from tlseg_bids.networks import build, channels_last
 from tlseg_bids.runner import Progress
@@ -51,6 +51,7 @@ from tlseg_bids.train.adaptation import Adaptation
 from tlseg_bids.train.dataset import Sample
 from tlseg_bids.train.finetune import FineTuning, Parent, blended, grown, measure_step, run
 from tlseg_bids.train.rehearsal import rehearsal_samples
+from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.weights import load_weights
 
 FINAL = "final"
@@ -79,6 +80,24 @@ class Material:
     model: Model
 
 
+def check_adaptable(card: ModelCard) -> None:
+    """Refuse a model that adaptation cannot judge.
+
+    Raises
+    ------
+    UsageError
+        If it sees several images at once, or has no head in the template's protocol.
+    """
+    why = "sees several images at once" if card.channels else ""
+    if card.located_in not in card.heads:
+        why = f"has no head in the template's protocol '{card.located_in}'"
+    if why:
+        raise UsageError(
+            f"the model {why}, so it cannot be adapted here", card.path or card.name,
+            "go on training it with tlseg-train and --start, or choose another --model",
+        )  # fmt: skip
+
+
 class Work:
     """One adaptation.
 
@@ -95,6 +114,7 @@ class Work:
     def __init__(self, asked: Asked, answer: Answer, progress: Progress, kept: Path) -> None:
         self.asked, self.answer, self.progress, self.kept = asked, answer, progress, kept
         self.config, self.card = asked.config, asked.jobs[0].card
+        check_adaptable(self.card)
         self.reading = asked.collected.reading
         self.begun = time.monotonic()
 

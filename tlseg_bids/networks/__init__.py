@@ -8,10 +8,16 @@ import torch
 from torch import nn
 
 from tlseg_bids.errors import DataError
+from tlseg_bids.networks.members import Members
+from tlseg_bids.networks.patches import Patches
+from tlseg_bids.networks.quicknat import QuickNAT
 from tlseg_bids.networks.unet import UNet
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,
+    "quicknat": QuickNAT,
+    "members": Members,
+    "patches": Patches,
 }
 
 

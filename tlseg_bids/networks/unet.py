@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,19 +66,113 @@ class Norm(nn.InstanceNorm3d):
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
+@dataclass(frozen=True)
+class Design:
+    """What of a U-Net differs from one paper to the next.
+
+    Parameters
+    ----------
+    shortcut : str
+        Of a block: ``first`` adds the first convolution's output to the second's, ``input`` the
+        block's own input (residual unit: He et al. 2016, doi:10.1109/CVPR.2016.90), ``none``.
+    down, up : str
+        ``pool`` or ``stride`` (the block's first convolution); ``nearest`` or ``transposed``.
+    slope : float
+        Of the LeakyReLU below 0; 0 is a ReLU.
+    supervised : int
+        How many of the decoder's coarser levels answer, too (deep supervision: Lee et al. 2015,
+        arXiv 1409.5185).
+    decoders : str
+        ``shared``, or ``own``: each head has a decoder of its own.
+    age : int
+        Features of a regression of the age from the bottleneck, pooled over the window; 0 for none.
+    """
+
+    shortcut: str = "first"
+    down: str = "pool"
+    up: str = "nearest"
+    slope: float = 0.01
+    supervised: int = 0
+    decoders: str = "shared"
+    age: int = 0
+
+    def __post_init__(self) -> None:
+        known = {
+            "shortcut": ("first", "input", "none"), "down": ("pool", "stride"),
+            "up": ("nearest", "transposed"), "decoders": ("shared", "own"),
+        }  # fmt: skip
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is '{getattr(self, name)}', not {' or '.join(values)}")
+
+
+class Answers(NamedTuple):
+    """Everything that a loss can look at.
+
+    `logits`: for each head a list, the answer that was asked for first, then the coarser levels'
+    (N, channels, I/f, J/f, K/f), each half as fine as the one before, from the coarse answer's
+    resolution on. `age` (N,) in years, or None.
+    """
+
+    logits: list[list[Tensor]]
+    age: Tensor | None
+
+
 class Block(nn.Module):
     """Two 3×3×3 convolutions, each followed by instance norm and LeakyReLU, with a short cut."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, design: Design, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.norm1 = Norm(outputs)
         self.conv2 = nn.Conv3d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = Norm(outputs)
+        self.design, self.match = design, None
+        if design.shortcut == "input" and (inputs != outputs or stride > 1):
+            self.match = nn.Sequential(
+                nn.Conv3d(inputs, outputs, 1, stride, bias=False),
+                Norm(outputs),
+            )
 
     def forward(self, x: Tensor) -> Tensor:
-        first = F.leaky_relu(self.norm1(self.conv1(x)), 0.01)
-        return F.leaky_relu(self.norm2(self.conv2(first)) + first, 0.01)
+        slope, shortcut = self.design.slope, self.design.shortcut
+        first = F.leaky_relu(self.norm1(self.conv1(x)), slope)
+        second = self.norm2(self.conv2(first))
+        if shortcut != "none":
+            second = second + (first if shortcut == "first" else self.match(x) if self.match else x)
+        return F.leaky_relu(second, slope)
+
+
+class Up(Block):
+    """A block of a decoder: the coarser level is brought up and joined with the skip."""
+
+    def __init__(self, deep: int, skip: int, design: Design) -> None:
+        transposed = design.up == "transposed"
+        super().__init__(2 * skip if transposed else deep + skip, skip, design)
+        self.rise = nn.ConvTranspose3d(deep, skip, 2, 2, bias=False) if transposed else None
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
+        x = self.rise(x) if self.rise else F.interpolate(x, scale_factor=2, mode="nearest")
+        return super().forward(torch.cat([x, skip], 1))
+
+
+class AgeHead(nn.Module):
+    """Age in years, (N,), from the bottleneck's features: their mean and maximum over the window.
+
+    `centre` and `scale` (years) are those of the training ages: an untrained head answers about
+    `centre`.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden, self.last = nn.Linear(2 * inputs, hidden), nn.Linear(hidden, 1)
+        self.register_buffer("centre", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, bottleneck: Tensor) -> Tensor:
+        pooled = torch.cat([bottleneck.mean((2, 3, 4)), bottleneck.amax((2, 3, 4))], 1)
+        found = self.last(F.leaky_relu(self.hidden(pooled), 0.01))[:, 0]
+        return self.centre + self.scale * found
 
 
 class UNet(nn.Module):
@@ -106,9 +202,11 @@ class UNet(nn.Module):
         0 for an answer at 1/`stem`; else the features of the sub-voxel answer (stem 2 only).
     image_channels : int
         Channels of the image.
+    design : dict
+        Values of `Design`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         out_channels: int | Sequence[int],
         features: Sequence[int] = (24, 48, 96),
@@ -117,8 +215,10 @@ class UNet(nn.Module):
         *,
         detail: int = 0,
         image_channels: int = 1,
+        design: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.design = design = Design(**(design or {}))
         sizes = [out_channels] if isinstance(out_channels, int) else list(out_channels)
         if detail and stem != 2:
             raise ValueError(f"a sub-voxel answer needs a stem of 2, not {stem}")
@@ -131,22 +231,42 @@ class UNet(nn.Module):
             self.prior_weight = nn.Parameter(torch.tensor(0.7))
             first += PRIOR_FEATURES
         widths = [first, *features]
-        self.down = nn.ModuleList(Block(a, b) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(
-            Block(deep + skip, skip)
-            for deep, skip in zip(features[:0:-1], features[-2::-1], strict=True)
+        stride = 2 if design.down == "stride" else 1
+        self.down = nn.ModuleList(
+            Block(a, b, design, stride if level else 1)
+            for level, (a, b) in enumerate(pairwise(widths))
         )
+        self.up = _decoder(features, design)
         self.heads = nn.ModuleList(nn.Conv3d(features[0], n, 1) for n in sizes)
         self.places = _prior_places(sizes, prior_channels)
         for head in self.heads:
-            nn.init.normal_(head.weight, std=0.01)
-            nn.init.zeros_(head.bias)
+            _init(head, 0.01)
         if detail:
             self.edges = nn.Conv3d(features[0], detail, 3, padding=1)
             self.details = nn.ModuleList(nn.Conv3d(detail, 8 * n, 1) for n in sizes)
             for head in self.details:
-                nn.init.normal_(head.weight, std=0.003)
-                nn.init.zeros_(head.bias)
+                _init(head, 0.003)
+        self._extras(sizes, list(features))
+
+    def _extras(self, sizes: list[int], features: list[int]) -> None:
+        """Further decoders, answers of coarser levels, the age: made last, so that what every
+        network has starts from the same random numbers with and without them."""
+        design = self.design
+        if design.supervised >= len(features):
+            raise ValueError(
+                f"{design.supervised} coarser answers need more than {len(features)} levels"
+            )
+        if design.decoders == "own":
+            self.more_up = nn.ModuleList(_decoder(features, design) for _ in sizes[1:])
+        if design.supervised:
+            self.deeper = nn.ModuleList(
+                nn.ModuleList(nn.Conv3d(width, n, 1) for n in sizes)
+                for width in features[1 : design.supervised + 1]
+            )
+            for head in (one for level in self.deeper for one in level):
+                _init(head, 0.01)
+        if design.age:
+            self.age = AgeHead(features[-1], design.age)
 
     @property
     def factor(self) -> int:
@@ -173,7 +293,40 @@ class UNet(nn.Module):
             (N, channels, len(parts)·I/stem, J/stem, K/stem). None: the finest answer, all of it
             (N, channels, I/factor, …). Empty: the coarse answer (N, channels, I/stem, …).
         """
-        x, prior = self._features(image, prior)
+        skips, prior = self._encode(image, prior)
+        return self._answer(self._decode(skips, head)[-1], prior, head, parts)
+
+    def every(
+        self,
+        image: Tensor,
+        prior: Tensor | None = None,
+        heads: Sequence[int] | None = None,
+        parts: Sequence[Sequence[int]] | None = None,
+    ) -> Answers:
+        """The answers of several heads (all if not named) and of all that answers beside them.
+
+        Arguments as for `forward`; the encoder is passed once.
+        """
+        skips, prior = self._encode(image, prior)
+        heads = range(len(self.heads)) if heads is None else heads
+        levels = {head: self._decode(skips, head) for head in heads}
+        logits = [
+            [self._answer(found[-1], prior, head, parts), *self._coarser(found, head)]
+            for head, found in levels.items()
+        ]
+        return Answers(logits, self.age(skips[-1].float()) if self.design.age else None)
+
+    def predicted_age(self, image: Tensor) -> Tensor:
+        """Years, (N,), of a window (N, image_channels, I, J, K); only with `Design.age`."""
+        return self.age(self._encode(image, None)[0][-1].float())
+
+    def _coarser(self, levels: list[Tensor], head: int) -> list[Tensor]:
+        count = self.design.supervised
+        return [self.deeper[i][head](levels[-2 - i]) for i in range(count)]
+
+    def _answer(
+        self, x: Tensor, prior: Tensor | None, head: int, parts: Sequence[Sequence[int]] | None
+    ) -> Tensor:
         logits = self._coarse(x, prior, head)
         if self.coarse_only or parts == ():
             return logits
@@ -193,7 +346,8 @@ class UNet(nn.Module):
         Tensor, shape (N, channels + detail, I/stem, J/stem, K/stem)
             The coarse logits, then the features that correct them.
         """
-        x, prior = self._features(image, prior)
+        skips, prior = self._encode(image, prior)
+        x = self._decode(skips, head)[-1]
         edges = F.leaky_relu(self.edges(x), 0.01)
         return torch.cat([self._coarse(x, prior, head).to(edges.dtype), edges], 1)
 
@@ -244,8 +398,8 @@ class UNet(nn.Module):
         rows = slice(part * detail.out_channels // 8, (part + 1) * detail.out_channels // 8)
         return F.conv3d(edges, detail.weight[rows], detail.bias[rows])
 
-    def _features(self, image: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The last block's output, and the prior (an even one where it is missing)."""
+    def _encode(self, image: Tensor, prior: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        """The encoder's levels, coarsest last, and the prior (an even one where it is missing)."""
         mean = image.mean((2, 3, 4), keepdim=True)
         scale = image.std((2, 3, 4), keepdim=True) + 1e-4
         x = space_to_depth((image - mean) / scale, self.stem)
@@ -256,15 +410,32 @@ class UNet(nn.Module):
             x = torch.cat([x, self.prior(prior).to(x.dtype)], 1)
         else:
             prior = None
-        skips = []
+        levels = []
         for level, block in enumerate(self.down):
-            x = block(F.max_pool3d(x, 2) if level else x)
-            skips.append(x)
-        skips.pop()
-        for block in self.up:
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = block(torch.cat([x, skips.pop()], 1))
-        return x, prior
+            x = block(F.max_pool3d(x, 2) if level and self.design.down == "pool" else x)
+            levels.append(x)
+        return levels, prior
+
+    def _decode(self, levels: list[Tensor], head: int) -> list[Tensor]:
+        """The decoder's levels for a head, the bottleneck first, the finest last."""
+        own = head and self.design.decoders == "own"
+        found = [levels[-1]]
+        for block, skip in zip(
+            self.more_up[head - 1] if own else self.up, levels[-2::-1], strict=True
+        ):
+            found.append(block(found[-1], skip))
+        return found
+
+
+def _decoder(features: Sequence[int], design: Design) -> nn.ModuleList:
+    return nn.ModuleList(
+        Up(deep, skip, design) for deep, skip in zip(features[:0:-1], features[-2::-1], strict=True)
+    )
+
+
+def _init(head: nn.Conv3d, sd: float) -> None:
+    nn.init.normal_(head.weight, std=sd)
+    nn.init.zeros_(head.bias)
 
 
 def _prior_places(sizes: Sequence[int], prior_channels: int) -> list[slice | None]:

@@ -14,6 +14,7 @@ ASYMMETRY_FLAG = 0.3
 ASYMMETRY_FLAG_CSF = 0.6
 CONFIDENCE_FLAG = 0.7
 OUTER_FLUID = "outer-csf"
+CORTEX = "cortex"
 BRAIN_MM3 = (2.0e5, 2.2e6)
 NO_BRAIN_MM3 = (1.0e5, 3.0e6)
 NO_BRAIN_DICE = 0.45
@@ -83,7 +84,8 @@ def quality(
     Returns
     -------
     dict
-        ``brain_mm3`` (the mask without the fluid around the brain), ``mean_confidence`` (over
+        ``brain_mm3`` (the mask without the fluid around the brain; NaN for a protocol without
+        cortex, whose labels are no whole brain), ``mean_confidence`` (over
         labelled voxels), ``predicted_dice`` (mean over present structures, calibrated where the
         table is), ``expected_dice`` (the same, never calibrated), ``fov_border_share`` (brain
         voxels on the scan's outer faces ÷ brain voxels), ``asymmetry_max`` (largest |L − R| ÷
@@ -97,8 +99,9 @@ def quality(
     confidence = table["mean_confidence"].to_numpy()
     present = table[labelled > 0]
     asymmetry = asymmetries(table, protocol)["asymmetry"]
+    whole = len(protocol.channels(group=CORTEX)) > 0
     return {
-        "brain_mm3": brain * voxel_mm3 - fluid,
+        "brain_mm3": brain * voxel_mm3 - fluid if whole else float("nan"),
         "mean_confidence": float(confidence @ labelled / max(1, labelled.sum())),
         "predicted_dice": float(present["predicted_dice"].mean()) if len(present) else 0.0,
         "expected_dice": table.attrs["expected_dice"],
@@ -182,7 +185,7 @@ def flags(table: pd.DataFrame, qc: dict[str, float], protocol: LabelProtocol) ->
     if missing:
         out.append(f"Not found: {', '.join(missing)}.")
     low, high = BRAIN_MM3
-    if not low <= qc["brain_mm3"] <= high:
+    if qc["brain_mm3"] < low or qc["brain_mm3"] > high:
         litres = f"{low / 1e6:g} to {high / 1e6:g} l"
         out.append(f"The brain has {qc['brain_mm3'] / 1e6:.2f} l; {litres} are plausible.")
     if qc["fov_border_share"] > BORDER_FLAG:
@@ -212,7 +215,7 @@ def implausible(qc: dict[str, float]) -> str:
     """
     litres = qc["brain_mm3"] / 1e6
     low, high = (bound / 1e6 for bound in NO_BRAIN_MM3)
-    if not low <= litres <= high:
+    if litres < low or litres > high:
         return f"what was labelled has {litres:.2f} l, and a brain has {low:g} to {high:g} l"
     if qc["expected_dice"] < NO_BRAIN_DICE:
         return (

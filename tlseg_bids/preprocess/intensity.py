@@ -6,9 +6,14 @@ the background is exactly one value (a skull-stripped or a defaced scan), it is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
+PERCENTILES = (1, *range(10, 100, 10), 99)
+
 _SAMPLE = 2_000_000
+_LEAST = 1e-6
 
 
 def robust_scale(
@@ -50,6 +55,48 @@ def robust_scale(
     if background is not None:
         out[data == background] = 0
     return out
+
+
+def standard_landmarks(images: Iterable[np.ndarray]) -> np.ndarray:
+    """The standard scale of some scans: mean landmarks (11,) from 0 to 1.
+
+    Landmarks are the percentiles 1, 10, 20, …, 90 and 99 of the voxels above 0; before the mean is
+    taken each scan's first and last are put at 0 and 1. Source: Nyúl et al. 2000,
+    doi:10.1109/42.836373.
+    """
+    found = [_percentiles(image) for image in images]
+    return np.mean([(p - p[0]) / max(p[-1] - p[0], _LEAST) for p in found], axis=0)
+
+
+def standardise(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """Intensities on the standard scale: linear between landmarks, and on beyond them.
+
+    Parameters
+    ----------
+    image : ndarray
+        Any shape and unit; voxels of 0 or less are background and become 0.
+    landmarks : ndarray, shape (11,)
+        As `standard_landmarks` gives.
+
+    Returns
+    -------
+    ndarray of float32
+        Never below 0.
+    """
+    data, inside = np.asarray(image, np.float32), np.asarray(image) > 0
+    if not inside.any():
+        return np.zeros_like(data)
+    own = np.maximum.accumulate(_percentiles(data) + np.arange(len(PERCENTILES)) * _LEAST)
+    slope = (landmarks[-1] - landmarks[-2]) / max(own[-1] - own[-2], _LEAST)
+    first = (landmarks[1] - landmarks[0]) / max(own[1] - own[0], _LEAST)
+    out = np.interp(data, own, landmarks)
+    out += np.maximum(data - own[-1], 0) * slope - np.maximum(own[0] - data, 0) * first
+    return np.where(inside, np.maximum(out, 0), 0).astype(np.float32)
+
+
+def _percentiles(image: np.ndarray) -> np.ndarray:
+    inside = image[image > 0]
+    return np.percentile(_sample(inside, None), PERCENTILES) if inside.size else np.zeros(11)
 
 
 def normalise(image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.geometry import resample
-from tlseg_bids.preprocess.intensity import robust_scale
+from tlseg_bids.preprocess.intensity import robust_scale, standardise
 from tlseg_bids.preprocess.register import (
     LEAST_LANDMARKS,
     displacement_mm,
@@ -86,6 +86,7 @@ def prepare(
     options: dict[str, Any],
     template_from_native: np.ndarray,
     skull_stripped: bool | None,
+    channels: Sequence[Volume] = (),
 ) -> Prepared:
     """The image on the card's grid, in the template's frame: one interpolation.
 
@@ -94,12 +95,15 @@ def prepare(
     volume : Volume
         The scan, float32, on its own grid.
     options : dict
-        The card's ``preprocess`` table: ``box_mm`` ([low, high] per template axis) and
-        ``spacing_mm``.
+        The card's ``preprocess`` table: ``box_mm`` ([low, high] per template axis),
+        ``spacing_mm`` and, if it has any, the landmarks of its ``standard`` intensity scale.
     template_from_native : ndarray, shape (4, 4)
         World mm to template mm.
     skull_stripped : bool or None
         As the sidecar says; None asks the voxels.
+    channels : sequence of Volume, optional
+        The images that the model sees together, in its order, the scan among them; they lie in the
+        scan's world. The scan alone if not given.
     """
     spacing = float(options["spacing_mm"])
     low, high = np.array(options["box_mm"], float).T
@@ -107,17 +111,27 @@ def prepare(
     frame = np.diag([spacing] * 3 + [1.0])
     frame[:3, 3] = low + spacing / 2
     grid = Grid(shape, np.linalg.inv(template_from_native) @ frame)
-    image = robust_scale(resample(volume, grid), low=0.0, high=99.9)
+    images = [
+        robust_scale(resample(_standard(one, options), grid), low=0.0, high=99.9)
+        for one in channels or (volume,)
+    ]
     if skull_stripped is None:
         skull_stripped = looks_skull_stripped(volume)
     return Prepared(
-        image=image[None].astype(np.float32, copy=False),
+        image=np.stack(images).astype(np.float32, copy=False),
         grid=grid,
         native=volume,
         template_from_native=template_from_native,
         skull_stripped=skull_stripped,
         steps=("locate", "resample", "scale"),
     )
+
+
+def _standard(volume: Volume, options: dict[str, Any]) -> Volume:
+    """On the standard scale, if the card has one; the whole scan's histogram counts."""
+    if not options.get("standard"):
+        return volume
+    return Volume(standardise(volume.data, np.asarray(options["standard"])), volume.grid)
 
 
 def better_frame(

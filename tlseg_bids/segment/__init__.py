@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tlseg_bids.segment.walk import sliding, whole
+from tlseg_bids.segment.walk import sliding, tiles, views, whole
 
 STRATEGIES: dict[str, Callable] = {
     "sliding": sliding,
     "whole": whole,
+    "tiles": tiles,
+    "views": views,
 }

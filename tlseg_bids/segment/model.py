@@ -32,11 +32,10 @@ _PLANES = 16
 class Model:
     """Networks by role, template and atlases of a card.
 
-    `heads`: protocols that the segmenter answers in, the primary one first; the last is that of
-    the template and the locator. `template` (channels, 3): centroids in template mm, NaN where
-    there is none; `priors` (1, channels, I, J, K) float32 each: probabilities over the card's box,
-    for the heads that have them, in their order; `atlas` keeps them side by side at the sizes that
-    were asked for.
+    `heads`: protocols that the segmenter answers in, the primary one first. `template`
+    (channels, 3): centroids in template mm, NaN where there is none; `priors` (1, channels, I, J,
+    K) float32 each: probabilities over the card's box, for the heads that have them, in their
+    order; `atlas` keeps them side by side at the sizes that were asked for.
     """
 
     card: ModelCard
@@ -52,6 +51,12 @@ class Model:
     def protocol(self) -> LabelProtocol:
         """Of the primary head: what the user gets."""
         return self.heads[0]
+
+    @property
+    def frame_head(self) -> int | None:
+        """The head that answers in the template's protocol; None if there is none."""
+        found = self.card.located_in
+        return self.card.heads.index(found) if found in self.card.heads else None
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
         role: channels_last(network.to(place)) for role, network in assemble(card, tensors).items()
     }
     priors = {name: atlas.to(place) for name, atlas in atlases(card, tensors).items()}
-    nowhere = torch.full((len(heads[-1]), 3), torch.nan)
+    nowhere = torch.full((len(card.protocol_of(card.located_in)), 3), torch.nan)
     return Model(
         card, heads, networks, tensors.get("template", nowhere).double().numpy(), priors,
         place, fast_precision(place),
@@ -184,14 +189,17 @@ def _part(atlas: Tensor | None, corner: Sequence[int], window: Tensor, stem: int
     return atlas[(slice(None), slice(None), *some)].float()
 
 
-def _answer(model: Model, ask: Ask, image: Tensor, prior: Tensor | None) -> Tensor:
+def _answer(
+    model: Model, ask: Ask, image: Tensor, prior: Tensor | None, member: int | None = None
+) -> Tensor:
     """Probabilities of a window, float16 (1, channels, i, j, k), on the CPU.
 
     The card's temperature holds for the fine answer alone; the coarse one finds the frame.
     """
     parts = None if ask.fine else ()
     heat = _heat(model, ask.head) if ask.fine else 1.0
-    logits = _logits(model, "segmenter", image, prior, head=ask.head, parts=parts)
+    who = {} if member is None else {"member": member}
+    logits = _logits(model, "segmenter", image, prior, head=ask.head, parts=parts, **who)
     out = torch.empty(logits.shape, dtype=torch.float16)
     for start in range(0, logits.shape[2], _PLANES):
         some = (slice(None), slice(None), slice(start, start + _PLANES))
@@ -214,9 +222,11 @@ def _mirror(model: Model, prior: Tensor | None) -> Tensor | None:
     return prior.flip(2)[:, torch.as_tensor(swap, device=prior.device)]
 
 
-def _mirrored(model: Model, ask: Ask, image: Tensor, prior: Tensor | None) -> Tensor:
+def _mirrored(
+    model: Model, ask: Ask, image: Tensor, prior: Tensor | None, member: int | None = None
+) -> Tensor:
     """Probabilities found in the mirror, brought back."""
-    found = _answer(model, ask, image.flip(2), _mirror(model, prior))
+    found = _answer(model, ask, image.flip(2), _mirror(model, prior), member)
     return found.flip(2)[:, torch.as_tensor(model.heads[ask.head].mirror)]
 
 
@@ -229,15 +239,21 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
         Its image in the card's channels.
     ask : Ask
         Which head answers, how finely, with or without the mirror.
+
+    Notes
+    -----
+    ``merged`` in the card's strategy numbers the networks that cannot tell left from right (those
+    of sagittal slices): what they find is shared out evenly between the sides.
     """
-    strategy = {k: v for k, v in model.card.strategy.items() if k not in ("name", "mirror")}
+    own = ("name", "mirror", "merged")
+    strategy = {k: v for k, v in model.card.strategy.items() if k not in own}
     if "overlap" in strategy and not ask.fine:
         strategy["overlap"] = 0.0  # finding the frame needs no smooth seams
     walk = partial(STRATEGIES[model.card.strategy["name"]], **strategy)
     network = model.networks["segmenter"]
     factor = network.factor if ask.fine else network.stem
     image = torch.from_numpy(prepared.image)[None]
-    fine = ask.fine and not network.coarse_only
+    fine = ask.fine and not network.coarse_only and hasattr(network, "body")
     probabilities = (_fine if fine else _plain)(model, ask, image, walk)
     step = np.diag([factor, factor, factor, 1.0])
     step[:3, 3] = (factor - 1) / 2
@@ -248,12 +264,16 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
 def _plain(model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]) -> Tensor:
     """Probabilities (channels, i, j, k) at the resolution that the network itself answers in."""
     network, atlas = model.networks["segmenter"], _atlas(model, list(image.shape[2:]))
+    several, merged = hasattr(network, "members"), model.card.strategy.get("merged", ())
 
-    def predict(window: Tensor, corner: tuple[int, int, int]) -> Tensor:
+    def predict(window: Tensor, corner: tuple[int, int, int], number: int = 0) -> Tensor:
         prior = _part(atlas, corner, window, network.stem)
-        found = _answer(model, ask, window, prior)
+        member = number if several else None
+        found = _answer(model, ask, window, prior, member)
         if ask.mirror:
-            found = found.add_(_mirrored(model, ask, window, prior)).div_(2)
+            found = found.add_(_mirrored(model, ask, window, prior, member)).div_(2)
+        if number in merged:
+            found = (found + found[:, torch.as_tensor(model.heads[ask.head].mirror)]) / 2
         return found
 
     return walk(predict, image, factor=network.factor if ask.fine else network.stem)

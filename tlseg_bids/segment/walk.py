@@ -1,20 +1,22 @@
 """Ways to walk a network over a volume, with one blend.
 
-A strategy sees only a `predict` function: a window of the image (1, C, i, j, k) and its corner in
-voxels go in, probabilities (1, channels, i/f, j/f, k/f) come out.
+A strategy sees only a `predict` function: a window of the image (1, C, i, j, k), its corner in
+voxels and, where independent networks share the volume, the number of the one that is asked go in,
+probabilities (1, channels, i/f, j/f, k/f) come out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
 import torch
 from torch import Tensor
 
 Corner = tuple[int, int, int]
-Predict = Callable[[Tensor, Corner], Tensor]
+Predict = Callable[..., Tensor]
 Progress = Callable[[int, int], None]
+TIE = 1 / 128
 
 
 def _silent(done: int, total: int) -> None:
@@ -126,3 +128,112 @@ def whole(
     found = predict(image, (0, 0, 0))[0]
     progress(1, 1)
     return found
+
+
+def tiles(  # noqa: PLR0913
+    predict: Predict,
+    image: Tensor,
+    *,
+    window: int | Sequence[int] = 96,
+    begins: Sequence[Sequence[int]] | None = None,
+    overlap: float = 0.33,
+    fuse: str = "mean",
+    factor: int = 1,
+    progress: Progress = _silent,
+) -> Tensor:
+    """A network of its own for each tile of the volume.
+
+    Source: Huo et al. 2019, doi:10.1016/j.neuroimage.2019.03.041.
+
+    Parameters
+    ----------
+    window : int or sequence of 3 int
+        Voxels of a tile along each axis.
+    begins : sequence of 3 sequences of int, optional
+        First voxels of the tiles along each axis; spread evenly with `overlap` if not given. The
+        tile's number counts with the last axis running fastest.
+    fuse : str
+        Where tiles overlap: ``mean`` of their probabilities, or ``vote``, the share of tiles with
+        that label; of labels with as many votes the lowest is made the likeliest.
+
+    Other arguments and the result are as for `sliding`.
+    """
+    shape = image.shape[2:]
+    sides = [window] * 3 if isinstance(window, int) else list(window)
+    sides = [min(side, n) for side, n in zip(sides, shape, strict=True)]
+    if begins is None:
+        begins = [starts(n, w, overlap, factor) for n, w in zip(shape, sides, strict=True)]
+    todo = list(product(*begins))
+    coverage = torch.zeros([n // factor for n in shape])
+    total = None
+    for number, corner in enumerate(todo):
+        here = tuple(slice(c, c + n) for c, n in zip(corner, sides, strict=True))
+        there = tuple(slice(s.start // factor, s.stop // factor) for s in here)
+        found = predict(image[(slice(None), slice(None), *here)], corner, number)[0]
+        if total is None:
+            total = found.new_zeros((found.shape[0], *coverage.shape))
+        if fuse == "vote":
+            found = torch.zeros_like(found).scatter_(0, first_of_highest(found)[None], 1)
+        total[(slice(None), *there)] += found
+        coverage[there] += 1
+        progress(number + 1, len(todo))
+    if int(coverage.min()) == 0:
+        raise ValueError("the tiles do not cover the volume")
+    total /= coverage.to(total)
+    if fuse == "vote":
+        winner = first_of_highest(total)[None]
+        total.mul_(1 - TIE).scatter_add_(0, winner, torch.full_like(total[:1], TIE))
+    return total
+
+
+def first_of_highest(values: Tensor) -> Tensor:
+    """Along the first axis, the lowest index of the highest value: (n, …) to (…)."""
+    best = values.amax(0)
+    winner = torch.zeros(best.shape, dtype=torch.int64)
+    for index in range(len(values) - 1, -1, -1):
+        winner[values[index] == best] = index
+    return winner
+
+
+def views(  # noqa: PLR0913
+    predict: Predict,
+    image: Tensor,
+    *,
+    axes: Sequence[int] = (2, 1, 0),
+    weights: Sequence[float] = (1.0, 1.0, 1.0),
+    window: int = 16,
+    factor: int = 1,
+    progress: Progress = _silent,
+) -> Tensor:
+    """Slices across one axis, or across several with a network of its own for each.
+
+    Source: Guha Roy et al. 2019, arXiv 1801.04161.
+
+    Parameters
+    ----------
+    axes : sequence of int
+        For each network the axis that its slices are stacked along.
+    weights : sequence of float
+        Of each network's probabilities in the mean.
+    window : int
+        Slices that go through a network together, a multiple of `factor`.
+
+    Other arguments and the result are as for `sliding`.
+    """
+    shape = [n // factor * factor for n in image.shape[2:]]
+    todo = [
+        (number, axis, start)
+        for number, axis in enumerate(axes)
+        for start in range(0, shape[axis], window)
+    ]
+    total, share = None, sum(weights[: len(axes)])
+    for count, (number, axis, start) in enumerate(todo):
+        length = min(window, shape[axis] - start)
+        corner = tuple(start if a == axis else 0 for a in range(3))
+        found = predict(image.narrow(2 + axis, start, length), corner, number)[0]
+        if total is None:
+            total = found.new_zeros((found.shape[0], *(n // factor for n in shape)))
+        part = total.narrow(1 + axis, start // factor, length // factor)
+        part.add_(found, alpha=weights[number] / share)
+        progress(count + 1, len(todo))
+    return total

@@ -35,7 +35,7 @@ class Adaptation:
         Share of the new scans' examples that are synthesised from their labels instead of shown.
     scope : str
         What may change: ``classifier`` (heads), ``norm`` (scale and shift of every norm),
-        ``shallow`` (the bottleneck and its neighbours), ``medium`` and ``deep`` (one and two more
+        ``shallow`` (the bottleneck and its neighbours), ``medium`` and ``deep`` (one and three more
         blocks either side; the input block and the heads stay), ``decoder`` (up blocks and heads),
         ``all``, ``two-stage`` (a third of the steps the classifier, then all), ``adapters``
         (low-rank changes of every 3×3×3 convolution: Hu et al. 2022, arXiv 2106.09685).

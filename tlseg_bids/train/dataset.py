@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +13,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from tlseg_bids.bids.age import AgeReader
+from tlseg_bids.bids.scan import Age
 from tlseg_bids.errors import DataError, NoInputError
 from tlseg_bids.labels.mapping import load_mapping
 from tlseg_bids.labels.protocol import DEFAULT_PROTOCOL, LabelProtocol, load_protocol
 from tlseg_bids.preprocess.register import affine, centroids, landmark_weights
+from tlseg_bids.zoo.card import age_in_years
 
 HERE = Path(__file__).parent
 IGNORE = 255
@@ -94,7 +98,10 @@ class Sample:
 
     `classes` uint8 (I, J, K) class numbers, `IGNORE` where nothing is known; `images` float32
     (I, J, K) each, on the same voxels; `template_from_voxel` (4, 4); `group` (channels,): the
-    merged channel that each channel of `protocol` belongs to in this scan's (partial) labels.
+    merged channel that each channel of `protocol` belongs to in this scan's (partial) labels;
+    `age_years` NaN where the dataset does not say it; `head`: protocol that it is learned in, where
+    that is not its own; `channels`: images that are shown together, in this order, empty for one;
+    `outside`: the class beyond the map.
     """
 
     name: str
@@ -106,6 +113,21 @@ class Sample:
     sha256: str
     protocol: LabelProtocol
     template_from_voxel: np.ndarray = field(default_factory=lambda: np.eye(4))
+    age_years: float = math.nan
+    head: str = ""
+    channels: tuple[str, ...] = ()
+    outside: int = 0
+
+    @property
+    def taught(self) -> str:
+        """The protocol that it is learned in."""
+        return self.head or self.protocol.name
+
+    def folding(self) -> np.ndarray | None:
+        """Matrix (channels of `taught`, channels of `protocol`); None where they are the same."""
+        if self.taught == self.protocol.name:
+            return None
+        return load_mapping(f"{self.protocol.name}_to_{self.taught}").channel_matrix()
 
 
 def _canonical(path: Path) -> nib.Nifti1Image:
@@ -148,7 +170,7 @@ def load_dataset(root: Path, name: str, rules: dict) -> list[Sample]:
     group = np.arange(len(protocol))
     for absent, into in rules.get("merge", []):
         group[channel[absent]] = channel[into]
-    samples = []
+    samples, ages = [], AgeReader(root)
     for file in files:
         image = _canonical(file)
         labels = np.asarray(image.dataobj).astype(np.int32)
@@ -177,8 +199,14 @@ def load_dataset(root: Path, name: str, rules: dict) -> list[Sample]:
             subject, name, torch.from_numpy(numbers[box].copy()),
             {k: torch.from_numpy(v[box].copy()) for k, v in images.items()},
             image.affine @ shift, group, digest.hexdigest(), protocol,
+            age_years=_years(ages.age(file, {"sub": subject.removeprefix("sub-")})),
         ))  # fmt: skip
     return samples
+
+
+def _years(age: Age) -> float:
+    years = age_in_years(age)
+    return math.nan if years is None else years
 
 
 def sample_centroids(sample: Sample) -> tuple[np.ndarray, np.ndarray]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tlseg_bids.train.dataset import Sample, load_classes
+from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.train.dataset import IGNORE, Sample, load_classes
 from tlseg_bids.train.losses import soft_target
+from tlseg_bids.train.places import Spot, draw_spot, draw_voxels
 from tlseg_bids.train.recipe import Recipe
 from tlseg_bids.train.synth import Random, deformed_positions, example, read_classes
 
 
 def atlas(samples: list[Sample], box_mm: list[list[float]], spacing_mm: float) -> Tensor:
-    """Mean labels of aligned samples of one protocol and their mirror images.
+    """Mean labels of aligned samples of one protocol and their mirror images, where known.
 
     Returns
     -------
@@ -32,11 +37,14 @@ def atlas(samples: list[Sample], box_mm: list[list[float]], spacing_mm: float) -
     ]
     positions = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     target = torch.as_tensor(np.append(classes.target, np.zeros(256 - len(classes.target), int)))
-    total = torch.zeros(channels, *size)
+    target[IGNORE] = IGNORE
+    total, known = torch.zeros(channels, *size), torch.zeros(size)
     for sample in samples:
         numbers = read_classes(sample, positions, sample.template_from_voxel)
-        total += soft_target(target[numbers.long()].to(torch.uint8), channels, 2)[0][0]
-    total = total / len(samples)
+        share, told = soft_target(target[numbers.long()].to(torch.uint8), channels, 2)
+        total, known = total + share[0], known + told[0]
+    total = total / known.clamp_min(1e-3)
+    total[0] = torch.where(known > 0, total[0], 1.0)
     mirrored = total.flip(1)[torch.as_tensor(protocol.mirror)]
     mean = (total + mirrored)[None] / 2
     smooth = torch.nn.functional.avg_pool3d(mean, 3, 1, 1, count_include_pad=False)
@@ -44,16 +52,17 @@ def atlas(samples: list[Sample], box_mm: list[list[float]], spacing_mm: float) -
 
 
 def prior_patch(
-    prior: Tensor, box_mm: list[list[float]], corner_mm: np.ndarray, size: int, spacing_mm: float
-) -> Tensor:
-    """An atlas read at the voxel centres of a patch: (1, channels, size, size, size)."""
+    prior: Tensor, box_mm: list[list[float]], corner_mm: np.ndarray, sides: Sequence[int],
+    spacing_mm: float,
+) -> Tensor:  # fmt: skip
+    """An atlas read at the voxel centres of a patch of `sides` voxels: (1, channels, I, J, K)."""
     theta = torch.zeros(1, 3, 4, device=prior.device)
     for axis in range(3):
         low, high = box_mm[axis]
-        middle = corner_mm[axis] + (size - 1) / 2 * spacing_mm
-        theta[0, 2 - axis, 2 - axis] = (size * spacing_mm) / (high - low)
+        middle = corner_mm[axis] + (sides[axis] - 1) / 2 * spacing_mm
+        theta[0, 2 - axis, 2 - axis] = (sides[axis] * spacing_mm) / (high - low)
         theta[0, 2 - axis, 3] = (2 * middle - low - high) / (high - low)
-    grid = torch.nn.functional.affine_grid(theta, (1, 1, size, size, size), align_corners=False)
+    grid = torch.nn.functional.affine_grid(theta, (1, 1, *sides), align_corners=False)
     return torch.nn.functional.grid_sample(
         prior[None].float(), grid, padding_mode="border", align_corners=False
     )
@@ -79,7 +88,9 @@ class Example:
     `image` (1, 1, n, n, n); `target` (1, channels, i, m, m) shares of the merged channels and
     `known` (1, i, m, m), where the network answers; `group` (channels,) merges channels; `prior`
     (1, prior channels, m, m, m) or None; `head` and `parts`: what the network is asked for;
-    `source`: the dataset that it was drawn from.
+    `source`: the dataset that it was drawn from; `age`: in years, NaN where it is not known;
+    `member`: the network that learns from it, where several share the volume; `voxels` (n, 3): the
+    only ones that are asked for, then `target` is (1, channels, n, 1, 1) and `known` (1, n, 1, 1).
     """
 
     image: Tensor
@@ -90,6 +101,42 @@ class Example:
     head: int = 0
     parts: tuple[tuple[int, ...], ...] = ()
     source: str = ""
+    age: float = math.nan
+    member: int | None = None
+    voxels: Tensor | None = None
+
+    @property
+    def asked(self) -> tuple:
+        """What must be the same for examples that go through the network together."""
+        alone = None if self.voxels is None else id(self)
+        return self.head, self.parts, self.member, self.image.shape, alone
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """What else the network is told."""
+        told = {"member": self.member, "voxels": self.voxels}
+        return {key: value for key, value in told.items() if value is not None}
+
+
+def folded(channels: Tensor, group: np.ndarray, matrix: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """Channels and group in another protocol.
+
+    Parameters
+    ----------
+    channels : Tensor of int64
+        Merged channels, `IGNORE` where nothing is known; what has no counterpart becomes that, too.
+    group : ndarray, shape (channels,)
+        Merged channel of each channel.
+    matrix : ndarray, shape (new channels, channels)
+        See `LabelMapping.channel_matrix`.
+    """
+    into = np.full(256, IGNORE)
+    into[: matrix.shape[1]] = np.where(matrix.sum(0) > 0, matrix.argmax(0), IGNORE)
+    new = np.arange(len(matrix))
+    for source, merged in enumerate(into[group]):
+        if into[source] != IGNORE and merged != IGNORE:
+            new[into[source]] = new[merged]
+    return torch.as_tensor(into, device=channels.device)[channels], new
 
 
 class Draw:
@@ -125,16 +172,30 @@ class Draw:
         pool = self.samples[name]
         sample = pool[rng.below(len(pool))]
         classes = load_classes(sample.protocol)
-        corner = self._corner(rng)
-        positions = deformed_positions(rng, recipe.shape, corner, recipe.patch, recipe.spacing_mm)
+        place = self._place(rng)
+        corner, sides = place.corner, place.sides
+        positions = deformed_positions(rng, recipe.shape, corner, sides, recipe.spacing_mm)
         mix = replace(recipe.mix, real=recipe.datasets[name].get("real", 0.0))
         image, channels = example(rng, sample, classes, positions, recipe.spacing_mm, mix)
         parts = self._parts(rng)
-        target, known = self._target(channels, len(sample.protocol), parts)
-        group = torch.as_tensor(sample.group, device=image.device)
-        head = recipe.heads.index(sample.protocol.name)
+        count, merged = len(sample.protocol), sample.group
+        if (matrix := sample.folding()) is not None:
+            channels, merged = folded(channels, merged, matrix)
+            count = len(matrix)
+        target, known = self._target(channels, count, parts)
+        group = torch.as_tensor(merged, device=image.device)
+        if place.member in recipe.places.merged:
+            target, group = self._one_sided(target, group, sample.taught)
+        voxels = None
+        if recipe.places.kind == "voxels":
+            voxels = draw_voxels(rng, target, known, recipe.places)
+            i, j, k = voxels.T
+            target, known = target[:, :, i, j, k, None, None], known[:, i, j, k, None, None]
+        head = recipe.heads.index(sample.taught)
         return Example(
-            image[None, None], target, known, group, self._prior(corner), head, parts, name
+            image.reshape(1, -1, *image.shape[-3:]), target, known, group,
+            self._prior(corner, sides), head, parts, name, sample.age_years, place.member,
+            voxels,
         )  # fmt: skip
 
     def _parts(self, rng: Random) -> tuple[tuple[int, ...], ...]:
@@ -151,23 +212,38 @@ class Draw:
         chosen = torch.cat([channels[i::2, j::2, k::2] for i, j, k in parts])
         return soft_target(chosen, count, 1)
 
+    def _one_sided(self, target: Tensor, group: Tensor, protocol: str) -> tuple[Tensor, Tensor]:
+        """Target and group without left and right: both are the channel that comes first."""
+        mirror = torch.as_tensor(load_protocol(protocol).mirror, device=target.device)
+        into = torch.minimum(mirror, torch.arange(len(mirror), device=target.device))
+        return torch.zeros_like(target).index_add_(1, into, target), into[group]
+
+    def _place(self, rng: Random) -> Spot:
+        recipe = self.recipe
+        if recipe.places.count:
+            return draw_spot(rng, recipe.places, recipe.sides, recipe.box_mm, recipe.spacing_mm)
+        return Spot(self._corner(rng), recipe.sides, None)
+
     def _corner(self, rng: Random) -> np.ndarray:
         """Centre of a patch's first voxel, in template mm."""
         recipe = self.recipe
-        length = recipe.patch * recipe.spacing_mm
+        length = np.array(recipe.sides) * recipe.spacing_mm
         if rng.one() < recipe.centred:
             corner = np.array([rng.one(-14, 14) for _ in range(3)]) - length / 2
         else:
-            ranges = [(low, max(high - length, low)) for low, high in recipe.box_mm]
+            ranges = [
+                (low, max(high - n, low))
+                for (low, high), n in zip(recipe.box_mm, length, strict=True)
+            ]
             corner = np.array([rng.one(*ends) for ends in ranges])
         return corner + recipe.spacing_mm / 2
 
-    def _prior(self, corner: np.ndarray) -> Tensor | None:
+    def _prior(self, corner: np.ndarray, sides: Sequence[int]) -> Tensor | None:
         if not self.priors:
             return None
         recipe, stem = self.recipe, self.stem
         first = corner + (stem - 1) / 2 * recipe.spacing_mm
-        size, spacing_mm = recipe.patch // stem, recipe.spacing_mm * stem
+        size, spacing_mm = [n // stem for n in sides], recipe.spacing_mm * stem
         return torch.cat(
             [prior_patch(p, recipe.box_mm, first, size, spacing_mm) for p in self.priors], 1
         )

@@ -152,6 +152,8 @@ def export(
         }),
         protocol=segmenter.protocol,
         heads=segmenter.heads,
+        channels=tuple(segmenter.channels),
+        frame="" if segmenter.heads[-1] == default_protocol().name else default_protocol().name,
         networks={role: part.network for role, part in parts.items()},
         strategy=description["strategy"],
         preprocess={
@@ -160,6 +162,8 @@ def export(
             "rounds": 6,
             "settled_mm": 1.5,
             "locator": {**parts["locator"].window, "looks": 3},
+            **({"standard": last["standard"]} if last.get("standard") else {}),
+            **description.get("preprocess", {}),
         },
         weights=Weights("0" * 64, 1, licence, file=file.name),
         training={

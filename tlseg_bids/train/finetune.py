@@ -27,7 +27,7 @@ from tlseg_bids.errors import OutputError
 from tlseg_bids.train.adaptation import Adaptation
 from tlseg_bids.train.dataset import Sample
 from tlseg_bids.train.draw import Draw, Example
-from tlseg_bids.train.losses import segmentation_loss
+from tlseg_bids.train.losses import Weights, segmentation_loss
 from tlseg_bids.train.recipe import Recipe
 from tlseg_bids.train.rehearsal import NAME as REHEARSAL
 from tlseg_bids.train.scope import ANSWERING, add_adapters, merge_adapters, trainable
@@ -163,7 +163,7 @@ class FineTuning:
         self.optimiser.zero_grad(set_to_none=True)
         logits = self._answer(self.network, one)
         loss, dice = segmentation_loss(
-            logits, one.target, one.known, one.group, self.how.dice_weight
+            logits, one.target, one.known, one.group, Weights(dice=self.how.dice_weight)
         )
         if self.how.distillation:
             loss = loss + self.how.distillation * self._kept(one, logits)

@@ -9,16 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tlseg_bids.bids.atomic import atomic
 from tlseg_bids.errors import UsageError
 from tlseg_bids.networks import build, channels_last
+from tlseg_bids.preprocess.intensity import standard_landmarks, standardise
 from tlseg_bids.train.curves import Laps, time_left, write_curve
 from tlseg_bids.train.dataset import Sample, align, build_template, default_protocol
+from tlseg_bids.train.descent import build_optimiser, open_scope, rate_at, set_rate
 from tlseg_bids.train.draw import Draw, Example, atlas
-from tlseg_bids.train.losses import segmentation_loss
 from tlseg_bids.train.pack import pack_hash
 from tlseg_bids.train.parallel import Team, joined, prepare
 from tlseg_bids.train.recipe import Recipe, code_version, load_checkpoint
@@ -26,6 +28,7 @@ from tlseg_bids.train.resume import check_data, check_same, code_trail, generato
 from tlseg_bids.train.start import adopt, load_start
 from tlseg_bids.train.supply import licences, load_samples
 from tlseg_bids.train.synth import Random
+from tlseg_bids.train.teach import Teacher, set_age_scale
 from tlseg_bids.train.watch import Silence, Watch
 
 REPORT_EVERY = 50
@@ -34,30 +37,46 @@ PRIOR_SPACING_MM = 4.0
 COMPILED_AT_MOST = 64  # variants of the network: heads times choices of sub-voxels
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then cosine to 1 % of the base rate."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    share = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
-    return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1))))
-
-
 def new_state(recipe: Recipe, samples: dict[str, list[Sample]], start: dict | None) -> dict:
-    """Template and atlases: taken from `start`, else made from the first dataset that has them."""
+    """Template, atlases and standard scale: taken from `start`, else made from the samples.
+
+    The samples are aligned with the template and, if the recipe says so, put on the scale.
+    """
     first = next(iter(samples.values()))
     template = start["template"] if start else build_template(first, default_protocol())
-    state = {"template": template, "priors": {}}
+    state = {"template": template, "priors": {}, "standard": (start or {}).get("standard", [])}
+    every = [sample for found in samples.values() for sample in found]
+    if recipe.standard:
+        images = (image.numpy() for sample in every for image in sample.images.values())
+        state["standard"] = state["standard"] or standard_landmarks(images).tolist()
+        for sample in every:
+            sample.images = {
+                suffix: torch.from_numpy(standardise(image.numpy(), np.array(state["standard"])))
+                for suffix, image in sample.images.items()
+            }
+    else:
+        state["standard"] = []
     for found in samples.values():
         align(found, template)
     known = start["priors"] if start else {}
     for name in recipe.prior_heads:
-        of_protocol = [s for found in samples.values() for s in found if s.protocol.name == name]
-        alike = [s for s in of_protocol if s.dataset == of_protocol[0].dataset]
+        taught = [s for found in samples.values() for s in found if s.taught == name]
+        alike = [s for s in taught if s.dataset == taught[0].dataset]
         spacing_mm = recipe.prior_mm.get(name, PRIOR_SPACING_MM)
         state["priors"][name] = (
-            known[name] if name in known else atlas(alike, recipe.box_mm, spacing_mm)
+            known[name] if name in known else _atlas(alike, recipe.box_mm, spacing_mm)
         )
     return state
+
+
+def _atlas(samples: list[Sample], box_mm: list[list[float]], spacing_mm: float) -> Tensor:
+    """The atlas in the protocol that the samples are learned in."""
+    found, matrix = atlas(samples, box_mm, spacing_mm), samples[0].folding()
+    if matrix is None:
+        return found
+    found = torch.einsum("tc,cijk->tijk", torch.as_tensor(matrix), found)
+    found[0] += 1 - found.sum(0)
+    return found
 
 
 def lineage(start: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -158,12 +177,12 @@ def checkpoint(run: Training, path: Path) -> None:
 
 
 def batches(examples: list[Example], size: int) -> list[list[Example]]:
-    """Examples that ask for the same head and sub-voxels, at most `size` together."""
+    """Examples that ask for the same (`Example.asked`), at most `size` together."""
     if size == 1:
         return [[one] for one in examples]
     alike: dict[tuple, list[Example]] = {}
     for one in examples:
-        alike.setdefault((one.head, one.parts), []).append(one)
+        alike.setdefault(one.asked, []).append(one)
     return [found[i : i + size] for found in alike.values() for i in range(0, len(found), size)]
 
 
@@ -204,11 +223,13 @@ class Training:
         self.packed = pack_hash(root) if root.is_file() else ""
         self.fixed = new_state(recipe, samples, saved or start)
         self.network, self.average = self._network(), self._network()
+        every = [sample for found in samples.values() for sample in found]
+        set_age_scale(self.network, [sample.age_years for sample in every])
         if start:
             adopt(self.network, recipe, start)
         self.average.load_state_dict(self.network.state_dict())
-        self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+        self.optimiser = build_optimiser(
+            self.network, recipe.descent, recipe.learning_rate, recipe.weight_decay
         )
         self.rng = Random(self.team.seed(recipe.seed), str(self.device))
         self.step, self.seconds, self.curve = 0, 0.0, []
@@ -222,6 +243,7 @@ class Training:
             self.network.compile()
         priors = [prior.to(self.device) for prior in self.fixed["priors"].values()]
         self.draw = Draw(recipe, samples, priors, self.network)
+        self.teach = Teacher(recipe, every, self.device)
         self.clock = time.monotonic()
         self._begun = (self.step, self.seconds)
 
@@ -254,12 +276,15 @@ class Training:
 
     def learn(self, examples: list[Example]) -> None:
         """One step: forward in bfloat16, backward, update, average."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.step)
+        recipe = self.recipe
+        share = rate_at(recipe.descent, self.step, recipe.steps, recipe.warmup)
+        set_rate(self.optimiser, recipe.learning_rate * share)
+        anything = open_scope(self.network, recipe.descent, self.step, recipe.steps)
         self.optimiser.zero_grad(set_to_none=True)
-        for batch in batches(examples, self.recipe.batch):
-            losses = self._losses(batch)
-            (losses[:, 0].sum() / len(examples)).backward()
+        for batch in batches(examples, recipe.batch):
+            losses = self.teach(self.network, batch)
+            if anything:
+                (losses[:, 0].sum() / len(examples)).backward()
             self.losses.extend(losses.detach())
         self.team.average_gradients(self.network.parameters())
         nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
@@ -270,20 +295,6 @@ class Training:
             torch._foreach_lerp_(
                 list(self.average.parameters()), list(self.network.parameters()), share
             )
-
-    def _losses(self, batch: list[Example]) -> Tensor:
-        """Loss and soft Dice (n, 2) of examples that go through the network together."""
-        first = batch[0]
-        image = torch.cat([one.image for one in batch])
-        prior = None if first.prior is None else torch.cat([one.prior for one in batch])
-        with torch.autocast(self.device.type, torch.bfloat16):
-            logits = self.network(image, prior, first.head, first.parts)
-        weight = self.recipe.dice_weight
-        found = [
-            segmentation_loss(answer[None], one.target, one.known, one.group, weight)
-            for answer, one in zip(logits, batch, strict=True)
-        ]
-        return torch.stack([torch.stack(pair) for pair in found])
 
     def recent(self) -> tuple[float, float]:
         """Mean loss and soft Dice of this process since the last point of the curve."""

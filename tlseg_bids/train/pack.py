@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class Packed:
         return Sample(
             row["name"], row["dataset"], torch.from_numpy(numbers), images,
             np.array(row["affine"]), np.array(row["group"]), row["sha256"], protocol,
+            age_years=row.get("age_years", math.nan),
         )  # fmt: skip
 
     def _lut(self, protocol: str) -> np.ndarray:
@@ -135,6 +137,7 @@ def write_pack(
             "protocol": sample.protocol.name, "sha256": sample.sha256, "images": levels,
             "affine": np.asarray(sample.world_from_voxel).tolist(),
             "group": np.asarray(sample.group).tolist(),
+            **({} if math.isnan(sample.age_years) else {"age_years": sample.age_years}),
         })  # fmt: skip
     protocols = sorted({row["protocol"] for row in rows} | {default_protocol().name})
     index = {

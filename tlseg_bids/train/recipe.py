@@ -13,7 +13,12 @@ import torch
 from tlseg_bids import __version__
 from tlseg_bids.errors import NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.train.descent import Descent
+from tlseg_bids.train.places import Places
 from tlseg_bids.train.synth import Mix, Shape
+from tlseg_bids.train.teach import Loss
+
+TABLES = {"shape": Shape, "mix": Mix, "descent": Descent, "loss": Loss, "places": Places}
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,12 @@ class Recipe:
     parts, coarse
         For a sub-voxel answer: how many of the 8 sub-voxels a step learns from, and the share of
         steps that learn from the coarse answer.
-    patch : int
-        Voxels along each side of a training patch.
+    patch : int or list of 3 int
+        Voxels along the sides of a training patch.
+    standard : bool
+        Bring every image to the mean histogram of the training scans (Nyúl), or of the start's.
+    places : Places
+        How patches are placed; where networks share the volume, which one learns.
     spacing_mm : float
         Voxel size of the patch.
     box_mm : list of [low, high]
@@ -45,13 +54,14 @@ class Recipe:
     centred : float
         Share of patches around the template's origin instead of anywhere in the box.
     datasets : dict
-        Name to rules (see `dataset.load_dataset`) with ``weight`` (share of the draws) and
-        ``real`` (share of its draws that show the real image).
+        Name to rules (see `dataset.load_dataset` and `subset.subset`) with ``weight`` (share of the
+        draws) and ``real`` (share of its draws that show the real image).
+    channels : list of str
+        Suffixes of the images that the network sees together; empty for one image of any suffix.
     fold : [k, n] or empty
         Leave out every n-th subject, starting from k, of the datasets named in `fold_datasets`.
     steps, learning_rate, weight_decay, warmup, ema, accumulate, seed
-        The optimisation: AdamW, linear warm-up, cosine to 1 %; `accumulate` examples a step and
-        process.
+        The optimisation; `accumulate` examples a step and process.
     batch : int
         Examples of a step that go through the network together, as far as they ask for the same
         head and sub-voxels; each keeps its own loss, so that only speed and memory change.
@@ -63,13 +73,17 @@ class Recipe:
         On a GPU, take only algorithms that give the same numbers every time.
     start : str
         Checkpoint, or card of a model, whose weights the run starts from.
+    descent : Descent
+        Optimiser, its schedule, and what may change when.
+    loss : Loss
+        What the loss is made of.
     """
 
     name: str
     role: str
     protocol: str
     network: dict[str, Any]
-    patch: int
+    patch: int | list[int]
     spacing_mm: float
     box_mm: list[list[float]]
     datasets: dict[str, dict[str, Any]]
@@ -96,6 +110,11 @@ class Recipe:
     checkpoint_minutes: float = 5.0
     compile: bool = False
     deterministic: bool = True
+    channels: list[str] = field(default_factory=list)
+    descent: Descent = Descent()
+    loss: Loss = Loss()
+    places: Places = Places()
+    standard: bool = False
 
     def __post_init__(self) -> None:
         for key in ("steps", "accumulate", "batch", "checkpoint_every"):
@@ -104,6 +123,11 @@ class Recipe:
                 raise UsageError(
                     f"{key} is {value!r}", f"recipe '{self.name}'", "write a whole number above 0"
                 )
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """Voxels of a patch along each axis."""
+        return (self.patch,) * 3 if isinstance(self.patch, int) else tuple(self.patch)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -127,7 +151,9 @@ class Recipe:
 
 
 def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe; `overrides` win over the file.
+    """Read a recipe; `overrides` win over the file, and the file over the one it names as `base`.
+
+    Tables of a base are completed key by key; ``datasets`` is taken whole.
 
     Raises
     ------
@@ -136,25 +162,40 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     UsageError
         If it is not TOML, or a key is unknown or missing.
     """
+    values = _read(path)
+    values.update(overrides or {})
+    unknown = sorted(set(values) - {f.name for f in fields(Recipe)})
+    if unknown:
+        raise UsageError(f"unknown keys {unknown}", path, "see the docstring of Recipe")
+    try:
+        values = {key: TABLES[key](**value) if key in TABLES else value
+                  for key, value in values.items()}  # fmt: skip
+        return Recipe(**values)
+    except TypeError as error:
+        raise UsageError(
+            f"keys do not fit: {error}", path, "see the docstring of Recipe"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The values of a file and its bases."""
     if not path.is_file():
         raise NoInputError("no such recipe", path, "name a TOML file, see tlseg_bids/train/recipes")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"not valid TOML: {error}", path, "mend that line") from error
-    values.update(overrides or {})
-    unknown = sorted(set(values) - {f.name for f in fields(Recipe)})
-    if unknown:
-        raise UsageError(f"unknown keys {unknown}", path, "see the docstring of Recipe")
-    try:
-        for key, kind in (("shape", Shape), ("mix", Mix)):
-            if key in values:
-                values[key] = kind(**values[key])
-        return Recipe(**values)
-    except TypeError as error:
-        raise UsageError(
-            f"keys do not fit: {error}", path, "see the docstring of Recipe"
-        ) from error
+    base = values.pop("base", None)
+    return values if base is None else completed(values, _read(path.parent / base))
+
+
+def completed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """`values` with what `base` has besides, table by table; ``datasets`` is one value."""
+    found = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "datasets"
+        found[key] = completed(value, base[key]) if both else value
+    return found
 
 
 def code_version() -> str:
@@ -182,6 +223,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise NoInputError("no such checkpoint", path, "name the .pt file of a training run")
     saved = torch.load(path, map_location="cpu", weights_only=True)
     recipe = saved["recipe"]
-    recipe["shape"], recipe["mix"] = Shape(**recipe["shape"]), Mix(**recipe["mix"])
+    recipe |= {key: TABLES[key](**value) for key, value in recipe.items() if key in TABLES}
     saved["template"] = saved["template"].numpy()
     return saved

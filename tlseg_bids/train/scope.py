@@ -6,8 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-ANSWERING = ("heads", "details")
-REACH = {"shallow": 1, "medium": 2, "deep": 3}
+ANSWERING = ("heads", "details", "deeper")
+REACH = {"shallow": 1, "medium": 2, "deep": 4}
+CONVOLVES = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose3d)
+SCOPES = (
+    "none", "classifier", "norm", "shallow", "medium", "deep", "decoder", "dense",
+    "frozen-convolutions", "all",
+)  # fmt: skip
 
 
 class LowRank(nn.Module):
@@ -47,21 +52,41 @@ def trainable(network: nn.Module, scope: str) -> dict[str, nn.Parameter]:
     """Parameters by name that a scope may change.
 
     Blocks are counted from the bottleneck: ``shallow`` takes it and one block either side,
-    ``medium`` two, ``deep`` three; the first block and whatever answers stay.
+    ``medium`` two, ``deep`` four; the first block and whatever answers stay (Richter & Fetit 2022,
+    doi:10.3389/fninf.2022.1006532). ``frozen-convolutions`` leaves every convolution of the body
+    as it is, ``dense`` everything but dense layers and what answers (Kushibar et al. 2019,
+    doi:10.1038/s41598-019-43299-z).
     """
     named = dict(network.named_parameters())
-    if scope == "classifier":
-        return {name: p for name, p in named.items() if name.split(".")[0] in ANSWERING}
-    if scope == "adapters":
-        return {name: p for name, p in named.items() if ".parametrizations.weight.0." in name}
-    if scope == "norm":
-        return {name: p for name, p in named.items() if ".norm" in name}
-    if scope == "decoder":
-        parts = ("up", "edges", *ANSWERING)
-        return {name: p for name, p in named.items() if name.split(".")[0] in parts}
+    modules = dict(network.named_modules())
+
+    def owner(name: str) -> nn.Module:
+        return modules[name.rpartition(".")[0]]
+
+    def part(name: str) -> str:
+        words = name.split(".")
+        return words[2] if words[0] == "members" else words[0]
+
+    def answers(name: str) -> bool:
+        return part(name) in ANSWERING
+
+    rules = {
+        "none": lambda _: False,
+        "classifier": answers,
+        "adapters": lambda name: ".parametrizations.weight.0." in name,
+        "norm": lambda name: ".norm" in name,
+        "decoder": lambda name: part(name) in ("up", "more_up", "edges", *ANSWERING),
+        "dense": lambda name: answers(name) or isinstance(owner(name), nn.Linear),
+        "frozen-convolutions": lambda name: answers(name) or not isinstance(owner(name), CONVOLVES),
+        "all": lambda _: True,
+    }
     if scope in REACH:
         last = len(network.down) - 1
-        blocks = {f"down.{i}." for i in range(max(1, last - REACH[scope]), last + 1)}
-        blocks |= {f"up.{i}." for i in range(min(REACH[scope], len(network.up)))}
-        return {name: p for name, p in named.items() if name.startswith(tuple(blocks))}
-    return named
+        deep = range(max(1, last - REACH[scope]), last + 1)
+        up = range(min(REACH[scope], len(network.up)))
+        blocks = tuple(
+            [f"down.{i}." for i in deep] + [f"up.{i}." for i in up]
+            + [f"more_up.{d}.{i}." for d in range(len(network.heads) - 1) for i in up]
+        )  # fmt: skip
+        return {name: p for name, p in named.items() if name.startswith(blocks)}
+    return {name: p for name, p in named.items() if rules[scope](name)}

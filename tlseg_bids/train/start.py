@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from tlseg_bids.train.recipe import Recipe, load_checkpoint
 from tlseg_bids.zoo.card_file import read_card
 from tlseg_bids.zoo.weights import load_weights
 
-HEADS = ("heads", "details")
+ANSWER = re.compile(
+    r"(?P<part>(members\.\d+\.)?(heads|details|deeper\.\d+))\.(?P<head>\d+)\.(?P<name>\w+)"
+)
+MORE = re.compile(r"^more_up\.\d+")
 
 
 def load_start(path: Path, role: str) -> dict[str, Any]:
@@ -47,13 +51,14 @@ def load_start(path: Path, role: str) -> dict[str, Any]:
             for key, value in tensors.items()
             if key.startswith(prefix)
         },
-        "heads": card.heads if role == "segmenter" else card.heads[-1:],
+        "heads": card.heads if role == "segmenter" else (card.located_in,),
         "template": tensors["template"].double().numpy(),
         "priors": {
             key.removeprefix("prior."): value.float() / 255
             for key, value in tensors.items()
             if key.startswith("prior.")
         },
+        "standard": list(card.preprocess.get("standard", [])),
         "recipe": {"name": f"{card.name} {card.version}", "seed": history["seed"]},
         "step": history["steps"],
         "seconds": history["seconds"],
@@ -71,8 +76,9 @@ def adopt(network: nn.Module, recipe: Recipe, start: dict[str, Any]) -> None:
     """Fill a network from weights that may have other heads, priors or no sub-voxel answer.
 
     A head of the same protocol is taken over; a new one starts from a head whose structures are
-    unions of its own, each shared out evenly, where a mapping says so. What the start does not
-    have keeps its random values, and what it has in another shape is refused.
+    unions of its own, each shared out evenly, where a mapping says so; a further decoder starts
+    from the first one. What the start does not have keeps its random values, and what it has in
+    another shape is refused.
 
     Raises
     ------
@@ -82,28 +88,28 @@ def adopt(network: nn.Module, recipe: Recipe, start: dict[str, Any]) -> None:
     own, given = network.state_dict(), start["average"]
     heads = tuple(start["heads"])
     for key, value in own.items():
-        part, _, rest = key.partition(".")
-        if part in HEADS:
-            number, name = rest.split(".")
-            value.copy_(_head(recipe.heads[int(number)], heads, (part, name), given, value))
+        found = ANSWER.fullmatch(key)
+        if found:
+            if recipe.descent.head != "reset":
+                value.copy_(_head(recipe.heads[int(found["head"])], heads, found, given, value))
         elif key == "prior.weight" and key in given:
             value.copy_(_prior(value, given[key], recipe, start))
-        elif key in given:
-            if given[key].shape != value.shape:
+        elif (there := given.get(key, given.get(MORE.sub("up", key)))) is not None:
+            if there.shape != value.shape:
                 raise DataError(
-                    f"'{key}' has the shape {tuple(given[key].shape)} in the start and "
+                    f"'{key}' has the shape {tuple(there.shape)} in the start and "
                     f"{tuple(value.shape)} in the recipe's network",
                     recipe.start or recipe.name, "give the recipe the network of its start",
                 )  # fmt: skip
-            value.copy_(given[key])
+            value.copy_(there)
 
 
 def _head(
-    protocol: str, heads: tuple[str, ...], key: tuple[str, str], given: dict[str, Tensor],
+    protocol: str, heads: tuple[str, ...], key: re.Match[str], given: dict[str, Tensor],
     value: Tensor,
 ) -> Tensor:  # fmt: skip
     """A head's weight or bias."""
-    part, name = key
+    part, name = key["part"], key["name"]
     if protocol in heads:
         return given.get(f"{part}.{heads.index(protocol)}.{name}", value)
     for number, other in enumerate(heads):
@@ -114,7 +120,7 @@ def _head(
         row = torch.as_tensor(matrix.argmax(0))
         groups = there.reshape(-1, len(matrix), *there.shape[1:])
         found = groups[:, row]
-        if part == "heads" and name == "bias":
+        if "details" not in part and name == "bias":
             found = found - torch.as_tensor(np.log(matrix.sum(1)[row])).float()
         return found.reshape(value.shape)
     return value

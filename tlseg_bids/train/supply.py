@@ -10,6 +10,7 @@ from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.train.dataset import Sample, load_dataset
 from tlseg_bids.train.pack import Packed, loading_rules, read_pack, write_pack
 from tlseg_bids.train.recipe import Recipe
+from tlseg_bids.train.subset import subset
 
 
 def load_samples(recipe: Recipe, root: Path) -> dict[str, list[Sample]]:
@@ -34,7 +35,7 @@ def load_samples(recipe: Recipe, root: Path) -> dict[str, list[Sample]]:
         if recipe.fold and name in recipe.fold_datasets:
             k, n = recipe.fold
             found = [s for i, s in enumerate(found) if i % n != k]
-        samples[name] = found
+        samples[name] = subset(found, rules, recipe.channels)
     return samples
 
 

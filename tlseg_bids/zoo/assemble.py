@@ -22,8 +22,8 @@ CORRECT = "correct the card, or export the model again"
 
 
 def role_heads(card: ModelCard, role: str) -> tuple[str, ...]:
-    """Protocols in which a network answers: the segmenter in all, the others in the last one."""
-    return card.heads if role == SEGMENTER else card.heads[-1:]
+    """Protocols in which a network answers: the segmenter in all, the others in the frame's."""
+    return card.heads if role == SEGMENTER else (card.located_in,)
 
 
 def assemble(card: ModelCard, tensors: dict[str, Tensor]) -> dict[str, nn.Module]:
@@ -104,7 +104,8 @@ def _check_heads(
     role: str, heads: dict[str, int], tensors: dict[str, Tensor], where: object
 ) -> None:
     """Refuse a number of heads, or of a head's channels, that is not the card's."""
-    prefix = f"{role}.heads."
+    members = any(key.startswith(f"{role}.members.") for key in tensors)
+    prefix = f"{role}.members.0.heads." if members else f"{role}.heads."
     numbers = {int(key.removeprefix(prefix).split(".")[0]) for key in tensors
                if key.startswith(prefix)}  # fmt: skip
     if len(numbers) != len(heads):
@@ -142,7 +143,7 @@ def _check_atlases(
             f"the atlases have {channels} channels and the segmenter takes "
             f"{segmenter.prior_channels}", where, CORRECT,
         )  # fmt: skip
-    template, protocol = tensors.get(TEMPLATE), card.protocol_of(card.heads[-1])
+    template, protocol = tensors.get(TEMPLATE), card.protocol_of(card.located_in)
     if template is None and LOCATOR in card.networks:
         raise DataError("the weights hold no template for the locator", where, AGAIN)
     if template is not None and template.shape != (len(protocol), 3):
@@ -179,7 +180,7 @@ def _check_sizes(card: ModelCard, networks: dict[str, nn.Module], where: object)
         sizes.append((LOCATOR, card.preprocess.get(LOCATOR, {}).get("size")))
     for role, size in sizes:
         divisor = networks[role].divisor
-        if size is not None and size % divisor:
+        if size is not None and np.any(np.asarray(size) % divisor):
             raise DataError(
                 f"the {role} is shown {size} voxels and can only halve multiples of {divisor}",
                 where, CORRECT,

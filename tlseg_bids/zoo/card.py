@@ -143,6 +143,9 @@ class ModelCard:
         channel, which takes any suffix of its domain.
     calibration : Calibration
         How its probabilities become confidence, predicted Dice and volume intervals.
+    frame : str
+        Protocol of the template and of the locator, where it is not that of the last head; the
+        segmenter cannot check the frame then.
     """
 
     name: str
@@ -165,10 +168,16 @@ class ModelCard:
     heads: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
     calibration: Calibration = field(default_factory=Calibration)
+    frame: str = ""
 
     def __post_init__(self) -> None:
         if not self.heads:
             object.__setattr__(self, "heads", (self.protocol,))
+
+    @property
+    def located_in(self) -> str:
+        """Protocol of the template and of the locator."""
+        return self.frame or self.heads[-1]
 
     def protocol_of(self, head: str) -> LabelProtocol:
         """The protocol of one of the heads; a site's own lies beside the card."""

@@ -39,7 +39,7 @@ CARD: Keys = {
 }  # fmt: skip
 CARD_OPTIONAL: Keys = {
     "training": dict, "evidence": list, "known_failures": list, "parent": str, "memory": dict,
-    "heads": list, "channels": list, "calibration": dict,
+    "heads": list, "channels": list, "calibration": dict, "frame": str,
 }  # fmt: skip
 DOMAIN: Keys = {
     "suffixes": list, "age_years": list, "contrast_agent": bool, "skull_stripped": bool,
@@ -148,7 +148,7 @@ def to_toml(card: ModelCard) -> str:
     table["memory"] = asdict(card.memory)
     table["calibration"] = card.calibration.to_table() if card.calibration else {}
     for key in ("training", "evidence", "known_failures", "parent", "channels",
-                "calibration"):  # fmt: skip
+                "calibration", "frame"):  # fmt: skip
         if not table[key]:
             del table[key]
     if card.heads == (card.protocol,):
@@ -250,7 +250,7 @@ def _card(table: dict[str, Any], path: Path) -> ModelCard:
 
 
 def _check_heads(card: ModelCard, where: object) -> None:
-    for protocol in card.heads:
+    for protocol in (*card.heads, card.located_in):
         card.protocol_of(protocol)
     heads = ", ".join(card.heads)
     if card.heads[0] != card.protocol:

@@ -22,6 +22,8 @@ def example(
 ) -> tuple[Tensor, Tensor]:
     """Image and protocol channels (`IGNORE` where unknown), (I, J, K) each, on `rng.device`.
 
+    The image is (C, I, J, K) where the sample shows several together.
+
     Parameters
     ----------
     positions : Tensor
@@ -34,11 +36,15 @@ def example(
     numbers = read_classes(sample, positions, matrix, here)
     infant = bool(sample.images)
     real = infant and rng.chance(mix.real)
+    further = []
     if real:
         names = sorted(sample.images)
-        name = names[rng.below(len(names))]
-        stored = rng.resident(sample, f"image {name}", lambda: sample.images[name])
-        image = read_image(sample, name, positions, matrix, stored)
+        shown = sample.channels or (names[rng.below(len(names))],)
+        stored = [rng.resident(sample, f"image {n}", lambda n=n: sample.images[n]) for n in shown]
+        image, *further = (
+            read_image(sample, name, positions, matrix, one)
+            for name, one in zip(shown, stored, strict=True)
+        )
     else:
         image = paint(rng, classes, numbers, mix, infant, place)
     masks = [image > 0] if real else _post_processed(rng, classes, numbers, place, mix, infant)
@@ -48,6 +54,9 @@ def example(
     for mask in masks[real:]:  # a real image may be 0 where there is brain
         numbers = numbers * mask
     image = acquire(rng, image, spacing_mm, mix, real, visible)
+    if further:
+        more = [acquire(rng, one, spacing_mm, mix, real, visible) for one in further]
+        image = torch.stack([image, *more])
     return image, _channels(rng, sample, classes, numbers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -95,22 +96,25 @@ def smooth_field(rng: Random, channels: int, size: tuple[int, ...], spacing: flo
 
 
 def deformed_positions(
-    rng: Random, shape: Shape, corner_mm: np.ndarray, size: int, spacing_mm: float
+    rng: Random, shape: Shape, corner_mm: np.ndarray, size: int | Sequence[int], spacing_mm: float
 ) -> Tensor:
-    """Template positions in mm (3, size, size, size) that a patch's voxels are read from."""
+    """Template positions in mm (3, I, J, K) that a patch's voxels are read from.
+
+    `size` is I, J and K in voxels, or one number for all three.
+    """
+    sides = (size,) * 3 if isinstance(size, int) else tuple(size)
     matrix = torch.as_tensor(random_affine(rng, shape), dtype=torch.float32)
-    steps = torch.arange(size, dtype=torch.float32) * spacing_mm
-    axes = torch.as_tensor(np.asarray(corner_mm), dtype=torch.float32)[:, None] + steps
-    # (3 template axes, 3 patch axes, size): a sum of three lines is cheaper than a full product.
-    lines = (matrix[:3, :3, None] * axes[None]).to(rng.device, non_blocking=True)
+    # (3 template axes, n) for each patch axis: a sum of three lines is cheaper than a full product.
+    lines = []
+    for axis, n in enumerate(sides):
+        along = float(corner_mm[axis]) + torch.arange(n, dtype=torch.float32) * spacing_mm
+        lines.append((matrix[:3, axis, None] * along).to(rng.device, non_blocking=True))
     start = matrix[:3, 3, None].to(rng.device, non_blocking=True)
     moved = (
-        (lines[:, 0] + start)[:, :, None, None]
-        + lines[:, 1][:, None, :, None]
-        + lines[:, 2][:, None, None, :]
+        (lines[0] + start)[:, :, None, None] + lines[1][:, None, :, None] + lines[2][:, None, None]
     )
     for sd, every in zip(shape.elastic_mm, shape.elastic_spacing_mm, strict=True):
-        field = smooth_field(rng, 3, (size,) * 3, every / spacing_mm)
+        field = smooth_field(rng, 3, sides, every / spacing_mm)
         moved.add_(field, alpha=sd * rng.one() * _LINEAR_SD)
     return moved
 
@@ -129,8 +133,8 @@ def read_classes(
 ) -> Tensor:
     """Class numbers uint8 (I, J, K) at positions in the frame of `matrix` (frame from voxel).
 
-    Nearest voxel; 0 outside the sample. `classes` is the sample's map on the positions' device,
-    if it is there already.
+    Nearest voxel; `sample.outside` beyond the map. `classes` is the sample's map on the positions'
+    device, if it is there already.
     """
     classes = sample.classes.to(positions.device, non_blocking=True) if classes is None else classes
     nearest = voxel_positions(positions, matrix).round_()
@@ -141,7 +145,8 @@ def read_classes(
     inside = (held == nearest).all(0)
     i, j, k = held.to(torch.int32)
     index = ((i * classes.shape[1] + j) * classes.shape[2] + k).flatten()
-    return classes.reshape(-1).index_select(0, index).reshape(inside.shape) * inside
+    found = classes.reshape(-1).index_select(0, index).reshape(inside.shape)
+    return found.masked_fill_(~inside, sample.outside)
 
 
 def read_image(

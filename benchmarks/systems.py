@@ -1,0 +1,359 @@
+"""The published systems and our engine on the same folds, with the same minutes of training.
+
+Usage: ``python benchmarks/systems.py DATA WORK [--minutes M] [--datasets malc infant]
+[--folds K …] [--systems NAME …] [--threads N] [--limit N]`` runs what is missing;
+``python benchmarks/systems.py DATA WORK --table`` prints what is there.
+
+For each dataset, fold and system: the recipe is put on the dataset without the fold's subjects,
+its step is timed, it is trained for so many steps as the minutes hold, exported with the locator
+of ``benchmarks/start/any-1.toml`` (which has seen no real scan), and the held-out scans are
+labelled as the program does it. Networks are narrowed (`SYSTEMS`) so that two cores take hundreds
+of steps; the table tells the parameters and the steps. A row per scan and set of structures is
+appended to WORK/systems.tsv; a run that was cut off goes on where it was: finished systems are not
+repeated, and training resumes from its checkpoint.
+
+`malc`: T1w, manual BrainCOLOR labels, five folds. `infant`: T2w (with T1w where a system sees
+both), joint-label-fusion labels, four folds. HD95 is the mean over the structures found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import wilcoxon
+
+from tlseg_bids import app
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.cli.evaluate import main as evaluate
+from tlseg_bids.flow import Job
+from tlseg_bids.metrics import weighted_dice
+from tlseg_bids.postprocess import to_native
+from tlseg_bids.preprocess.prepare import find_template
+from tlseg_bids.segment.model import load_model, locate
+from tlseg_bids.train.export import export, read_description
+from tlseg_bids.train.loop import train
+from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
+from tlseg_bids.volume import load_scan
+from tlseg_bids.zoo.card_file import read_card
+from tlseg_bids.zoo.weights import load_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ROOT / "tlseg_bids" / "train"
+START = ROOT / "benchmarks" / "start" / "any-1.toml"
+TRIAL_STEPS = 4
+OURS = "ours"
+COLUMNS = (
+    "dataset", "fold", "system", "scan", "structures", "n", "dice", "weighted_dice", "hd95_mm",
+    "seconds", "parameters", "steps", "minutes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A system in the comparison: recipe, description of its card, what is narrowed.
+
+    `before` is a stage that takes a third of the minutes first; `suffixes` the infants' images it
+    is shown; `start` the weights that it begins from.
+    """
+
+    recipe: str
+    card: str
+    features: list[int] = field(default_factory=list)
+    patch: int | None = None
+    before: str = ""
+    suffixes: tuple[str, ...] = ("T1w", "T2w")
+    protocol: str = ""
+    start: str = ""
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+SYSTEMS = {
+    OURS: Setup("infant", "any", start=str(START)),
+    "ours-scratch": Setup("infant", "any"),
+    "neonatal": Setup("systems/neonatal", "systems/neonatal", [12, 24, 48, 96, 96], 96),
+    "quicknat-views": Setup(
+        "systems/quicknat-views", "systems/quicknat-views", [16] * 5, suffixes=("T2w",),
+        changes={"learning_rate": 1e-3},
+    ),
+    "monet": Setup(
+        "systems/monet-joint", "systems/monet", [12, 24, 48, 96], 96, before="systems/monet-partial"
+    ),
+    "unet-scratch": Setup("systems/monet-fine-tuned", "systems/monet", [12, 24, 48, 96], 96),
+    "subcortical-25d": Setup(
+        "systems/subcortical-25d", "systems/subcortical-25d", suffixes=("T2w",),
+        protocol="subcortical", changes={"learning_rate": 1e-3},
+    ),
+    "slant8": Setup(
+        "systems/slant8", "systems/slant8", [8, 16, 32, 64], changes={"learning_rate": 1e-3}
+    ),
+    "slant27": Setup(
+        "systems/slant27", "systems/slant27", [8, 16, 32, 64], changes={"learning_rate": 1e-3}
+    ),
+}  # fmt: skip
+# The papers' own mean Dice, on their data with their training: (dataset, structures) to figure.
+PAPERS = {
+    "neonatal": {("infant", "all"): "0.917 (8 tissues, dHCP)"},
+    "quicknat-views": {("infant", "all"): "0.90 (M-CRIB), 0.85 (iSeg)"},
+    "monet": {("malc", "all"): "0.785", ("malc", "14"): "0.826 (15 structures)"},
+    "unet-scratch": {("malc", "all"): "0.623", ("malc", "14"): "0.649 (15 structures)"},
+    "subcortical-25d": {("malc", "14"): "0.867 (from scratch), 0.860 (transfer, 7 scans)"},
+    "slant8": {("malc", "all"): "0.768"},
+    "slant27": {("malc", "all"): "0.776"},
+}
+DATASETS: dict[str, dict[str, Any]] = {
+    "malc": {"folds": 5, "labels": "derivatives/manual", "protocol": "braincolor",
+             "mapping": {"subcortical": "braincolor_to_subcortical"}, "suffix": "T1w"},
+    "infant": {"folds": 4, "labels": "derivatives/jlf", "protocol": "aseg",
+               "mapping": {"aseg": "aseg_to_infant", "subcortical": "aseg_to_subcortical"},
+               "suffix": "T2w"},
+}  # fmt: skip
+
+
+def rules(dataset: str, setup: Setup) -> dict[str, Any]:
+    """How a system reads the dataset."""
+    known = load_recipe(TRAIN / "recipes" / ("infant.toml" if dataset == "infant" else
+                                             "adult-t1w.toml")).datasets[dataset]  # fmt: skip
+    own = {**known, "real": 1.0, "weight": 1.0}
+    if dataset == "infant":
+        own["images"] = list(setup.suffixes)
+    if setup.protocol:
+        own["head"] = setup.protocol
+    return own
+
+
+def on_dataset(setup: Setup, dataset: str, fold: int, stage: str = "") -> Recipe:
+    """The recipe of a system (or of the stage before it) for a fold of a dataset."""
+    recipe = load_recipe(TRAIN / "recipes" / f"{stage or setup.recipe}.toml")
+    network, spec = dict(recipe.network), DATASETS[dataset]
+    if setup.features:
+        inner = network["of"] = dict(network["of"]) if "of" in network else network
+        inner["features"] = setup.features
+        if "of" not in recipe.network:
+            network = {k: v for k, v in inner.items() if k != "of"}
+    channels = recipe.channels if dataset == "infant" else []
+    if "image_channels" in network:
+        network["image_channels"] = max(len(channels), 1)
+    changes = {"network": network, "channels": channels, "fold_datasets": [dataset],
+               "fold": [fold, spec["folds"]], "start": "", "checkpoint_minutes": 2.0,
+               **setup.changes}  # fmt: skip
+    if setup.patch:
+        changes["patch"] = setup.patch
+    if stage:
+        return replace(recipe, **{**changes, "fold": [], "fold_datasets": []})
+    heads = [setup.protocol or spec["protocol"]]
+    heads += [h for h in recipe.more_heads if h not in heads]
+    if setup.recipe == "infant":  # our engine keeps the template's head, and rehearses
+        heads += [] if "aseg" in heads else ["aseg"]
+        rehearsed = {
+            "labelmaps": {"weight": 0.2},
+            dataset: {**rules(dataset, setup), "weight": 0.8},
+        }
+        if dataset == "malc":
+            recipe = load_recipe(TRAIN / "recipes" / "adult-t1w.toml")
+            changes |= {"network": recipe.network}
+        return replace(recipe, **changes, protocol=heads[0], more_heads=heads[1:],
+                       datasets=rehearsed)  # fmt: skip
+    return replace(recipe, **changes, protocol=heads[0], more_heads=heads[1:],
+                   datasets={dataset: rules(dataset, setup)})  # fmt: skip
+
+
+def trained(recipe: Recipe, data: Path, out: Path, minutes: float) -> Path:
+    """Train a recipe for so many minutes; the number of steps is decided once and kept."""
+    plan = out / f"{recipe.name}.steps.json"
+    if not plan.is_file():
+        path = train(replace(recipe, steps=10**6), data, out, _quiet, until=TRIAL_STEPS)
+        seconds = load_checkpoint(path)["seconds"] / TRIAL_STEPS
+        path.unlink()
+        steps = max(round(60 * minutes / seconds), TRIAL_STEPS)
+        plan.write_text(json.dumps({"steps": steps, "trial_seconds_a_step": seconds}))
+    steps = json.loads(plan.read_text())["steps"]
+    return train(replace(recipe, steps=steps, checkpoint_every=steps), data, out, _quiet)
+
+
+def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd.DataFrame:
+    """Train, label and score one system on one fold."""
+    setup, name = SYSTEMS[system], f"{system}-{dataset}-f{fold}"
+    out = options.work / "runs"
+    out.mkdir(parents=True, exist_ok=True)
+    share, start = 1.0, setup.start
+    if setup.before:
+        first = replace(on_dataset(setup, dataset, fold, setup.before), name=f"{system}-before")
+        start, share = str(trained(first, options.data, out, options.minutes / 3)), 2 / 3
+    recipe = replace(on_dataset(setup, dataset, fold), name=name, start=start)
+    checkpoint = trained(recipe, options.data, out, share * options.minutes)
+    said = read_description(TRAIN / "models" / f"{setup.card}.toml")
+    said |= {"name": name, "summary": f"{system}, fold {fold} of {dataset}", "evidence": []}
+    said["domain"] = {"suffixes": recipe.channels or [DATASETS[dataset]["suffix"]]}
+    said.pop("parent", None)
+    said.pop("calibration", None)
+    if setup.patch:
+        said["strategy"] = {**said["strategy"], "window": setup.patch}
+    zoo, labelled = options.work / "zoo" / name, options.work / "out" / name
+    export(said, {"locator": START, "segmenter": checkpoint}, options.data, zoo)
+    held_out = subjects(options.data / dataset, fold, DATASETS[dataset]["folds"])[: options.limit]
+    label(options, dataset, name, held_out)
+    table = scored(options.data / dataset, labelled, recipe.protocol, dataset)
+    saved = load_checkpoint(checkpoint)
+    count = sum(value.numel() for value in saved["average"].values())
+    table = table.assign(dataset=dataset, fold=fold, system=system, parameters=count,
+                         steps=saved["step"], minutes=options.minutes)  # fmt: skip
+    return table[list(COLUMNS)]
+
+
+def subjects(folder: Path, fold: int, folds: int) -> list[str]:
+    """Labels of the subjects that a fold leaves out, counted as training counts them."""
+    every = sorted(path.name.removeprefix("sub-") for path in folder.glob("sub-*"))
+    return [subject for i, subject in enumerate(every) if i % folds == fold]
+
+
+def label(options: argparse.Namespace, dataset: str, name: str, held_out: list[str]) -> None:
+    """Label the held-out subjects as the program does, but keep what it would refuse as no brain:
+    a system that has learned little is to be scored, too."""
+    card = read_card(options.work / "zoo" / name / f"{name}.toml")
+    model = load_model(card, load_weights(card))
+    for subject in held_out:
+        every = {suffix: scan_of(options.data / dataset, subject, suffix) for suffix in
+                 card.channels or (DATASETS[dataset]["suffix"],)}  # fmt: skip
+        scan = every.pop(DATASETS[dataset]["suffix"])
+        job = Job(scan, card, "", (), (), "", "cpu", 0.0, tuple(every.values()))
+        begun = time.monotonic()
+        volume, _ = load_scan(scan.path)
+        frame = find_template(volume, card.preprocess, locate(model), model.template)
+        _, prediction = app.label(volume, job, model, frame)
+        found = to_native(prediction, volume, model.protocol, card.calibration, True)
+        seconds = time.monotonic() - begun
+        folder = options.work / "out" / name / f"sub-{subject}" / "anat"
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"sub-{subject}_space-{scan.suffix}_seg-{card.protocol}_dseg"
+        nib.save(nib.Nifti1Image(found.labels.data, volume.grid.affine), folder / f"{stem}.nii.gz")
+        (folder / f"{stem}.json").write_text(json.dumps({"Seconds": seconds}))
+
+
+def scan_of(folder: Path, subject: str, suffix: str) -> Scan:
+    """A skull-stripped scan of a dataset."""
+    path = folder / f"sub-{subject}" / "anat" / f"sub-{subject}_{suffix}.nii.gz"
+    return Scan(path, folder, {"sub": subject}, suffix, skull_stripped=True)
+
+
+def scored(folder: Path, labelled: Path, protocol: str, dataset: str) -> pd.DataFrame:
+    """A row per scan and set of structures."""
+    spec, scores = DATASETS[dataset], labelled / "scores.tsv"
+    asked = [str(labelled), str(folder / spec["labels"]), "-o", str(scores)]
+    mapping = spec["mapping"].get(protocol)
+    if evaluate(asked + (["--mapping", mapping] if mapping else [])):
+        raise SystemExit(f"some scans of {labelled.name} could not be scored")
+    table = pd.read_csv(scores, sep="\t")
+    rows = []
+    for scan, part in table.groupby("predicted"):
+        if f"space-{spec['suffix']}" not in scan:
+            continue
+        sidecar = next(labelled.glob(f"sub-*/**/{scan.removesuffix('.nii.gz')}.json"))
+        seconds = json.loads(sidecar.read_text())["Seconds"]
+        for name, chosen in (("14", part[part["subcortical14"] == 1]), ("all", part)):
+            if name == "all" and protocol == "subcortical":
+                continue
+            rows.append({
+                "scan": scan.split("_space-")[0], "structures": name, "n": len(chosen),
+                "dice": chosen["dice"].mean(), "weighted_dice": weighted_dice(chosen),
+                "hd95_mm": chosen["hd95_mm"].mean(), "seconds": seconds,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The comparison: mean ± standard deviation over scans, and each system against ours."""
+    lines = []
+    for (dataset, structures), part in table.groupby(["dataset", "structures"]):
+        minutes = "/".join(f"{m:g}" for m in sorted(part["minutes"].unique()))
+        lines += [
+            f"\n`{dataset}`, {'14 sub-cortical' if structures == '14' else 'all'} structures, "
+            f"{minutes} minutes of training a fold\n",
+            "| system | scans | Dice | weighted Dice | HD95, mm | s a scan | parameters | steps | "
+            "against ours | the paper's |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        ours = part[part["system"] == OURS].set_index("scan")["dice"]
+        others = [name for name in part["system"].unique() if name != OURS]
+        for name in [n for n in SYSTEMS if n in set(part["system"])]:
+            rows = part[part["system"] == name]
+            cells = [f"{rows[c].mean():.3f} ± {rows[c].std():.3f}" for c in
+                     ("dice", "weighted_dice")]  # fmt: skip
+            lines.append(" | ".join((
+                f"| {name}", str(len(rows)), *cells, f"{rows['hd95_mm'].mean():.2f}",
+                f"{rows['seconds'].mean():.0f}", f"{rows['parameters'].iloc[0] / 1e6:.2f} M",
+                f"{rows['steps'].mean():.0f}",
+                against(rows.set_index("scan")["dice"], ours, len(others)),
+                PAPERS.get(name, {}).get((dataset, structures), "–") + " |",
+            )))  # fmt: skip
+    return "\n".join(lines)
+
+
+def against(theirs: pd.Series, ours: pd.Series, comparisons: int) -> str:
+    """Mean difference to ours and Wilcoxon's signed-rank p, times the number of comparisons."""
+    both = pd.concat([theirs, ours], axis=1, keys=["a", "b"]).dropna()
+    gap = both["a"] - both["b"]
+    if len(gap) < 2 or not np.any(gap):
+        return "–"
+    p = min(1.0, wilcoxon(gap).pvalue * comparisons)
+    return f"{gap.mean():+.3f}, p = {p:.3g}"
+
+
+def main(words: list[str]) -> int:
+    """Run what is missing, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
+    parser.add_argument("--folds", nargs="+", type=int, default=[0])
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="label only so many scans of a fold")
+    parser.add_argument("--table", action="store_true", help="print what was measured")
+    options = parser.parse_args(words)
+    read_card(START)
+    results = options.work / "systems.tsv"
+    if options.table:
+        print(markdown(pd.read_csv(results, sep="\t", dtype={"structures": str})))
+        return 0
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    for fold in options.folds:
+        for dataset in options.datasets:
+            for system in options.systems:
+                if fold >= DATASETS[dataset]["folds"] or known(results, dataset, fold, system):
+                    continue
+                begun = time.monotonic()
+                found = run(options, dataset, fold, system)
+                found.to_csv(results, sep="\t", index=False, mode="a",
+                             header=not results.is_file(), float_format="%.5g")  # fmt: skip
+                print(f"{system}, fold {fold} of {dataset}: {time.monotonic() - begun:.0f} s",
+                      flush=True)  # fmt: skip
+    return 0
+
+
+def known(results: Path, dataset: str, fold: int, system: str) -> bool:
+    """Whether this was measured already."""
+    if not results.is_file():
+        return False
+    table = pd.read_csv(results, sep="\t")
+    found = (table["dataset"] == dataset) & (table["fold"] == fold) & (table["system"] == system)
+    return bool(found.any())
+
+
+def _quiet(*_: object, **__: object) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

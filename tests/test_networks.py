@@ -1,0 +1,155 @@
+"""What is each network's own, beyond the laws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tlseg_bids.networks import build
+from tlseg_bids.networks.patches import orthogonal
+from tlseg_bids.networks.unet import Block, Design
+
+
+def image(side: int = 8, channels: int = 1) -> torch.Tensor:
+    return torch.randn(1, channels, side, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def grown(network: torch.nn.Module) -> set[str]:
+    """Parameters that a gradient has reached."""
+    return {n for n, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum()}
+
+
+def test_a_residual_unit_with_dead_convolutions_is_its_input():
+    x = image()
+    for outputs, stride in ((1, 1), (3, 2)):
+        block = Block(1, outputs, Design(shortcut="input"), stride)
+        torch.nn.init.zeros_(block.norm2.weight)
+        wanted = x if outputs == 1 else block.match(x)
+        torch.testing.assert_close(block(x), torch.nn.functional.leaky_relu(wanted, 0.01))
+
+
+def test_coarser_levels_answer_at_half_the_resolution_each():
+    network = build("unet", out_channels=[4, 3], features=[2, 4, 6], design={"supervised": 2})
+    found = network.every(image())
+    assert [[tuple(one.shape[1:]) for one in head] for head in found.logits] == [
+        [(4, 8, 8, 8), (4, 4, 4, 4), (4, 2, 2, 2)],
+        [(3, 8, 8, 8), (3, 4, 4, 4), (3, 2, 2, 2)],
+    ]
+    torch.testing.assert_close(found.logits[1][0], network(image(), head=1))
+
+
+def test_decoders_of_their_own_learn_from_their_own_head_alone():
+    network = build("unet", out_channels=[4, 3], features=[2, 4], design={"decoders": "own"})
+    network(image(), head=1).square().sum().backward()
+    assert {name.split(".")[0] for name in grown(network)} == {"down", "more_up", "heads"}
+    network.zero_grad()
+    network(image(), head=0).square().sum().backward()
+    assert {name.split(".")[0] for name in grown(network)} == {"down", "up", "heads"}
+
+
+def test_an_untrained_age_is_near_the_centre_of_the_training_ages():
+    network = build("unet", out_channels=3, features=[2, 4], design={"age": 5})
+    network.age.centre.fill_(30.0)
+    network.age.scale.fill_(0.001)
+    found = network.predicted_age(torch.cat([image(), 3 * image()]))
+    torch.testing.assert_close(found, torch.full((2,), 30.0), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("design", "message"),
+    [
+        ({"shortcut": "long"}, "shortcut is 'long', not first or input or none"),
+        ({"supervised": 2}, "2 coarser answers need more than 2 levels"),
+    ],
+)
+def test_a_design_that_makes_no_sense_is_refused(design, message):
+    with pytest.raises(ValueError, match=message):
+        build("unet", out_channels=3, features=[2, 4], design=design)
+
+
+def test_unpooling_puts_values_back_where_the_maxima_were(monkeypatch):
+    network = build("quicknat", out_channels=3, features=[2, 2, 2], kernel=3).eval()
+    given, pool, unpool = [], torch.nn.functional.max_pool2d, torch.nn.functional.max_unpool2d
+
+    def remember(x, size, return_indices):
+        found = pool(x, size, return_indices=return_indices)
+        given.append((x, *found))
+        return found
+
+    def check(x, places, size):
+        before, _, indices = given.pop()
+        assert torch.equal(places, indices), "of the same level, deepest first"
+        found = unpool(x, places, size)
+        kept = torch.gather(found.flatten(2), 2, places.flatten(2))
+        assert torch.equal(kept, x.flatten(2))
+        assert int((found != 0).sum()) <= places.numel()
+        assert found.shape == before.shape
+        return found
+
+    monkeypatch.setattr(torch.nn.functional, "max_pool2d", remember)
+    monkeypatch.setattr(torch.nn.functional, "max_unpool2d", check)
+    network(torch.rand(1, 1, 8, 8, 2))
+    assert given == []
+
+
+@pytest.mark.parametrize(("view", "axis"), [("sagittal", 0), ("coronal", 1), ("axial", 2)])
+def test_a_slice_does_not_see_its_neighbours(view, axis):
+    network = build("quicknat", out_channels=3, features=[2, 4], view=view, kernel=3).eval()
+    one = torch.rand(1, 1, 6, 7, 5, generator=torch.Generator().manual_seed(0))
+    other = one.clone()
+    other.select(2 + axis, 3).zero_()
+    same = (network(one) == network(other)).all(1)[0]
+    rows = same.movedim(axis, 0).flatten(1).all(1).tolist()
+    assert rows == [n != 3 for n in range(one.shape[2 + axis])]
+
+
+def test_a_member_is_asked_alone_and_learns_alone():
+    network = build("members", out_channels=3, of={"network": "unet", "features": [2, 4]},
+                    each=[{}, {}, {}])  # fmt: skip
+    window = torch.rand(1, 1, 7, 6, 8, generator=torch.Generator().manual_seed(0))
+    found = network(window, member=1)
+    assert found.shape == (1, 3, 7, 6, 8)
+    padded = torch.nn.functional.pad(window, (0, 0, 0, 0, 0, 1))
+    torch.testing.assert_close(found, network.members[1](padded)[:, :, :7])
+    found.sum().backward()
+    assert {name.split(".")[1] for name in grown(network)} == {"1"}
+
+
+def test_a_view_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="view is 'oblique', not sagittal or coronal or axial"):
+        build("quicknat", out_channels=3, view="oblique")
+
+
+def test_orthogonal_patches_agree_with_indexing_by_hand():
+    volume = torch.rand(9, 10, 11, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(volume, (16,) * 6)
+    voxels = torch.tensor([[0, 0, 0], [4, 5, 6], [8, 9, 10]])
+    found = orthogonal(padded, voxels)
+    assert found.shape == (3, 3, 32, 32)
+    for n, (i, j, k) in enumerate(voxels.tolist()):
+        for row in range(32):
+            for column in range(32):
+                a, b = row - 16, column - 16
+                points = [(i + a, j + b, k), (i + a, j, k + b), (i, j + a, k + b)]
+                for plane, point in enumerate(points):
+                    inside = all(0 <= p < s for p, s in zip(point, volume.shape, strict=True))
+                    wanted = volume[point] if inside else 0
+                    assert found[n, plane, row, column] == wanted
+
+
+def test_some_voxels_answer_as_in_the_whole_window_and_far_from_the_atlas_is_background():
+    network = build("patches", out_channels=3, prior_channels=3, reach=1, widths=[2, 2, 3],
+                    dense=[4, 5, 6]).eval()  # fmt: skip
+    window = torch.rand(1, 1, 6, 7, 8, generator=torch.Generator().manual_seed(0))
+    prior = torch.zeros(1, 3, 6, 7, 8)
+    prior[:, 0] = 1
+    prior[:, :, 2, 3, 4] = torch.tensor([0.5, 0.5, 0])
+    whole = network(window, prior)
+    voxels = torch.tensor([[2, 3, 4], [3, 4, 5], [1, 2, 3]])
+    some = network(window, prior, voxels=voxels)
+    assert some.shape == (1, 3, 3, 1, 1)
+    i, j, k = voxels.T
+    torch.testing.assert_close(some[0, :, :, 0, 0], whole[0, :, i, j, k])
+    far = whole.softmax(1)[0, 0] > 0.999
+    assert int((~far).sum()) <= 27 and bool(far[0].all())
+    assert len(network.candidates(window, prior)) == 27

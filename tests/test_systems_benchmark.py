@@ -1,0 +1,89 @@
+"""The comparison of systems: what is trained on what, and what the table says."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tlseg_bids.train.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    path = ROOT / "benchmarks" / "systems.py"
+    spec = importlib.util.spec_from_file_location("systems_benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_system_is_put_on_every_dataset_without_the_fold(benchmark):
+    for system, setup in benchmark.SYSTEMS.items():
+        for dataset, spec in benchmark.DATASETS.items():
+            recipe = benchmark.on_dataset(setup, dataset, 1)
+            assert recipe.fold == [1, spec["folds"]], system
+            assert recipe.fold_datasets == [dataset]
+            assert set(recipe.datasets) <= {dataset, "labelmaps"}
+            assert recipe.protocol in ("subcortical", spec["protocol"])
+            shown = max(len(recipe.channels), 1)
+            assert recipe.network.get("image_channels", 1) == shown
+            own = load_recipe(benchmark.TRAIN / "recipes" / f"{setup.recipe}.toml")
+            assert recipe.descent == own.descent and recipe.loss == own.loss
+            assert recipe.places == own.places
+            if recipe.network.get("prior_channels"):
+                assert recipe.prior_heads[-1] == recipe.heads[-1]
+
+
+def test_the_stage_before_sees_no_scan_of_the_dataset(benchmark):
+    setup = benchmark.SYSTEMS["monet"]
+    recipe = benchmark.on_dataset(setup, "malc", 0, setup.before)
+    assert set(recipe.datasets) == {"labelmaps"}
+    assert recipe.network["features"] == setup.features
+
+
+def test_folds_are_counted_as_training_counts_them(benchmark, tmp_path):
+    for number in range(5):
+        (tmp_path / f"sub-{number:02}").mkdir()
+    assert benchmark.subjects(tmp_path, 1, 4) == ["01"]
+    assert benchmark.subjects(tmp_path, 0, 4) == ["00", "04"]
+
+
+def rows(system: str, dice: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({
+        "dataset": "malc", "fold": 0, "system": system, "scan": [f"s{n}" for n in range(len(dice))],
+        "structures": "14", "n": 14, "dice": dice, "weighted_dice": 0.5, "hd95_mm": 2.0,
+        "seconds": 10.0, "parameters": 2_500_000, "steps": 100, "minutes": 20.0,
+    })  # fmt: skip
+
+
+def test_the_table_has_spread_paper_and_corrected_p(benchmark):
+    ours = rows("ours", [0.80, 0.82, 0.84, 0.86, 0.88, 0.90])
+    worse = rows("slant27", [0.70, 0.71, 0.72, 0.73, 0.74, 0.75])
+    text = benchmark.markdown(pd.concat([ours, worse, rows("monet", [0.8] * 6)]))
+    assert "| ours | 6 | 0.850 ± 0.037 | 0.500 ± 0.000 | 2.00 | 10 | 2.50 M | 100 |" in text
+    assert "-0.125, p = 0.0625 | – |" in text, "0.03125 of six pairs, times two comparisons"
+    assert "0.826 (15 structures)" in text
+    assert text.index("| ours") < text.index("| monet") < text.index("| slant27")
+
+
+def test_what_was_measured_is_not_measured_again(benchmark, tmp_path):
+    path = tmp_path / "systems.tsv"
+    assert not benchmark.known(path, "malc", 0, "ours")
+    rows("ours", [0.8]).to_csv(path, sep="\t", index=False)
+    assert benchmark.known(path, "malc", 0, "ours")
+    assert not benchmark.known(path, "malc", 1, "ours")
+    assert not benchmark.known(path, "infant", 0, "ours")
+
+
+def test_equal_scans_are_no_evidence(benchmark):
+    same = pd.Series(np.full(4, 0.8), index=list("abcd"))
+    assert benchmark.against(same, same, 3) == "–"

@@ -297,9 +297,7 @@ def test_vessels_are_few_thin_and_inside_the_brain_and_its_fluid():
 def test_contrast_agent_is_not_given_to_t2w():
     for seed in range(3):
         runs = [
-            anatomy.paint(
-                Random(seed), CLASSES, layers(), replace(NONE, t2w=1.0, gadolinium=g), False
-            )
+            anatomy.paint(Random(seed), CLASSES, layers(), replace(NONE, t2w=1.0, gadolinium=g))
             for g in (0.0, 1.0)
         ]
         assert torch.equal(*runs)
@@ -307,10 +305,7 @@ def test_contrast_agent_is_not_given_to_t2w():
 
 def _cortex_minus_white(name: str, mix: Mix, draws: int = 60) -> np.ndarray:
     share = {"t1w": 0.0, "t2w": 0.0, "infant_t1w": 0.0, "infant_t2w": 0.0, name: 1.0}
-    means = [
-        class_means(Random(s), CLASSES, replace(mix, **share), infant=False)[0]
-        for s in range(draws)
-    ]
+    means = [class_means(Random(s), CLASSES, replace(mix, **share))[0] for s in range(draws)]
     return np.array([float(m[number("cortex")] - m[number("white-matter")]) for m in means])
 
 
@@ -338,9 +333,7 @@ def test_large_structures_are_not_flat():
     for parts in (0.0, 1.0):
         spread = []
         for seed in range(6):
-            image = anatomy.paint(
-                Random(seed), CLASSES, numbers, replace(one, substructure=parts), False
-            )
+            image = anatomy.paint(Random(seed), CLASSES, numbers, replace(one, substructure=parts))
             spread.append(float(torch.nn.functional.avg_pool3d(image[None], 8).std()))
         blocks[parts] = np.mean(spread)
     assert blocks[1.0] > 2 * blocks[0.0]
@@ -419,3 +412,26 @@ def test_another_device_makes_the_same_decisions():
         (a, b), (c, d) = found
         assert (b == d).float().mean() > 0.999
         assert np.corrcoef(a.flatten(), c.flatten())[0, 1] > 0.8 or float(a.std()) < 0.05
+
+
+def test_a_scans_own_contrast_is_measured_and_drawn_near():
+    count = len(CLASSES.index)
+    numbers = torch.zeros(12, 12, 12, dtype=torch.uint8)
+    bright, dark = number("white-matter"), number("cortex")
+    numbers[2:6], numbers[6:10] = bright, dark
+    numbers[0, 0, 0] = number("csf")
+    image = torch.zeros(12, 12, 12)
+    image[2:6], image[6:10] = 800.0, 200.0
+    image[6:10, ::2] += 40.0
+    table = contrast.own_contrast(image, numbers, count)
+    torch.testing.assert_close(table[:, bright], torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(table[:, dark], torch.tensor([0.275, 0.025]))
+    assert table[:, number("csf")].isnan().all()  # a single voxel says nothing
+    own = contrast.Own(table, "T2w")
+    drawn = [contrast.draw_contrast(Random(s), CLASSES, replace(NONE, own=1.0), own)
+             for s in range(30)]  # fmt: skip
+    apart = np.array([float(one.means[bright] - one.means[dark]) for one in drawn])
+    assert np.all(abs(apart - 0.725) < 0.35) and apart.std() > 0.02
+    assert all(torch.isfinite(one.means).all() and one.weighting == "T2w" for one in drawn)
+    without = contrast.draw_contrast(Random(0), CLASSES, replace(NONE, own=1.0))
+    assert without.weighting != "T2w"

@@ -140,7 +140,7 @@ def test_unknown_voxels_do_not_count():
 
 def test_left_and_right_have_one_contrast():
     classes = load_classes(PROTOCOL)
-    means, _ = class_means(Random(3), classes, Mix(), infant=False)
+    means, _ = class_means(Random(3), classes, Mix())
     left = int(np.flatnonzero(classes.index == 17)[0])
     right = classes.mirror[left]
     assert classes.index[right] == 53
@@ -152,7 +152,7 @@ def test_t1w_and_t2w_look_as_they_should():
     white, fluid = (int(np.flatnonzero(classes.index == i)[0]) for i in (2, 4))
     for share, brighter, darker in (("t1w", white, fluid), ("t2w", fluid, white)):
         mix = Mix(**{"t1w": 0, "t2w": 0, "infant_t1w": 0, "infant_t2w": 0, share: 1.0})
-        draws = [class_means(Random(s), classes, mix, infant=False)[0] for s in range(20)]
+        draws = [class_means(Random(s), classes, mix)[0] for s in range(20)]
         assert np.mean([float(d[brighter] > d[darker]) for d in draws]) > 0.95
 
 
@@ -164,7 +164,7 @@ def test_a_painted_scan_can_lose_its_skull():
     kept = strip_skull(Random(0), classes, numbers)
     assert kept[5:7, 5:7, 5:7].all()
     assert not kept[0].any()
-    assert torch.isfinite(paint(Random(0), classes, numbers, Mix(gadolinium=1.0), False)).all()
+    assert torch.isfinite(paint(Random(0), classes, numbers, Mix(gadolinium=1.0))).all()
 
 
 def test_the_similarity_never_mirrors():

@@ -18,6 +18,7 @@ from tlseg_bids.cli.train import main
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.train import loop
 from tlseg_bids.train.curves import COLUMNS, Laps, time_left, write_curve
+from tlseg_bids.train.draw import Example
 from tlseg_bids.train.export import export, read_description
 from tlseg_bids.train.loop import Training, batches, train
 from tlseg_bids.train.parallel import find_device
@@ -123,7 +124,8 @@ def test_examples_that_share_a_forward_pass_teach_the_same(heads, recipe):
 
 def test_examples_with_different_questions_stay_apart():
     asked = [(0, ()), (0, ((0, 0, 1),)), (1, ()), (0, ()), (0, ())]
-    examples = [SimpleNamespace(head=head, parts=parts) for head, parts in asked]
+    image, group = torch.zeros(1, 1, 4, 4, 4), torch.arange(2)
+    examples = [Example(image, image, image[0], group, None, head, parts) for head, parts in asked]
     found = batches(examples, 2)
     assert sorted(len(batch) for batch in found) == [1, 1, 1, 2]
     assert all(len({(one.head, one.parts) for one in batch}) == 1 for batch in found)

@@ -175,7 +175,8 @@ class Draw:
         place = self._place(rng)
         corner, sides = place.corner, place.sides
         positions = deformed_positions(rng, recipe.shape, corner, sides, recipe.spacing_mm)
-        mix = replace(recipe.mix, real=recipe.datasets[name].get("real", 0.0))
+        rules = recipe.datasets[name]
+        mix = replace(recipe.mix, real=rules.get("real", 0.0), **rules.get("mix", {}))
         image, channels = example(rng, sample, classes, positions, recipe.spacing_mm, mix)
         parts = self._parts(rng)
         count, merged = len(sample.protocol), sample.group

@@ -40,6 +40,7 @@ LARGEST_GRADIENT = 5.0
 FIRST_STAGE = 1 / 3
 REPORT_POINTS = 50
 TRIAL_STEPS = 5
+OWN = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -375,7 +376,7 @@ def _recipe(how: Adaptation, parent: Parent, seed: int) -> Recipe:
         more_heads=list(parent.heads[1:]), network={}, patch=patch,
         spacing_mm=parent.spacing_mm, box_mm=parent.box_mm, centred=0.5, seed=seed,
         datasets={
-            SITE: {"weight": 1 - how.rehearsal, "real": 1 - how.painted},
+            SITE: {"weight": 1 - how.rehearsal, "real": 1 - how.painted, "mix": {"own": OWN}},
             REHEARSAL: {"weight": how.rehearsal},
         },
     )  # fmt: skip

@@ -55,7 +55,8 @@ class Recipe:
         Share of patches around the template's origin instead of anywhere in the box.
     datasets : dict
         Name to rules (see `dataset.load_dataset` and `subset.subset`) with ``weight`` (share of the
-        draws) and ``real`` (share of its draws that show the real image).
+        draws), ``real`` (share of its draws that show the real image) and ``mix`` (values of `Mix`
+        that hold for this dataset in place of the recipe's).
     channels : list of str
         Suffixes of the images that the network sees together; empty for one image of any suffix.
     fold : [k, n] or empty

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tlseg_bids.train.dataset import Classes
-from tlseg_bids.train.synth.contrast import Contrast, draw_contrast
+from tlseg_bids.train.synth.contrast import Contrast, Own, draw_contrast
 from tlseg_bids.train.synth.draws import Random
 from tlseg_bids.train.synth.enhance import enhance
 from tlseg_bids.train.synth.mix import Mix
@@ -49,14 +49,15 @@ def grain(rng: Random, size: tuple[int, ...], spacing_mm: float) -> Tensor:
 
 
 def paint(
-    rng: Random, classes: Classes, numbers: Tensor, mix: Mix, infant: bool,
-    place: Place | None = None,
+    rng: Random, classes: Classes, numbers: Tensor, mix: Mix, place: Place | None = None,
+    own: Own | None = None,
 ) -> Tensor:  # fmt: skip
     """An image (I, J, K) of a map of class numbers (I, J, K).
 
     `place` tells where the falx can be and how large a voxel is; without it, voxels are 1 mm.
+    `own` is how the classes look in the scan that the map is of.
     """
-    contrast = draw_contrast(rng, classes, mix, infant)
+    contrast = draw_contrast(rng, classes, mix, own)
     spacing_mm = place.spacing_mm if place else 1.0
     parts = rng.chance(mix.substructure)
     image = tissue(rng, classes, contrast, numbers, spacing_mm, parts)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tlseg_bids.train.dataset import IGNORE, Classes, Sample
 from tlseg_bids.train.synth.anatomy import paint
+from tlseg_bids.train.synth.contrast import Own, own_contrast
 from tlseg_bids.train.synth.cuts import deface, field_of_view, strip_skull
 from tlseg_bids.train.synth.draws import Random
 from tlseg_bids.train.synth.mix import Mix
@@ -34,8 +35,8 @@ def example(
     matrix, place = sample.template_from_voxel, Place(positions, spacing_mm)
     here = rng.resident(sample, "classes", lambda: sample.classes)
     numbers = read_classes(sample, positions, matrix, here)
-    infant = bool(sample.images)
-    real = infant and rng.chance(mix.real)
+    bare = bool(sample.images)
+    real = bare and rng.chance(mix.real)
     further = []
     if real:
         names = sorted(sample.images)
@@ -46,8 +47,9 @@ def example(
             for name, one in zip(shown, stored, strict=True)
         )
     else:
-        image = paint(rng, classes, numbers, mix, infant, place)
-    masks = [image > 0] if real else _post_processed(rng, classes, numbers, place, mix, infant)
+        own = _own(rng, sample, classes) if bare and mix.own else None
+        image = paint(rng, classes, numbers, mix, place, own)
+    masks = [image > 0] if real else _post_processed(rng, classes, numbers, place, mix, bare)
     if rng.chance(mix.cropped):
         masks.append(field_of_view(rng, tuple(numbers.shape), spacing_mm))
     visible = reduce(torch.logical_and, masks) if masks else None
@@ -58,6 +60,17 @@ def example(
         more = [acquire(rng, one, spacing_mm, mix, real, visible) for one in further]
         image = torch.stack([image, *more])
     return image, _channels(rng, sample, classes, numbers)
+
+
+def _own(rng: Random, sample: Sample, classes: Classes) -> Own:
+    """How one of the sample's images shows its classes; measured once."""
+    names = sorted(sample.images)
+    name, count = names[rng.below(len(names))], len(classes.index)
+    table = rng.resident(
+        sample, f"contrast {name}",
+        lambda: own_contrast(sample.images[name].cpu(), sample.classes.cpu(), count),
+    )  # fmt: skip
+    return Own(table.cpu(), name)
 
 
 def _post_processed(

@@ -12,8 +12,8 @@ from tlseg_bids.train.dataset import Classes
 from tlseg_bids.train.synth.draws import Random
 from tlseg_bids.train.synth.mix import Mix
 
-# How the contrasts of a sample with images of its own (an infant) are drawn.
-_INFANT_SHARES = {"t1w": 0.1, "t2w": 0.1, "infant_t1w": 0.3, "infant_t2w": 0.3}
+_KNOWN = ("t1w", "t2w", "infant_t1w", "infant_t2w")
+_LEAST_VOXELS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +60,40 @@ def draw_maturity(rng: Random, classes: Classes, weighting: str, mix: Mix) -> fl
     return rng.one()
 
 
-def draw_contrast(rng: Random, classes: Classes, mix: Mix, infant: bool) -> Contrast:
-    """A contrast by the shares of `mix`: near T1w or T2w of some age, or free.
+@dataclass(frozen=True, eq=False)
+class Own:
+    """How the classes look in a scan: `table` (2, classes) holds mean and standard deviation of
+    the intensity, NaN for classes that it does not show; `weighting` is ``T1w`` or ``T2w``."""
+
+    table: Tensor
+    weighting: str
+
+
+def own_contrast(image: Tensor, numbers: Tensor, count: int) -> Tensor:
+    """The table of `Own`, intensities divided by the brightest of the labelled voxels.
+
+    Parameters
+    ----------
+    image : Tensor, shape (I, J, K)
+    numbers : Tensor of uint8, shape (I, J, K)
+        Class of each voxel.
+    count : int
+        Number of classes.
+    """
+    index, values = numbers.flatten().long(), image.flatten().double()
+    labelled = (index > 0) & (index < count)
+    index, values = index[labelled], values[labelled]
+    sizes = torch.bincount(index, minlength=count)
+    values = values / values.max().clamp_min(1e-6) if len(values) else values
+    first, second = (torch.bincount(index, values**power, minlength=count) for power in (1, 2))
+    mean = first / sizes
+    table = torch.stack((mean, (second / sizes - mean**2).clamp_min(0).sqrt()))
+    table[:, sizes < _LEAST_VOXELS] = torch.nan
+    return table.float()
+
+
+def draw_contrast(rng: Random, classes: Classes, mix: Mix, own: Own | None = None) -> Contrast:
+    """A contrast by the shares of `mix`: the sample's own, T1w or T2w of some age, or free.
 
     A share is drawn freely so that a network does not lean on any contrast (Billot et al. 2023,
     doi:10.1016/j.media.2023.102789). The mean of a known contrast is stretched around its grand
@@ -75,9 +107,11 @@ def draw_contrast(rng: Random, classes: Classes, mix: Mix, infant: bool) -> Cont
     known = row >= 0
     texture = torch.where(known, _column(classes, "texture")[row.clamp_min(0)], 0.05)
     weighting, maturity = "", 1.0
+    if own is not None and rng.chance(mix.own):
+        return _near(rng, own, Contrast(means, deviations, texture))
     draw = rng.one()
-    for name, usual in _INFANT_SHARES.items():
-        share = usual if infant else getattr(mix, name)
+    for name in _KNOWN:
+        share = getattr(mix, name)
         if draw < share:
             weighting = "T1w" if name.endswith("t1w") else "T2w"
             if name.startswith("infant"):
@@ -103,7 +137,23 @@ def draw_contrast(rng: Random, classes: Classes, mix: Mix, infant: bool) -> Cont
     return Contrast(means, deviations, texture, weighting, maturity)
 
 
-def class_means(rng: Random, classes: Classes, mix: Mix, infant: bool) -> tuple[Tensor, Tensor]:
+def _near(rng: Random, own: Own, free: Contrast) -> Contrast:
+    """The scan's own contrast, stretched by 0.75 to 1.3; free where it does not show a class."""
+    mean, deviation = own.table
+    shown = ~mean.isnan()
+    middle = mean[shown].mean()
+    drawn = middle + rng.one(0.75, 1.3) * (mean - middle) + 0.03 * rng.vector(len(mean))
+    # What varies inside a structure is partly noise, partly its own texture.
+    share = rng.one(0.3, 0.8)
+    means = torch.where(shown, drawn, free.means)
+    deviations = torch.where(shown, deviation * share, free.deviations)
+    means[0], deviations[0] = 0, 0.01
+    return Contrast(means, deviations, free.texture, own.weighting)
+
+
+def class_means(
+    rng: Random, classes: Classes, mix: Mix, own: Own | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the intensity of every class, (classes,) each."""
-    contrast = draw_contrast(rng, classes, mix, infant)
+    contrast = draw_contrast(rng, classes, mix, own)
     return contrast.means, contrast.deviations

@@ -12,8 +12,10 @@ class Mix:
     Parameters
     ----------
     t1w, t2w, infant_t1w, infant_t2w : float
-        Contrasts near what such scans look like; the rest up to 1 is free. A sample with images of
-        its own (an infant) has shares of its own.
+        Contrasts near what such scans look like; the rest up to 1 is free.
+    own : float
+        Contrasts near that of the sample's own images, if it has any; the other shares are of what
+        this leaves.
     unmyelinated, isointense : float
         Of the infant contrasts: as at birth, and as in the months in which cortex and white matter
         can hardly be told apart. The rest is spread evenly from birth to adult.
@@ -40,6 +42,7 @@ class Mix:
     t2w: float = 0.15
     infant_t1w: float = 0.1
     infant_t2w: float = 0.1
+    own: float = 0.0
     unmyelinated: float = 0.4
     isointense: float = 0.3
     known_head: float = 0.6

@@ -265,12 +265,12 @@ def read_queue_file(path: Path) -> dict[str, Any]:
         raise NoInputError(
             f"the cluster file cannot be read ({error.strerror})", path, "correct the path"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the cluster file is not TOML ({error})", path, "correct it") from error
     known = f"it takes cluster ({', '.join(CLUSTERS)}), jobs (1 or more) and a table options"
     if unknown := sorted(set(spec) - QUEUE_KEYS):
         raise DataError(f"unknown key '{unknown[0]}'", path, known)
-    if spec.get("cluster") not in CLUSTERS:
+    if spec.get("cluster") not in list(CLUSTERS):
         raise DataError(f"cluster = {spec.get('cluster')!r} is not known", path, known)
     jobs = spec.setdefault("jobs", 1)
     if type(jobs) is not int or jobs < 1 or not isinstance(spec.get("options", {}), dict):

@@ -65,6 +65,8 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
         return {}, "is not valid JSON (not encoded in UTF-8)"
     except RecursionError:
         return {}, "is not valid JSON (nested too deeply)"
+    except ValueError as error:  # a number of thousands of digits
+        return {}, f"is not valid JSON ({error})"
     if not isinstance(content, dict):
         return {}, f"holds a JSON {type(content).__name__} where an object is needed"
     return content, ""

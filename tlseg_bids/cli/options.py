@@ -286,7 +286,7 @@ def read_config_file(path: Path, it: argparse.ArgumentParser) -> dict[str, Any]:
         raise NoInputError(
             f"the configuration file cannot be read ({error.strerror})", path, "correct the path"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"the configuration file is not TOML ({error})", path, "correct it, or leave it out"
         ) from error
@@ -461,7 +461,7 @@ def filters(text: str) -> dict[str, dict[str, Any]]:
         raise NoInputError(
             f"the filter file cannot be read ({error.strerror})", path, "correct the path"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the filter file is not JSON ({error})", path, "correct it") from error
     return checked_filters(content, path)
 

@@ -18,6 +18,8 @@ from tlseg_bids.errors import DataError
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 
 DSEG_NAME = re.compile(r"^(?P<stem>sub-.+)_seg-(?P<protocol>[^_]+)_dseg\.nii\.gz$")
+INDEX = re.compile(r"[0-9]{1,9}")
+MOST_INDEX = 32767
 AGAIN = "delete it and label the scan again"
 ENTITY_WORDS = {"ses": "session", "acq": "acquisition", "ce": "contrast agent", "run": "run"}
 
@@ -183,6 +185,12 @@ def protocol_of(name: str, out_dir: Path) -> LabelProtocol:
     table = pd.DataFrame(_rows(table_file))
     if "index" not in table or "name" not in table:
         raise DataError("columns 'index' and 'name' are missing", table_file, "write it again")
+    odd = [text for text in table["index"] if not INDEX.fullmatch(text) or int(text) > MOST_INDEX]
+    if odd:
+        raise DataError(
+            f"the index '{odd[0][:40]}' is not a whole number from 0 to {MOST_INDEX}", table_file,
+            "correct the table",
+        )  # fmt: skip
     table["index"] = table["index"].astype(int)
     for column, default in (("abbreviation", table["name"]), ("color", "#ffffff")):
         if column not in table:
@@ -218,7 +226,8 @@ def all_failures(out_dir: Path) -> dict[str, FailedScan]:
             time = re.sub(r"[^0-9TZ]", "", row.get("time", "").replace("+00:00", "Z"))
             records.append((time, row.get("scan", ""), failure if failed else None))
     for file in sorted((out_dir / "logs").glob("plan_*.json")):
-        for entry in _as_list(read_json(file)[0].get("Skipped")):
+        skipped = _as_list(read_json(file)[0].get("Skipped"))
+        for entry in (one for one in skipped if isinstance(one, dict)):
             row = {str(key).lower(): str(value) for key, value in entry.items()}
             failure = FailedScan(_name(row), _said(row, "reason"), _said(row, "hint"))
             time = file.stem.removeprefix("plan_").split("-")[0]

@@ -140,7 +140,7 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
         raise NoInputError("no such recipe", path, "name a TOML file, see tlseg_bids/train/recipes")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"not valid TOML: {error}", path, "mend that line") from error
     values.update(overrides or {})
     unknown = sorted(set(values) - {f.name for f in fields(Recipe)})

@@ -701,6 +701,6 @@ def test_the_citation_is_what_the_report_says(out):
 
 
 def test_run_ids_differ_and_sort_by_time():
-    first, second = new_run_id(), new_run_id()
+    first, second = new_run_id(Path()), new_run_id(Path())
     assert first != second
     assert first[:15] <= second[:15]

@@ -17,12 +17,13 @@ from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.config import Config
 from tlseg_bids.errors import ScanError
 from tlseg_bids.executors import choose_executor
-from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared, Segmentation
+from tlseg_bids.flow import Job, Outcome, Plan, Prepared, Segmentation
 from tlseg_bids.group import run_group
 from tlseg_bids.plan import describe, make_plan
 from tlseg_bids.postprocess import probability_maps, to_native
-from tlseg_bids.postprocess.quality import implausible
+from tlseg_bids.postprocess.quality import HOPEFUL_DICE, SURE_DICE, expected_dice, implausible
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
+from tlseg_bids.preprocess.register import TURNS, turned_degrees
 from tlseg_bids.report.derivatives import all_failures
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.subject import write_subject_report
@@ -33,6 +34,12 @@ from tlseg_bids.volume import Volume, load_scan
 from tlseg_bids.zoo.registry import load_cards
 
 LOG = logging.getLogger(__name__)
+TURNED_DEGREES = 75.0
+TURNED = (
+    "by the header the head is turned by {:.0f}° from upright: the header is probably wrong, and "
+    "if it mirrors instead of turning, left and right are exchanged in the labels; "
+    "convert the scan from DICOM again"
+)
 CHECK_SCAN = "check that the scan shows a whole brain and that its header's orientation is right"
 
 
@@ -108,8 +115,9 @@ def fine_tune(config: Config, progress: Progress) -> int:
 
     def answer(job: Job, model: Model) -> tuple[Prepared, Segmentation]:
         scan, _ = load_scan(job.scan.path)
-        frame = find_template(scan, job.card.preprocess, locate(model), model.template)
-        prepared, prediction = label(scan, job, model, frame)
+        prepared = find(scan, job, model)
+        mirror = model.card.strategy.get("mirror", False)
+        prediction = segment(model, prepared, Ask(mirror=mirror))
         return prepared, to_native(prediction, scan, model.protocol)
 
     return adapt(config, answer, progress)
@@ -122,9 +130,9 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
         scan, odd = load_scan(job.scan.path)
         model = models.get(job.card, job.device)
     with steps("find"):
-        frame = find_template(scan, job.card.preprocess, locate(model), model.template)
+        prepared = find(scan, job, model)
     with steps("label"):
-        prepared, prediction = label(scan, job, model, frame)
+        prediction = segment(model, prepared, Ask(mirror=model.card.strategy.get("mirror", False)))
     with steps("back"):
         segmentation = to_native(
             prediction, scan, model.protocol, job.card.calibration, prepared.skull_stripped
@@ -149,20 +157,58 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
     return Outcome(job.scan, "done", files, dict(steps.seconds), peak_memory_gib())
 
 
-def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prepared, Prediction]:
-    """Segment coarsely in a frame, again where that shows that the frame was off, then finely."""
+def find(scan: Volume, job: Job, model: Model) -> Prepared:
+    """The scan in the template's frame; where the header's directions show no brain, turned ones.
+
+    Raises
+    ------
+    ScanError
+        If no structures are found in any direction.
+    """
+    kept, failed = None, None
+    for turn in TURNS:
+        try:
+            frame = find_template(scan, job.card.preprocess, locate(model), model.template, turn)
+        except ScanError as error:
+            failed = failed or error
+            continue
+        prepared, dice = settle(scan, job, model, frame, patient=turn is TURNS[0])
+        kept = kept or prepared
+        if dice >= SURE_DICE:
+            kept = prepared
+            break
+    if kept is None:
+        raise failed
+    if (degrees := turned_degrees(kept.template_from_native)) > TURNED_DEGREES:
+        kept = replace(kept, warnings=(*kept.warnings, TURNED.format(degrees)))
+    return kept
+
+
+def settle(
+    scan: Volume, job: Job, model: Model, frame: np.ndarray, patient: bool = True
+) -> tuple[Prepared, float]:
+    """Segment coarsely in a frame, again where that shows that the frame was off.
+
+    Returns
+    -------
+    prepared : Prepared
+        The scan in the last frame.
+    dice : float
+        Expected Dice of the last answer. Without `patient` a first answer below `HOPEFUL_DICE` is
+        the last.
+    """
     options = job.card.preprocess
     for _ in range(options["rounds"]):
         prepared = prepare(scan, options, frame, job.scan.skull_stripped)
         prediction = segment(model, prepared, Ask(head=len(model.heads) - 1, fine=False))
+        dice = expected_dice(prediction.probabilities)
         frame, distance_mm = better_frame(prediction, frame, model.template)
-        if distance_mm < options["settled_mm"]:
+        if distance_mm < options["settled_mm"] or not (patient or dice >= HOPEFUL_DICE):
             break
     else:
         unsettled = f"the brain's place still moved by {distance_mm:.1f} mm in the last pass"
         prepared = replace(prepared, warnings=(*prepared.warnings, unsettled))
-    mirror = model.card.strategy.get("mirror", False)
-    return prepared, segment(model, prepared, Ask(mirror=mirror))
+    return prepared, dice
 
 
 def report(config: Config, subjects: set[str], failed: tuple[Outcome, ...]) -> None:

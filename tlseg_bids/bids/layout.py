@@ -94,7 +94,7 @@ def _plain(value: Any) -> bool:
 def _value(value: Any) -> Any:
     """``null`` means "does not have the entity", ``"*"`` means "has it, whatever it is"."""
     if isinstance(value, list):
-        return [_value(item) for item in value]
+        return list(dict.fromkeys(_value(item) for item in value))  # pybids takes out one null
     if value is None:
         return Query.NONE
     return WORDS.get(value, value) if isinstance(value, str) else value

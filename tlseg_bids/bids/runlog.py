@@ -6,6 +6,7 @@ touch each other's.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
@@ -30,6 +31,9 @@ STATUS_COLUMNS = (
 )  # fmt: skip
 
 
+ID_TIME = "%Y%m%dT%H%M%S"
+
+
 class PlanLike(Protocol):
     """What is needed of `tlseg_bids.flow.Plan` (which this layer does not import)."""
 
@@ -49,10 +53,18 @@ class OutcomeLike(Protocol):
     hint: str
 
 
-def new_run_id() -> str:
-    """``20250131T120000Z-1a2b3c``: sorts by time, unique between runs that start together."""
+def new_run_id(folder: Path) -> str:
+    """``20250131T120000Z-1a2b3c``: sorts after the ids of the runs before, and is unique.
+
+    It is the time, unless a run in `folder` has a later one because a clock was wrong: then it is
+    a second after that.
+    """
     now = datetime.datetime.now(datetime.UTC)
-    return f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    times = [path.stem.removeprefix("config_").split("-")[0] for path in folder.glob("config_*")]
+    with contextlib.suppress(ValueError):
+        last = datetime.datetime.strptime(max(times, default=""), f"{ID_TIME}%z")
+        now = max(now, last + datetime.timedelta(seconds=1)) if last > now else now
+    return f"{now:{ID_TIME}}Z-{secrets.token_hex(3)}"
 
 
 def plan_rows(plan: PlanLike) -> list[dict[str, Any]]:
@@ -88,8 +100,8 @@ class RunLog:
     """
 
     def __init__(self, out_dir: Path, run_id: str | None = None) -> None:
-        self.run_id = run_id or new_run_id()
         self.folder = out_dir / "logs"
+        self.run_id = run_id or new_run_id(self.folder)
         self.status_file = self.folder / f"status_{self.run_id}.tsv"
         self._one_at_a_time = threading.Lock()
 

@@ -153,15 +153,16 @@ class Derivatives:
             return False
         return all(path.is_file() and path.stat().st_size > 0 for path in paths.files)
 
-    def lock(self, job: JobLike) -> contextlib.AbstractContextManager[None]:
+    def lock(self, job: JobLike, wait_s: float = 0.0) -> contextlib.AbstractContextManager[None]:
         """Hold this around checking, processing and writing a scan.
 
-        Entering it raises `LockedError` if another run processes the same scan at the moment.
+        Entering it raises `LockedError` if another run processes the same scan for longer than
+        `wait_s` seconds.
         """
         name = f"{job.scan.stem}_{job.scan.suffix}_{job.card.protocol}"
         mark = hashlib.sha1(name.encode()).hexdigest()[:8]
         path = self.out_dir / "logs" / "locks" / f"{name[:150]}-{mark}.lock"
-        return hold(path, f"{job.scan.path.name} is being processed")
+        return hold(path, f"{job.scan.path.name} is being processed", wait_s)
 
     def write_root(self, cards: Iterable[Any], protocols: Mapping[str, pd.DataFrame]) -> None:
         """Write or update the files at the root of the output folder.

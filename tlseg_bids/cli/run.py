@@ -15,7 +15,7 @@ from typing import Any
 
 from tlseg_bids.cli.options import parse
 from tlseg_bids.config import ADAPTATION, OPTIONS, Config
-from tlseg_bids.errors import TlsegError, UsageError
+from tlseg_bids.errors import OutputError, TlsegError, UsageError
 
 INTERRUPTED = 130
 EXCLUSIVE = ("dry_run", "reports_only", "boilerplate_only")
@@ -50,9 +50,23 @@ def main(argv: list[str] | None = None) -> int:
         return int(stop.code or 0)
     except TlsegError as error:
         return report(error, "tlseg", verbosity)
+    except (OSError, MemoryError) as error:
+        return report(system_error(error), "tlseg", verbosity)
     except KeyboardInterrupt:
         print("tlseg: stopped by the user; finished scans are kept", file=sys.stderr)
         return INTERRUPTED
+
+
+def system_error(error: OSError | MemoryError) -> TlsegError:
+    """The sentence for what the system refused outside of any scan: a drive that went, memory."""
+    if isinstance(error, MemoryError):
+        return OutputError(
+            "not enough memory", "", "free some, or use a larger machine; finished scans are kept"
+        )
+    return OutputError(
+        f"reading or writing failed ({error.strerror or error})", error.filename or "",
+        "check the disk or the network drive, then start again; finished scans are kept",
+    )  # fmt: skip
 
 
 def report(error: TlsegError, program: str, verbosity: int = 0) -> int:

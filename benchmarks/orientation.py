@@ -1,6 +1,6 @@
 """What becomes of a scan whose header turns or mirrors the head: found, told, or refused.
 
-Usage: ``python benchmarks/orientation.py SCAN … [--model any]``
+Usage: ``python benchmarks/orientation.py SCAN … [--model any] [--headers NAME …]``
 
 Every scan is labelled as it is, and with headers changed on purpose: half turns, mirrors along one
 axis, turns by 45° and 90°. For each: whether the program labels it; whether it warns of the
@@ -87,6 +87,7 @@ def main() -> int:
     it = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     it.add_argument("scans", nargs="+", type=Path)
     it.add_argument("--model", default="any")
+    it.add_argument("--headers", nargs="+", choices=list(headers()), help="these alone")
     given = it.parse_args()
     torch.set_num_threads(1)
     card, models = find_card(load_cards(), given.model), Models(offline=True)
@@ -100,6 +101,8 @@ def main() -> int:
         first = None
         for name, change in headers().items():
             begun = time.monotonic()
+            if name != "as it is" and given.headers and name not in given.headers:
+                continue
             changed = Volume(volume.data, Grid(volume.grid.shape, change @ volume.grid.affine))
             found, said = label(changed, job, models)
             first = found if first is None else first

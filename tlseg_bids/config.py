@@ -15,6 +15,7 @@ OPTIONS = {
     "filters": "bids-filter-file", "database_dir": "bids-database-dir",
     "threads": "omp-nthreads", "memory_gib": "mem", "model_dirs": "models", "verbosity": "verbose",
     "labels_dir": "labels", "site": "name", "budget_minutes": "budget",
+    "scan_timeout_minutes": "scan-timeout",
 }  # fmt: skip
 """Options whose name differs from that of the field they set."""
 
@@ -51,6 +52,8 @@ class Config:
         ``COLUMN=VALUE``: the scans that its corrections are fitted on.
     group_parameters, ratings
         Files that it reads: an earlier fit, and exported ratings.
+    scan_timeout_minutes : float or None
+        Time after which a scan has failed; None is no limit.
     executor : str
         ``local``, or ``dask`` for the cluster that `dask` names.
     dask : str or None
@@ -107,6 +110,7 @@ class Config:
     fit_where: tuple[str, ...] = ()
     group_parameters: Path | None = None
     ratings: tuple[Path, ...] = ()
+    scan_timeout_minutes: float | None = None
     executor: str = "local"
     dask: str | None = None
     fine_tune: str | None = None

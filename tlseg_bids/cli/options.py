@@ -172,6 +172,10 @@ def _resources(group: argparse._ArgumentGroup) -> None:
         "-w", "--work-dir", type=absolute, metavar="DIR", help="folder for temporary files"
     )
     group.add_argument(
+        "--scan-timeout", type=minutes, dest="scan_timeout_minutes", metavar="MINUTES",
+        help="give a scan up after that time; each scan is then labelled in a process of its own",
+    )  # fmt: skip
+    group.add_argument(
         "--executor", choices=("local", "dask"),
         help="who labels the scans: this process (default), or the workers of --dask",
     )  # fmt: skip

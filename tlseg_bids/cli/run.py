@@ -100,6 +100,11 @@ def make_config(values: dict[str, Any]) -> Config:
             f"{option} is of the level participant", "the command line", "leave it out at group"
         )
     _check_adaptation(values)
+    if "scan_timeout_minutes" in values and values.get("executor") == "dask":
+        raise UsageError(
+            "--scan-timeout is for this machine alone", "the command line",
+            "set the time limit of the Dask workers instead",
+        )  # fmt: skip
     values = dict(values)
     values["validate"] = not values.pop("skip_bids_validation", False)
     for name in TUPLES:

@@ -6,6 +6,7 @@ Built by `tlseg_bids.cli.run` from the command line and `--config-file`; passed 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,14 @@ class Config:
             if known and (value or one.name in ALWAYS) and value != DEFAULTS.get(one.name):
                 table[OPTIONS.get(one.name, one.name.replace("_", "-"))] = _plain(one.name, value)
         arguments = " ".join(repr(str(getattr(self, name))) for name in ARGUMENTS)
-        return f"# tlseg {arguments} --config-file THIS_FILE\n{tomli_w.dumps(table)}"
+        text = f"# tlseg {arguments} --config-file THIS_FILE\n{tomli_w.dumps(table)}"
+        return without_home(text)
+
+
+def without_home(text: str) -> str:
+    """`text` with the user's home folder as ``~``, so that no log or page tells a user's name."""
+    home = str(Path.home())
+    return re.sub(rf"{re.escape(home)}(?=[/\\'\"\s]|$)", "~", text) if len(home) > 1 else text
 
 
 def _plain(name: str, value: Any) -> Any:

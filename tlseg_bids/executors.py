@@ -50,6 +50,8 @@ CLUSTERS = {
 }  # fmt: skip
 QUEUE_KEYS = {"cluster", "jobs", "options"}
 PATIENCE_S = 60.0
+START = "spawn"
+"""How processes begin; a fork would inherit the locks of PyTorch's threads."""
 KILLED = "often it needs more memory: lower --nprocs, or use a larger machine"
 TOO_LONG = "raise --scan-timeout, or look at the scan; the others were done"
 ONE_SCAN_AT_A_TIME = ["--nthreads", "1"]
@@ -106,7 +108,7 @@ class Slot:
 
     def __init__(self, labour: Labour) -> None:
         self.labour, self._ready = labour, False
-        context = get_context("spawn")  # a fork would inherit the locks of PyTorch's threads
+        context = get_context(START)
         self._pipe, other = context.Pipe()
         self.process = context.Process(target=serve, args=(labour, other), daemon=True)
         self.process.start()

@@ -164,6 +164,8 @@ def _open(path: Path) -> tuple[nib.Nifti1Image, list[str]]:
                 "the file is a link whose content is not here", path, "fetch it with `datalad get`"
             )
         raise ScanError("no such file", path, "check the path")
+    if not path.is_file():
+        raise ScanError("this is a folder, a pipe or a device", path, "name a NIfTI file")
     try:
         image = nib.load(path)
     except NOT_AN_IMAGE as error:

@@ -121,6 +121,21 @@ def writing_failed(error: OSError, path: Path) -> TlsegError:
     )  # fmt: skip
 
 
+def check_inside(folder: Path, root: Path) -> None:
+    """Refuse a folder that a link leads out of the output folder.
+
+    Raises
+    ------
+    CannotCreateError
+        If `folder`, links followed, is not below `root`.
+    """
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise CannotCreateError(
+            f"a link leads out of the output folder, to {folder.resolve()}", folder,
+            "remove the link, or choose another output folder",
+        )  # fmt: skip
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write `text` in UTF-8, whole or not at all (errors as in `atomic`)."""
     with atomic(path) as stream:

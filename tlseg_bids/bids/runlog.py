@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from tlseg_bids import __version__
 from tlseg_bids.bids.atomic import clean_cell, write_json, write_text, writing_failed
 from tlseg_bids.bids.scan import Scan
-from tlseg_bids.config import Config
+from tlseg_bids.config import Config, without_home
 
 PLAN_COLUMNS = (
     "scan", "status", "model", "version", "reason", "refused", "warnings", "device",
@@ -166,11 +166,12 @@ class RunLog:
         """Write the traceback of a failed scan to ``crash_<id>_<scan>.txt``."""
         mark = "".join(c if c.isalnum() or c in "-_+" else "_" for c in scan.stem)[:150]
         text = (
-            f"scan: {clean_cell(scan.path)}\nversion: {__version__}\nrun: {self.run_id}\n"
+            f"scan: {clean_cell(_name(scan))}\nversion: {__version__}\nrun: {self.run_id}\n"
             f"process: {os.getpid()}\npython: {platform.python_version()} on "
             f"{platform.platform()}\n\n" + "".join(traceback.format_exception(error))
         )
-        return write_text(self.folder / f"crash_{self.run_id}_{mark}_{scan.suffix}.txt", text)
+        path = self.folder / f"crash_{self.run_id}_{mark}_{scan.suffix}.txt"
+        return write_text(path, without_home(text))
 
     def write_citation(self, text: str) -> Path:
         """Write ``CITATION.md``: the methods section and whom to cite."""

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from tlseg_bids.bids.atomic import clean_cell, write_json, write_text, writing_failed
+from tlseg_bids.bids.atomic import check_inside, clean_cell, write_json, write_text, writing_failed
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.bids.names import BrokenName, build_name
 from tlseg_bids.bids.nifti import write_fractions, write_labels
@@ -217,6 +217,7 @@ class Derivatives:
             If the result does not fit the scan's grid.
         """
         paths, scan = self.paths(job), job.scan.path
+        check_inside(paths.dseg.parent, self.out_dir)
         common = {"SpatialReference": job.scan.uri, "Sources": [job.scan.uri]}
         try:
             paths.sidecar.unlink(missing_ok=True)

@@ -172,7 +172,7 @@ def _resources(group: argparse._ArgumentGroup) -> None:
         "-w", "--work-dir", type=absolute, metavar="DIR", help="folder for temporary files"
     )
     group.add_argument(
-        "--scan-timeout", type=minutes, dest="scan_timeout_minutes", metavar="MINUTES",
+        "--scan-timeout", type=time_limit, dest="scan_timeout_minutes", metavar="MINUTES",
         help="give a scan up after that time; each scan is then labelled in a process of its own",
     )  # fmt: skip
     group.add_argument(
@@ -397,6 +397,13 @@ def minutes(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"'{text}' is not a number of minutes of at least {MIN_BUDGET_MINUTES:g}"
         )
+    return float(text)
+
+
+def time_limit(text: str) -> float:
+    """A time in minutes, above 0."""
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or float(text) <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of minutes above 0")
     return float(text)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tlseg_bids.cli.options import parse
-from tlseg_bids.config import ADAPTATION, OPTIONS, Config
+from tlseg_bids.config import ADAPTATION, OPTIONS, Config, without_home
 from tlseg_bids.errors import OutputError, TlsegError, UsageError
 
 INTERRUPTED = 130
@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     verbosity = 0
     try:
         words = sys.argv[1:] if argv is None else list(argv)
-        config = make_config({**parse(words), "command": shlex.join(["tlseg", *words])})
+        command = without_home(shlex.join(["tlseg", *words]))
+        config = make_config({**parse(words), "command": command})
         verbosity = config.verbosity
         check_folders(config)
         return _run(config)

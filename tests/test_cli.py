@@ -360,6 +360,26 @@ def test_control_c(app, folders, capsys):
     assert "finished scans are kept" in capsys.readouterr().err
 
 
+def test_what_the_system_refuses_is_a_sentence(app, folders, capsys):
+    app.answer = OSError(5, "Input/output error", "/data/gone")
+    assert run.main(folders) == 74
+    said = capsys.readouterr().err
+    assert said.startswith("tlseg: reading or writing failed (Input/output error) – /data/gone – ")
+    app.answer = MemoryError()
+    assert run.main(folders) == 74
+    assert "not enough memory – free some" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon"])
+def test_a_time_limit_that_is_none(app, folders, capsys, value):  # noqa: ARG001
+    assert run.main([*folders, "--scan-timeout", value]) == 64
+    assert "--scan-timeout" in capsys.readouterr().err
+
+
+def test_a_time_limit_arrives(app, folders):
+    assert asked(app, [*folders, "--scan-timeout", "7.5"]).scan_timeout_minutes == 7.5
+
+
 def test_a_defect_of_the_program_is_not_hidden(app, folders):
     app.answer = ZeroDivisionError("defect")
     with pytest.raises(ZeroDivisionError):

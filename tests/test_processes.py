@@ -15,7 +15,7 @@ from tlseg_bids import errors
 from tlseg_bids.cli.progress import Progress
 from tlseg_bids.cli.run import make_config
 from tlseg_bids.config import Config
-from tlseg_bids.errors import OutputError, UsageError
+from tlseg_bids.errors import OutputError, ScanError, UsageError
 from tlseg_bids.executors import choose_executor, in_processes
 from tlseg_bids.flow import Outcome
 from tlseg_bids.runner import Labour, in_threads, run_jobs
@@ -110,3 +110,21 @@ def test_every_error_survives_the_way_between_processes():
              if isinstance(kind, type) and issubclass(kind, errors.TlsegError)]  # fmt: skip
     for kind in kinds:
         assert str(pickle.loads(pickle.dumps(kind("a", "b", "c")))) == "a – b – c"  # noqa: S301
+
+
+def failing(config: Config):  # noqa: ARG001
+    """Work that fails on every scan."""
+
+    def work(job, steps):  # noqa: ARG001
+        raise ScanError("it is upside down", "", "turn it")
+
+    return work
+
+
+def test_after_a_failure_no_other_scan_is_tried_where_that_was_asked_for(tmp_path):
+    setting = Setting(tmp_path)
+    asked = replace(Config(setting.raw, setting.out, "participant"), scan_timeout_minutes=1.0,
+                    stop_on_first_crash=True)  # fmt: skip
+    labour = Labour(asked, setting.log.run_id, failing)
+    outcomes = run_jobs(setting.plan, labour, setting.log, Steps(), in_processes)
+    assert [o.error for o in outcomes] == ["it is upside down", "not tried"]

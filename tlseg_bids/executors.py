@@ -31,6 +31,7 @@ from tlseg_bids.flow import Job, Outcome
 from tlseg_bids.plan.device import Machine, choose_device
 from tlseg_bids.runner import (
     ENDS_THE_RUN,
+    LOCKED,
     Attempt,
     Executor,
     Labour,
@@ -94,7 +95,8 @@ class Slots:
             slot = self._here.slot = Slot(self._labour)
             self._every.append(slot)
         outcome = slot.do(job, wait_s, self._progress)
-        self._stopped |= outcome.status == "failed" and self._labour.config.stop_on_first_crash
+        failed = outcome.status == "failed" and not outcome.error.startswith(LOCKED)
+        self._stopped |= failed and self._labour.config.stop_on_first_crash
         return outcome
 
     def close(self) -> None:

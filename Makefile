@@ -19,7 +19,7 @@ help:
 	@echo "make demo    label the MNI152 T1w that ships inside nilearn and say where the report is"
 	@echo "make test    run the tests (PYTEST_ARGS='-m \"not slow\"' for a part of them)"
 	@echo "make lint    ruff and the import contract"
-	@echo "make audit   ask PyPI for known weaknesses of the image's pinned requirements"
+	@echo "make audit   ask OSV for known weaknesses of the image's pinned requirements"
 	@echo "make coverage  the tests with branch coverage, and every raise that none reached"
 	@echo "make format  let ruff mend what it can"
 	@echo "make clean   remove .venv, demo/ and caches"

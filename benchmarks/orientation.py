@@ -4,7 +4,8 @@ Usage: ``python benchmarks/orientation.py SCAN … [--model any] [--headers NAME
 
 Every scan is labelled as it is, and with headers changed on purpose: half turns, mirrors along one
 axis, turns by 45° and 90°. For each: whether the program labels it; whether it warns of the
-direction; Dice with the labels of the unchanged scan (mean over structures; where the header
+direction; the expected Dice of the coarse answer in each direction that was tried, the header's
+first; Dice with the labels of the unchanged scan (mean over structures; where the header
 mirrors, with the sides exchanged, which is what an image without a mark of its side must give).
 Prints a table; exit code 1 if a wrong direction was labelled below `SAME` without a warning.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tlseg_bids.app import find
+from tlseg_bids import app
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Job
@@ -59,7 +60,7 @@ def label(scan: Volume, job: Job, models: Models) -> tuple[np.ndarray | None, st
     """Labels, or None where the scan is refused; and what is said."""
     model = models.get(job.card, job.device)
     try:
-        prepared = find(scan, job, model)
+        prepared = app.find(scan, job, model)
         answer = segment(model, prepared, Ask(fine=False))
         found = to_native(answer, scan, model.protocol)
     except ScanError as error:
@@ -92,8 +93,15 @@ def main() -> int:
     torch.set_num_threads(1)
     card, models = find_card(load_cards(), given.model), Models(offline=True)
     protocol = card.protocol_of(card.protocol)
-    print("| scan | header | labelled | told | Dice | seconds |\n|---|---|---|---|--:|--:|")
-    silent = 0
+    print("| scan | header | labelled | told | coarse Dice tried | Dice | seconds |")
+    print("|---|---|---|---|---|--:|--:|")
+    silent, coarse, settle = 0, [], app.settle
+
+    def noted(*given, **named):
+        coarse.append(settle(*given, **named))
+        return coarse[-1]
+
+    app.settle = noted
     for path in given.scans:
         volume, _ = load_scan(path)
         scan = Scan(path, path.parent, {"sub": "x"}, "T1w")
@@ -101,6 +109,7 @@ def main() -> int:
         first = None
         for name, change in headers().items():
             begun = time.monotonic()
+            coarse.clear()
             if name != "as it is" and given.headers and name not in given.headers:
                 continue
             changed = Volume(volume.data, Grid(volume.grid.shape, change @ volume.grid.affine))
@@ -111,8 +120,10 @@ def main() -> int:
             told = "upright" in said
             silent += found is not None and not told and dice < SAME
             yes = "no" if found is None else "yes"
+            tried = " ".join(f"{one:.2f}" for _, one in coarse)
             print(f"| {path.name} | {name} | {yes} | {'yes' if told else said[:60] or 'no'} | "
-                  f"{dice:.3f} | {time.monotonic() - begun:.0f} |", flush=True)  # fmt: skip
+                  f"{tried} | {dice:.3f} | {time.monotonic() - begun:.0f} |",
+                  flush=True)  # fmt: skip
     print(f"\nlabelled otherwise, and nothing said: {silent}")
     return int(silent > 0)
 

@@ -224,12 +224,10 @@ def test_pipes_and_giants_are_not_read(tmp_path, monkeypatch):
 
 
 def test_no_log_tells_the_users_name(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/jane")
-    assert (
-        without_home("tlseg /home/jane/bids '/home/jane' /home/janet")
-        == "tlseg ~/bids '~' /home/janet"
-    )
-    config = Config(Path("/home/jane/bids"), tmp_path, "participant",
-                    model_dirs=(Path("/home/jane/models"),))  # fmt: skip
+    home = tmp_path / "jane"
+    monkeypatch.setenv("HOME", str(home))
+    said = f"tlseg {home}/bids '{home}' {home}t"
+    assert without_home(said) == f"tlseg ~/bids '~' {home}t"
+    config = Config(home / "bids", tmp_path, "participant", model_dirs=(home / "models",))
     assert "jane" not in config.to_toml()
     assert 'models = [\n    "~/models",\n]' in config.to_toml()

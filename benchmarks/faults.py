@@ -205,7 +205,7 @@ def _patch_writes(left: list[int]) -> None:
 
 def read_only(place: Place, rng: Random) -> None:
     """The output may not be written from a random moment on."""
-    calls, after = [0], int(rng.integers(0, 12))
+    calls, after = [0], int(rng.integers(0, 30))
     plain = atomic._open_own
 
     def refuse(path: Path, mark: str):

@@ -13,12 +13,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint audit coverage format clean
 
 help:
 	@echo "make demo    label the MNI152 T1w that ships inside nilearn and say where the report is"
 	@echo "make test    run the tests (PYTEST_ARGS='-m \"not slow\"' for a part of them)"
 	@echo "make lint    ruff and the import contract"
+	@echo "make audit   ask OSV for known weaknesses of the image's pinned requirements"
+	@echo "make coverage  the tests with branch coverage, and every raise that none reached"
 	@echo "make format  let ruff mend what it can"
 	@echo "make clean   remove .venv, demo/ and caches"
 
@@ -55,6 +57,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+audit: $(VENV)/.python
+	@.ci/audit $(BIN)/python
+
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet "coverage>=7.6"
+	$(BIN)/python -m coverage run --branch --source tlseg_bids -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m coverage json --quiet -o $(VENV)/coverage.json
+	$(BIN)/python benchmarks/raises.py $(VENV)/coverage.json
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.test_benchmarks import load
 from tlseg_bids.bids.validate import find_validator
 from tlseg_bids.cli.run import main
 from tlseg_bids.labels.protocol import load_protocol
@@ -25,8 +26,7 @@ README = "The average brain of 152 adults, at 2 mm, as a dataset for tests. " * 
 PROTOCOL = load_protocol("aseg")
 
 
-@pytest.fixture(scope="session")
-def brain() -> nib.Nifti1Image:
+def mni152() -> nib.Nifti1Image:
     """MNI152 T1w at 2 mm, int16."""
     from nilearn.datasets import load_mni152_template
 
@@ -35,6 +35,12 @@ def brain() -> nib.Nifti1Image:
     scan = nib.Nifti1Image(data, image.affine)
     scan.header.set_xyzt_units("mm", "sec")
     return scan
+
+
+@pytest.fixture(scope="session")
+def brain() -> nib.Nifti1Image:
+    """The scan of `mni152`."""
+    return mni152()
 
 
 def add_scan(root: Path, subject: str, image: nib.Nifti1Image, name: str = "T1w") -> Path:
@@ -101,6 +107,18 @@ def test_every_structure_is_there_and_of_a_plausible_size(finished):
         assert a > 0
         assert b > 0
         assert abs(a - b) / ((a + b) / 2) < 0.3, (left, a, b)
+
+
+def test_the_labels_are_those_of_the_golden_set(finished):
+    golden = load("golden")
+    labels, volumes, sha256 = golden.read_golden()
+    assert golden.differences(golden.read_run(finished[1]), (labels, volumes, sha256)) == [], (
+        "if the change is meant: python benchmarks/golden.py, and a line under Numbers"
+    )
+    swapped = volumes.rename(index={10: 49, 49: 10})
+    assert golden.differences((labels[::-1], swapped, sha256), (labels, volumes, sha256))
+    (said,) = golden.differences((labels, volumes, "0" * 64), (labels, volumes, sha256))
+    assert said.startswith("the weights are 000000000000, those of the golden set ")
 
 
 def test_left_is_left(finished):

@@ -138,7 +138,7 @@ EVERY = [
     "--combat", "site", "--combat-covariates", "age_years", "sex", "--combat-reference", "A",
     "--fit-where", "dx=hc",
     "--group-parameters", "p.json", "--ratings", "r1", "r2",
-    "--executor", "dask", "--dask", "tcp://host:8786",
+    "--executor", "dask", "--dask", "tcp://host:8786", "--scan-timeout", "90",
 ]  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def test_every_option_arrives(app, everything, tmp_path):
         model_dirs=(tmp_path / "m1", tmp_path / "m2"), licence="permissive",
         protocol="braincolor", age="6 months",
         multi_run="first", shard=(2, 8), dry_run=True, stop_on_first_crash=True, random_seed=7,
-        executor="dask", dask="tcp://host:8786",
+        executor="dask", dask="tcp://host:8786", scan_timeout_minutes=90.0,
         verbosity=2, offline=True, probabilities=True, command=config.command, volume="soft",
         icv_correction="ratio", head_size="brain", combat="site",
         combat_covariates=("age_years", "sex"), combat_reference="A", fit_where=("dx=hc",),
@@ -377,6 +377,26 @@ def test_sigterm_is_control_c(app, folders, capsys):
     app.participant = lambda *_: 7
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(run.main, folders).result() == 7, "elsewhere no handler can be set"
+
+
+def test_what_the_system_refuses_is_a_sentence(app, folders, capsys):
+    app.answer = OSError(5, "Input/output error", "/data/gone")
+    assert run.main(folders) == 74
+    said = capsys.readouterr().err
+    assert said.startswith("tlseg: reading or writing failed (Input/output error) – /data/gone – ")
+    app.answer = MemoryError()
+    assert run.main(folders) == 74
+    assert "not enough memory – free some" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon"])
+def test_a_time_limit_that_is_none(app, folders, capsys, value):  # noqa: ARG001
+    assert run.main([*folders, "--scan-timeout", value]) == 64
+    assert "--scan-timeout" in capsys.readouterr().err
+
+
+def test_a_time_limit_arrives(app, folders):
+    assert asked(app, [*folders, "--scan-timeout", "7.5"]).scan_timeout_minutes == 7.5
 
 
 def test_a_defect_of_the_program_is_not_hidden(app, folders):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.datasets import config, made_up_job, make_dataset
+from tlseg_bids import runner
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.bids.write import Derivatives
@@ -76,6 +77,13 @@ def test_all_is_well(setting):
     [
         (ScanError("it is upside down", "", "turn it"), "it is upside down", "turn it"),
         (MemoryError(), "not enough memory", "lower --nprocs"),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"
+            ),
+            "not enough memory",
+            "lower --nprocs",
+        ),
         (ValueError("oops"), "ValueError: oops", "report it with logs/crash_"),
     ],
 )
@@ -94,12 +102,27 @@ def test_a_full_disk_ends_the_run(setting):
         setting.run(raising(OutputError("no space left", "out", "free some")))
 
 
-def test_a_scan_that_another_run_holds_is_tried_again_later(setting):
+def test_a_scan_that_another_run_holds_for_long_is_tried_again_later(setting, monkeypatch):
+    monkeypatch.setattr(runner, "PATIENCE_S", 0.1)
     with setting.outputs.lock(setting.plan.jobs[0]):
         outcomes = setting.run(well)
     assert [o.status for o in outcomes] == ["failed", "done"]
     assert outcomes[0].error.startswith("locked: ")
     assert exit_code(outcomes) == LockedError.exit_code == 75
+    assert setting.crashes() == []
+
+
+def test_a_scan_that_another_run_ends_meanwhile_is_waited_for(setting):
+    held = setting.outputs.lock(setting.plan.jobs[0])
+    held.__enter__()
+
+    def other_run_ends(job, steps):
+        if job.scan.subject == "02":
+            held.__exit__(None, None, None)
+        return well(job, steps)
+
+    outcomes = setting.run(other_run_ends)
+    assert [o.status for o in outcomes] == ["done", "done"]
 
 
 def test_a_wanted_skip_is_no_failure(setting):

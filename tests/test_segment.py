@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -21,12 +22,12 @@ from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.metrics import dice
 from tlseg_bids.networks import build
 from tlseg_bids.postprocess import to_native
-from tlseg_bids.postprocess.quality import implausible
+from tlseg_bids.postprocess.quality import expected_dice, implausible
 from tlseg_bids.preprocess import prepare as prepare_module
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.intensity import standardise
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
-from tlseg_bids.preprocess.register import centroids
+from tlseg_bids.preprocess.register import TURNS, centroids, turned_degrees
 from tlseg_bids.segment.fine import open_voxels
 from tlseg_bids.segment.model import Ask, _answer, _mirrored, load_model, locate, segment
 from tlseg_bids.volume import Grid, Volume
@@ -265,15 +266,16 @@ def test_a_frame_that_does_not_settle_is_told(distances, passes, warned, monkeyp
         return Prepared(np.zeros((1, 2, 2, 2)), volume.grid, volume, frame, True, ())
 
     monkeypatch.setattr(app, "prepare", prepare_in)
-    monkeypatch.setattr(app, "segment", lambda *given: (given[-1].fine, given[-1].mirror))
+    monkeypatch.setattr(app, "segment", lambda *_: SimpleNamespace(probabilities=None))
+    monkeypatch.setattr(app, "expected_dice", lambda _: 0.7)
     monkeypatch.setattr(app, "better_frame", lambda *given: (given[1] + 1, next(answers)))
     job = made_up_job(
         Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w"),
         preprocess={"rounds": 3, "settled_mm": 1.5},
     )
     model = load_model(CARD, tensors())
-    prepared, found = app.label(scan, job, model, np.eye(4))
-    assert found == (True, False)
+    prepared, dice = app.settle(scan, job, model, np.eye(4))
+    assert dice == 0.7
     assert len(asked) == passes
     np.testing.assert_array_equal(prepared.template_from_native, np.eye(4) + passes - 1)
     told = [line for line in prepared.warnings if "still moved by 9.0 mm" in line]
@@ -295,7 +297,8 @@ def test_a_model_without_the_templates_head_takes_the_locators_word():
     job = made_up_job(Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w"))
     job = replace(job, card=card)
     frame = np.diag([1.1, 1, 1, 1])
-    prepared, answer = app.label(scan, job, model, frame)
+    prepared, _ = app.settle(scan, job, model, frame)
+    answer = segment(model, prepared, Ask())
     np.testing.assert_array_equal(prepared.template_from_native, frame)
     assert answer.probabilities.shape == (15, 16, 16, 16)
     qc = to_native(answer, scan, model.protocol).qc
@@ -329,3 +332,69 @@ def test_a_cards_standard_scale_is_applied_to_the_whole_scan():
     whole = Volume(standardise(scan.data, squared), scan.grid)
     np.testing.assert_array_equal(found, prepare(whole, options, np.eye(4), True).image)
     assert not np.allclose(found, plain, atol=0.05)
+
+
+def looking(monkeypatch, dices: dict[int, float | str]):
+    """`app.find` where each direction has the given Dice, or fails with the given sentence."""
+    tried = []
+
+    def find_template(_scan, _options, _look, _template, turn):
+        tried.append(next(n for n, one in enumerate(TURNS) if one is turn))
+        if isinstance(dices[tried[-1]], str):
+            raise ScanError(dices[tried[-1]], "", "")
+        return turn
+
+    def settle(scan, _job, _model, frame, patient):
+        assert patient == (frame is TURNS[0])
+        prepared = Prepared(np.zeros((1, 2, 2, 2)), scan.grid, scan, frame, True, ())
+        return prepared, dices[tried[-1]]
+
+    monkeypatch.setattr(app, "find_template", find_template)
+    monkeypatch.setattr(app, "settle", settle)
+    monkeypatch.setattr(app, "locate", lambda _: None)
+    scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
+    job = SimpleNamespace(card=SimpleNamespace(preprocess={}))
+    return app.find(scan, job, SimpleNamespace(template=None)), tried
+
+
+@pytest.mark.parametrize(
+    ("dices", "tries", "taken"),
+    [
+        ({0: 0.8}, [0], 0),
+        ({0: 0.4, 1: 0.3, 2: 0.8}, [0, 1, 2], 2),
+        ({0: 0.4, 1: 0.3, 2: 0.2, 3: 0.5}, [0, 1, 2, 3], 0),
+        ({0: "no brain", 1: 0.3, 2: "none", 3: 0.3}, [0, 1, 2, 3], 1),
+    ],
+)
+def test_a_brain_is_looked_for_in_turned_directions(dices, tries, taken, monkeypatch):
+    prepared, tried = looking(monkeypatch, dices)
+    assert tried == tries
+    np.testing.assert_array_equal(prepared.template_from_native, TURNS[taken])
+    told = [line for line in prepared.warnings if "turned by 180° from upright" in line]
+    assert len(told) == (taken > 0)
+    assert all("left and right are exchanged" in line for line in told)
+
+
+def test_where_no_direction_shows_a_brain_the_first_reason_is_told(monkeypatch):
+    with pytest.raises(ScanError, match="no brain found"):
+        looking(monkeypatch, {0: "no brain found", 1: "b", 2: "c", 3: "d"})
+
+
+@pytest.mark.parametrize("degrees", [0.0, 30.0, 90.0, 180.0])
+def test_how_far_a_head_is_turned(degrees):
+    frame = np.eye(4)
+    frame[:3, :3] = 1.3 * rotation(y=degrees)
+    frame[:3, 3] = 5, 6, 7
+    assert turned_degrees(frame) == pytest.approx(degrees, abs=0.01)
+
+
+def test_expected_dice_follows_the_probabilities():
+    sure = np.zeros((3, 2, 2, 2), np.float16)
+    sure[1, 0], sure[0, 1] = 1, 1
+    assert expected_dice(sure) == 1
+    half = np.full((3, 2, 2, 2), 0.3, np.float16)
+    half[1] = 0.4
+    assert expected_dice(half) == pytest.approx(2 * 3.2 / (8 + 3.2), abs=1e-3)
+    nothing = np.zeros((3, 2, 2, 2), np.float16)
+    nothing[0] = 1
+    assert expected_dice(nothing) == 0

@@ -21,8 +21,9 @@ from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared, Segmentati
 from tlseg_bids.group import run_group
 from tlseg_bids.plan import describe, make_plan
 from tlseg_bids.postprocess import probability_maps, to_native
-from tlseg_bids.postprocess.quality import implausible
+from tlseg_bids.postprocess.quality import HOPEFUL_DICE, SURE_DICE, expected_dice, implausible
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
+from tlseg_bids.preprocess.register import TURNS, turned_degrees
 from tlseg_bids.report.derivatives import all_failures
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.subject import write_subject_report
@@ -33,6 +34,12 @@ from tlseg_bids.volume import Volume, load_scan
 from tlseg_bids.zoo.registry import load_cards
 
 LOG = logging.getLogger(__name__)
+TURNED_DEGREES = 75.0
+TURNED = (
+    "by the header the head is turned by {:.0f}° from upright: the header is probably wrong, and "
+    "if it mirrors instead of turning, left and right are exchanged in the labels; "
+    "convert the scan from DICOM again"
+)
 CHECK_SCAN = "check that the scan shows a whole brain and that its header's orientation is right"
 
 
@@ -112,9 +119,8 @@ def fine_tune(config: Config, progress: Progress) -> int:
 def answer(job: Job, model: Model) -> tuple[Prepared, Segmentation]:
     """A scan as the model saw it, and its labels on its own grid; nothing is written."""
     scan, _ = load_scan(job.scan.path)
-    frame = find_template(scan, job.card.preprocess, locate(model), model.template)
-    prepared, prediction = label(scan, job, model, frame)
-    return prepared, to_native(prediction, scan, model.protocol)
+    prepared = find(scan, job, model)
+    return prepared, to_native(finely(prepared, model), scan, model.protocol)
 
 
 def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Outcome:
@@ -124,9 +130,9 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
         scan, odd = load_scan(job.scan.path)
         model = models.get(job.card, job.device)
     with steps("find"):
-        frame = find_template(scan, job.card.preprocess, locate(model), model.template)
+        prepared = find(scan, job, model)
     with steps("label"):
-        prepared, prediction = label(scan, job, model, frame)
+        prediction = finely(prepared, model)
     with steps("back"):
         segmentation = to_native(
             prediction, scan, model.protocol, job.card.calibration, prepared.skull_stripped
@@ -151,23 +157,71 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
     return Outcome(job.scan, "done", files, dict(steps.seconds), peak_memory_gib())
 
 
-def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prepared, Prediction]:
-    """Segment coarsely in a frame, again where that shows that the frame was off, then finely."""
-    options, mirror = job.card.preprocess, model.card.strategy.get("mirror", False)
-    channels = shown_together(scan, job)
+def find(scan: Volume, job: Job, model: Model) -> Prepared:
+    """The scan in the template's frame; where the header's directions show no brain, turned ones.
+
+    Raises
+    ------
+    ScanError
+        If no structures are found in any direction.
+    """
+    kept, failed = None, None
+    for turn in TURNS:
+        try:
+            frame = find_template(scan, job.card.preprocess, locate(model), model.template, turn)
+        except ScanError as error:
+            failed = failed or error
+            continue
+        prepared, dice = settle(scan, job, model, frame, patient=turn is TURNS[0])
+        kept = kept or prepared
+        if dice >= SURE_DICE:
+            kept = prepared
+            break
+    if kept is None:
+        raise failed
+    if (degrees := turned_degrees(kept.template_from_native)) > TURNED_DEGREES:
+        kept = replace(kept, warnings=(*kept.warnings, TURNED.format(degrees)))
+    return kept
+
+
+def settle(
+    scan: Volume, job: Job, model: Model, frame: np.ndarray, patient: bool = True
+) -> tuple[Prepared, float]:
+    """Segment coarsely in a frame, again where that shows that the frame was off.
+
+    Returns
+    -------
+    prepared : Prepared
+        The scan in the last frame.
+    dice : float
+        Expected Dice of the last answer; 1 where the model has no head that could tell. Without
+        `patient` a first answer below `HOPEFUL_DICE` is the last.
+    """
+    options, channels = job.card.preprocess, shown_together(scan, job)
     if model.frame_head is None or not options["rounds"]:
-        prepared = prepare(scan, options, frame, job.scan.skull_stripped, channels)
-        return prepared, segment(model, prepared, Ask(mirror=mirror))
+        return prepare(scan, options, frame, job.scan.skull_stripped, channels), 1.0
     for _ in range(options["rounds"]):
         prepared = prepare(scan, options, frame, job.scan.skull_stripped, channels)
         prediction = segment(model, prepared, Ask(head=model.frame_head, fine=False))
+        dice = expected_dice(prediction.probabilities)
         frame, distance_mm = better_frame(prediction, frame, model.template)
-        if distance_mm < options["settled_mm"]:
+        if distance_mm < options["settled_mm"] or not (patient or dice >= HOPEFUL_DICE):
             break
     else:
         unsettled = f"the brain's place still moved by {distance_mm:.1f} mm in the last pass"
         prepared = replace(prepared, warnings=(*prepared.warnings, unsettled))
-    return prepared, segment(model, prepared, Ask(mirror=mirror))
+    return prepared, dice
+
+
+def finely(prepared: Prepared, model: Model) -> Prediction:
+    """The model's last word, at its finest and as its card wants it."""
+    return segment(model, prepared, Ask(mirror=model.card.strategy.get("mirror", False)))
+
+
+def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prepared, Prediction]:
+    """Settle in a frame, then segment finely."""
+    prepared, _ = settle(scan, job, model, frame)
+    return prepared, finely(prepared, model)
 
 
 def shown_together(scan: Volume, job: Job) -> tuple[Volume, ...]:

@@ -6,6 +6,7 @@ Built by `tlseg_bids.cli.run` from the command line and `--config-file`; passed 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ OPTIONS = {
     "filters": "bids-filter-file", "database_dir": "bids-database-dir",
     "threads": "omp-nthreads", "memory_gib": "mem", "model_dirs": "models", "verbosity": "verbose",
     "labels_dir": "labels", "site": "name", "budget_minutes": "budget",
+    "scan_timeout_minutes": "scan-timeout",
 }  # fmt: skip
 """Options whose name differs from that of the field they set."""
 
@@ -51,6 +53,8 @@ class Config:
         ``COLUMN=VALUE``: the scans that its corrections are fitted on.
     group_parameters, ratings
         Files that it reads: an earlier fit, and exported ratings.
+    scan_timeout_minutes : float or None
+        Time after which a scan has failed; None is no limit.
     executor : str
         ``local``, or ``dask`` for the cluster that `dask` names.
     dask : str or None
@@ -107,6 +111,7 @@ class Config:
     fit_where: tuple[str, ...] = ()
     group_parameters: Path | None = None
     ratings: tuple[Path, ...] = ()
+    scan_timeout_minutes: float | None = None
     executor: str = "local"
     dask: str | None = None
     fine_tune: str | None = None
@@ -137,7 +142,14 @@ class Config:
             if known and (value or one.name in ALWAYS) and value != DEFAULTS.get(one.name):
                 table[OPTIONS.get(one.name, one.name.replace("_", "-"))] = _plain(one.name, value)
         arguments = " ".join(repr(str(getattr(self, name))) for name in ARGUMENTS)
-        return f"# tlseg {arguments} --config-file THIS_FILE\n{tomli_w.dumps(table)}"
+        text = f"# tlseg {arguments} --config-file THIS_FILE\n{tomli_w.dumps(table)}"
+        return without_home(text)
+
+
+def without_home(text: str) -> str:
+    """`text` with the user's home folder as ``~``, so that no log or page tells a user's name."""
+    home = str(Path.home())
+    return re.sub(rf"{re.escape(home)}(?=[/\\'\"\s]|$)", "~", text) if len(home) > 1 else text
 
 
 def _plain(name: str, value: Any) -> Any:

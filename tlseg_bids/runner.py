@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -19,6 +20,9 @@ from tlseg_bids.resources import peak_memory_gib
 STEPS = ("read", "find", "label", "back", "write")
 ENDS_THE_RUN = (CannotCreateError, OutputError)
 LOCKED = "locked: "
+PATIENCE_S = 600.0
+"""How long a scan that another run is processing is waited for, once nothing else is left to do."""
+NO_MEMORY = re.compile(r"(can't|cannot|unable to|failed to) allocate|out of memory|bad_alloc", re.I)
 
 
 class Progress(Protocol):
@@ -87,18 +91,20 @@ class Attempt:
         self.log = RunLog(config.out_dir, labour.run_id)
         self.stopped = False
 
-    def __call__(self, job: Job) -> Outcome:
-        """The outcome of a job; raises only `ENDS_THE_RUN`."""
+    def __call__(self, job: Job, wait_s: float = 0.0) -> Outcome:
+        """The outcome of a job, waiting for another run's lock; raises only `ENDS_THE_RUN`."""
         steps = Steps(job.scan.path.name, self.progress)
         if self.stopped:
             return not_tried(job)
         try:
-            with self.outputs.lock(job):
+            with self.outputs.lock(job, wait_s):
                 if self.outputs.finished(job):
                     return Outcome(job.scan, "reused", self.outputs.paths(job).files)
                 return self.work(job, steps)
         except ENDS_THE_RUN:
             raise
+        except LockedError as error:
+            return Outcome(job.scan, "failed", error=LOCKED + error.what, hint=error.hint)
         except Exception as error:
             self.stopped |= self.config.stop_on_first_crash
             crash = self.log.crash(job.scan, error)
@@ -116,16 +122,41 @@ def in_threads(
     jobs: Sequence[Job], labour: Labour, progress: Progress
 ) -> Iterator[tuple[Job, Outcome]]:
     """The executor of one machine: as many jobs at once as CPUs and memory allow."""
+    yield from side_by_side(jobs, labour, labour.begin(progress))
+
+
+Try = Callable[[Job, float], Outcome]
+"""Does a job as `Attempt` does: the job, and how long its lock is waited for."""
+
+
+def side_by_side(
+    jobs: Sequence[Job], labour: Labour, attempt: Try
+) -> Iterator[tuple[Job, Outcome]]:
+    """Have every job done by `attempt` in threads of this process.
+
+    Scans that another run holds come again at the end, when that run has probably done them.
+    """
     need = max((job.memory_gib for job in jobs), default=1.0)
-    attempt = labour.begin(progress)
+    held = []
     with ThreadPoolExecutor(labour.config.at_once(need)) as pool:
-        waiting = {pool.submit(attempt, job): job for job in jobs}
         try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
+            for job, outcome in _each(pool, jobs, attempt, 0.0):
+                if outcome.error.startswith(LOCKED):
+                    held.append(job)
+                else:
+                    yield job, outcome
+            yield from _each(pool, held, attempt, PATIENCE_S)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _each(
+    pool: ThreadPoolExecutor, jobs: Sequence[Job], attempt: Try, wait_s: float
+) -> Iterator[tuple[Job, Outcome]]:
+    waiting = {pool.submit(attempt, job, wait_s): job for job in jobs}
+    for future in as_completed(waiting):
+        yield waiting.pop(future), future.result()
 
 
 def run_jobs(
@@ -185,13 +216,17 @@ def _skipped(skip: Skip) -> Outcome:
     return Outcome(skip.scan, status, error=skip.reason, hint=skip.hint)
 
 
+def no_memory(error: BaseException) -> bool:
+    """Whether an error means that memory was lacking; PyTorch says so in a RuntimeError."""
+    kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return kind or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
+
+
 def _sentence(error: Exception, crash: str) -> tuple[str, str]:
     """What went wrong and what to do about it."""
-    if isinstance(error, LockedError):
-        return LOCKED + error.what, error.hint
     if isinstance(error, TlsegError):
         return error.what, error.hint
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if no_memory(error):
         return "not enough memory", "lower --nprocs, or use --device cpu, or a larger machine"
     return (
         f"{type(error).__name__}: {error}",

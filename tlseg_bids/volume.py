@@ -32,6 +32,10 @@ THICK_MM = 4.5
 MAX_VOXELS = 1024**3
 MAX_WRAPPED_SHARE = 1e-4
 MAX_CLIPPED_SHARE = 0.02
+NOT_AN_IMAGE = (
+    ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError,
+)  # fmt: skip
+"""What nibabel raises on a file that is none, or whose header holds NaN or Inf as an offset."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,9 +164,11 @@ def _open(path: Path) -> tuple[nib.Nifti1Image, list[str]]:
                 "the file is a link whose content is not here", path, "fetch it with `datalad get`"
             )
         raise ScanError("no such file", path, "check the path")
+    if not path.is_file():
+        raise ScanError("this is a folder, a pipe or a device", path, "name a NIfTI file")
     try:
         image = nib.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+    except NOT_AN_IMAGE as error:
         raise ScanError(
             f"cannot be read as NIfTI ({error or type(error).__name__})", path,
             "copy or convert the file again, or fetch it with `datalad get`",
@@ -284,7 +290,7 @@ def _read(image: nib.Nifti1Image, path: Path | str) -> np.ndarray:
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             return image.get_fdata(dtype=np.float32, caching="unchanged")
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except NOT_AN_IMAGE as error:
         raise ScanError(
             f"the voxels cannot be read ({error or type(error).__name__})", path,
             "the file is truncated or damaged: copy it again, or fetch it with `datalad get`",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -21,6 +22,7 @@ NOT_CREATABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -29,7 +31,8 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     """A binary stream whose content becomes `path` when the block ends without an error.
 
     The temporary name lies in the same folder, begins with a dot and is removed on failure; one
-    that a killed run left behind is removed the next time the same file is written.
+    that a killed run left behind is removed the next time the same file is written. A lock tells
+    it from one that another run is writing at the moment.
 
     Raises
     ------
@@ -39,21 +42,64 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         If writing fails on the way, for example because the disk is full.
     """
     mark = hashlib.sha1(path.name.encode(errors="surrogateescape")).hexdigest()[:12]
-    partial = path.with_name(f".{mark}-{secrets.token_hex(4)}.part")
+    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{mark}-*.part"):
-            left.unlink(missing_ok=True)
-        with partial.open("xb") as stream:
+        _remove_left(path.parent, mark)
+        partial, stream = _open_own(path, mark)
+        with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(path)
+            partial.replace(path)
     except OSError as error:
         raise writing_failed(error, path) from error
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def _open_own(path: Path, mark: str) -> tuple[Path, BinaryIO]:
+    """A new temporary file for `path`, locked before anybody could take it for a left one."""
+    while True:
+        partial = path.with_name(f".{mark}-{secrets.token_hex(4)}.part")
+        stream = partial.open("xb")
+        if try_lock(stream.fileno()) is not False and os.fstat(stream.fileno()).st_nlink:
+            return partial, stream
+        stream.close()
+
+
+def _remove_left(folder: Path, mark: str) -> None:
+    """Remove temporary files that a killed run left; one that is being written is locked."""
+    for partial in folder.glob(f".{mark}-*.part"):
+        with contextlib.suppress(FileNotFoundError), partial.open("rb") as stream:
+            if try_lock(stream.fileno()):
+                partial.unlink()
+
+
+def try_lock(handle: int) -> bool | None:
+    """Lock an open file (`flock`) until it is closed.
+
+    Returns
+    -------
+    bool or None
+        False if another process holds it, None if the file system knows no locks.
+
+    Raises
+    ------
+    OSError
+        If the disk fails.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return None
+        raise
+    return True
 
 
 def writing_failed(error: OSError, path: Path) -> TlsegError:
@@ -73,6 +119,21 @@ def writing_failed(error: OSError, path: Path) -> TlsegError:
         f"writing failed ({error.strerror or error})", path,
         "check the disk or the network drive, then start again; finished scans are reused",
     )  # fmt: skip
+
+
+def check_inside(folder: Path, root: Path) -> None:
+    """Refuse a folder that a link leads out of the output folder.
+
+    Raises
+    ------
+    CannotCreateError
+        If `folder`, links followed, is not below `root`.
+    """
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise CannotCreateError(
+            f"a link leads out of the output folder, to {folder.resolve()}", folder,
+            "remove the link, or choose another output folder",
+        )  # fmt: skip
 
 
 def write_text(path: Path, text: str) -> Path:

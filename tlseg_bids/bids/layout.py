@@ -21,6 +21,7 @@ WORDS = {"*": Query.ANY, "Query.ANY": Query.ANY, "Query.NONE": Query.NONE,
          "Query.OPTIONAL": Query.OPTIONAL}  # fmt: skip
 NOT_ANAT = re.compile(r"^/sub-[^/]+/(?:ses-[^/]+/)?(?!ses-)(?!anat(?:/|$))[^/]+(?:/|$)")
 TOO_DEEP = re.compile(r"^/sub-[^/]+/(?:ses-[^/]+/)?anat/[^/]+/")
+LARGEST_NUMBER = 2**63  # of the index, SQLite
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # such a name cannot be stored in the index
 
 
@@ -71,14 +72,29 @@ def _filters(filters: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 f"the filter '{name}' holds {entities!r}", "--bids-filter-file",
                 'write an object of entities: {"t1w": {"acquisition": "mprage"}}',
             )  # fmt: skip
+        odd = [value for value in entities.values() if not _plain(value)]
+        if odd:
+            raise UsageError(
+                f"the filter '{name}' asks for {str(odd[0])[:100]}", "--bids-filter-file",
+                "ask for text, a number, null, or a list of these",
+            )  # fmt: skip
         result[name] = {LONG_NAMES.get(key, key): _value(value) for key, value in entities.items()}
     return result
+
+
+def _plain(value: Any) -> bool:
+    """Whether the index can be asked for a value."""
+    if isinstance(value, list):
+        return all(not isinstance(item, list) and _plain(item) for item in value)
+    if isinstance(value, int | float):
+        return abs(value) < LARGEST_NUMBER
+    return value is None or isinstance(value, str)
 
 
 def _value(value: Any) -> Any:
     """``null`` means "does not have the entity", ``"*"`` means "has it, whatever it is"."""
     if isinstance(value, list):
-        return [_value(item) for item in value]
+        return list(dict.fromkeys(_value(item) for item in value))  # pybids takes out one null
     if value is None:
         return Query.NONE
     return WORDS.get(value, value) if isinstance(value, str) else value

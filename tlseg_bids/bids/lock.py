@@ -7,19 +7,16 @@ so a run that was killed never blocks the next one.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tlseg_bids.bids.atomic import try_lock
 from tlseg_bids.errors import CannotCreateError, LockedError
 
 POLL_S = 0.05
-UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextlib.contextmanager
@@ -58,7 +55,7 @@ def _acquire(path: Path, what: str, deadline: float) -> int:
     while True:
         handle = _open(path)
         try:
-            locked = _try_lock(handle)
+            locked = try_lock(handle) is not False
             if locked and _is_current(handle, path):
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -87,14 +84,6 @@ def _open(path: Path) -> int:
             f"the lock file cannot be made ({error.strerror})", path,
             "check the permissions of the folder and the space on the disk",
         ) from error  # fmt: skip
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in UNSUPPORTED
-    return True
 
 
 def _is_current(handle: int, path: Path) -> bool:

@@ -13,7 +13,14 @@ from urllib.parse import quote
 import pandas as pd
 
 from tlseg_bids import __version__
-from tlseg_bids.bids.atomic import as_json, clean_cell, update_text, write_text, writing_failed
+from tlseg_bids.bids.atomic import (
+    as_json,
+    check_inside,
+    clean_cell,
+    update_text,
+    write_text,
+    writing_failed,
+)
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.errors import CannotCreateError, UsageError
@@ -67,6 +74,7 @@ def write_root_files(
             "the output folder is the BIDS folder itself", out_dir,
             f"choose another, such as {bids_dir / 'derivatives' / PROGRAM}",
         )  # fmt: skip
+    check_inside(out_dir / "logs" / "locks", out_dir)
     with hold(out_dir / "logs" / "locks" / "root.lock", "the root files are being written", 60):
         old = _existing(out_dir)
         description = _description(out_dir, bids_dir, cards, old)

@@ -6,6 +6,7 @@ touch each other's.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 from tlseg_bids import __version__
 from tlseg_bids.bids.atomic import clean_cell, write_json, write_text, writing_failed
 from tlseg_bids.bids.scan import Scan
-from tlseg_bids.config import Config
+from tlseg_bids.config import Config, without_home
 
 PLAN_COLUMNS = (
     "scan", "status", "model", "version", "reason", "refused", "warnings", "device",
@@ -28,6 +29,9 @@ PLAN_COLUMNS = (
 STATUS_COLUMNS = (
     "time", "scan", "status", "model", "seconds", "peak_memory_gib", "error", "hint", "files",
 )  # fmt: skip
+
+
+ID_TIME = "%Y%m%dT%H%M%S"
 
 
 class PlanLike(Protocol):
@@ -49,10 +53,18 @@ class OutcomeLike(Protocol):
     hint: str
 
 
-def new_run_id() -> str:
-    """``20250131T120000Z-1a2b3c``: sorts by time, unique between runs that start together."""
+def new_run_id(folder: Path) -> str:
+    """``20250131T120000Z-1a2b3c``: sorts after the ids of the runs before, and is unique.
+
+    It is the time, unless a run in `folder` has a later one because a clock was wrong: then it is
+    a second after that.
+    """
     now = datetime.datetime.now(datetime.UTC)
-    return f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    times = [path.stem.removeprefix("config_").split("-")[0] for path in folder.glob("config_*")]
+    with contextlib.suppress(ValueError):
+        last = datetime.datetime.strptime(max(times, default=""), f"{ID_TIME}%z")
+        now = max(now, last + datetime.timedelta(seconds=1)) if last > now else now
+    return f"{now:{ID_TIME}}Z-{secrets.token_hex(3)}"
 
 
 def plan_rows(plan: PlanLike) -> list[dict[str, Any]]:
@@ -88,8 +100,8 @@ class RunLog:
     """
 
     def __init__(self, out_dir: Path, run_id: str | None = None) -> None:
-        self.run_id = run_id or new_run_id()
         self.folder = out_dir / "logs"
+        self.run_id = run_id or new_run_id(self.folder)
         self.status_file = self.folder / f"status_{self.run_id}.tsv"
         self._one_at_a_time = threading.Lock()
 
@@ -154,11 +166,12 @@ class RunLog:
         """Write the traceback of a failed scan to ``crash_<id>_<scan>.txt``."""
         mark = "".join(c if c.isalnum() or c in "-_+" else "_" for c in scan.stem)[:150]
         text = (
-            f"scan: {clean_cell(scan.path)}\nversion: {__version__}\nrun: {self.run_id}\n"
+            f"scan: {clean_cell(_name(scan))}\nversion: {__version__}\nrun: {self.run_id}\n"
             f"process: {os.getpid()}\npython: {platform.python_version()} on "
             f"{platform.platform()}\n\n" + "".join(traceback.format_exception(error))
         )
-        return write_text(self.folder / f"crash_{self.run_id}_{mark}_{scan.suffix}.txt", text)
+        path = self.folder / f"crash_{self.run_id}_{mark}_{scan.suffix}.txt"
+        return write_text(path, without_home(text))
 
     def write_citation(self, text: str) -> Path:
         """Write ``CITATION.md``: the methods section and whom to cite."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+MOST_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,22 @@ class Table:
     exists: bool = True
 
 
+def why_no_text(path: Path) -> str:
+    """Why a file is not read as a text of a dataset: a pipe or a device would never end.
+
+    Raises
+    ------
+    OSError
+        If there is no such file, or it cannot be reached.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    if status.st_size > MOST_BYTES:
+        return f"has {status.st_size} bytes, and at most {MOST_BYTES} are read"
+    return ""
+
+
 def read_json(path: Path) -> tuple[dict[str, Any], str]:
     """The object in a JSON file, and what is wrong with it (empty if nothing).
 
@@ -54,6 +73,8 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
         One clause that follows the file's name: ``is not valid JSON (line 3: …)``.
     """
     try:
+        if unreadable := why_no_text(path):
+            return {}, unreadable
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}, "is a link to a file that is not here" if path.is_symlink() else "is missing"
@@ -65,6 +86,8 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
         return {}, "is not valid JSON (not encoded in UTF-8)"
     except RecursionError:
         return {}, "is not valid JSON (nested too deeply)"
+    except ValueError as error:  # a number of thousands of digits
+        return {}, f"is not valid JSON ({error})"
     if not isinstance(content, dict):
         return {}, f"holds a JSON {type(content).__name__} where an object is needed"
     return content, ""
@@ -90,6 +113,8 @@ def read_table(path: Path, sidecars: tuple[Path, ...] = ()) -> Table:
         problem = "is a link to a file that is not here" if path.is_symlink() else ""
         return Table(path.name, problem=problem, exists=path.is_symlink())
     try:
+        if unreadable := why_no_text(path):
+            return Table(path.name, problem=unreadable)
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         return Table(path.name, problem=f"cannot be read ({error.strerror})")

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from tlseg_bids.bids.atomic import clean_cell, write_json, write_text, writing_failed
+from tlseg_bids.bids.atomic import check_inside, clean_cell, write_json, write_text, writing_failed
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.bids.names import BrokenName, build_name
 from tlseg_bids.bids.nifti import write_fractions, write_labels
@@ -153,15 +153,16 @@ class Derivatives:
             return False
         return all(path.is_file() and path.stat().st_size > 0 for path in paths.files)
 
-    def lock(self, job: JobLike) -> contextlib.AbstractContextManager[None]:
+    def lock(self, job: JobLike, wait_s: float = 0.0) -> contextlib.AbstractContextManager[None]:
         """Hold this around checking, processing and writing a scan.
 
-        Entering it raises `LockedError` if another run processes the same scan at the moment.
+        Entering it raises `LockedError` if another run processes the same scan for longer than
+        `wait_s` seconds.
         """
         name = f"{job.scan.stem}_{job.scan.suffix}_{job.card.protocol}"
         mark = hashlib.sha1(name.encode()).hexdigest()[:8]
         path = self.out_dir / "logs" / "locks" / f"{name[:150]}-{mark}.lock"
-        return hold(path, f"{job.scan.path.name} is being processed")
+        return hold(path, f"{job.scan.path.name} is being processed", wait_s)
 
     def write_root(self, cards: Iterable[Any], protocols: Mapping[str, pd.DataFrame]) -> None:
         """Write or update the files at the root of the output folder.
@@ -216,6 +217,7 @@ class Derivatives:
             If the result does not fit the scan's grid.
         """
         paths, scan = self.paths(job), job.scan.path
+        check_inside(paths.dseg.parent, self.out_dir)
         common = {"SpatialReference": job.scan.uri, "Sources": [job.scan.uri]}
         try:
             paths.sidecar.unlink(missing_ok=True)

@@ -172,6 +172,10 @@ def _resources(group: argparse._ArgumentGroup) -> None:
         "-w", "--work-dir", type=absolute, metavar="DIR", help="folder for temporary files"
     )
     group.add_argument(
+        "--scan-timeout", type=time_limit, dest="scan_timeout_minutes", metavar="MINUTES",
+        help="give a scan up after that time; each scan is then labelled in a process of its own",
+    )  # fmt: skip
+    group.add_argument(
         "--executor", choices=("local", "dask"),
         help="who labels the scans: this process (default), or the workers of --dask",
     )  # fmt: skip
@@ -286,7 +290,7 @@ def read_config_file(path: Path, it: argparse.ArgumentParser) -> dict[str, Any]:
         raise NoInputError(
             f"the configuration file cannot be read ({error.strerror})", path, "correct the path"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"the configuration file is not TOML ({error})", path, "correct it, or leave it out"
         ) from error
@@ -396,6 +400,13 @@ def minutes(text: str) -> float:
     return float(text)
 
 
+def time_limit(text: str) -> float:
+    """A time in minutes, above 0."""
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or float(text) <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of minutes above 0")
+    return float(text)
+
+
 def model_name(text: str) -> str:
     """A name that a model card and its folder can have."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
@@ -461,7 +472,7 @@ def filters(text: str) -> dict[str, dict[str, Any]]:
         raise NoInputError(
             f"the filter file cannot be read ({error.strerror})", path, "correct the path"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the filter file is not JSON ({error})", path, "correct it") from error
     return checked_filters(content, path)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tlseg_bids.cli.options import parse
-from tlseg_bids.config import ADAPTATION, OPTIONS, Config
-from tlseg_bids.errors import TlsegError, UsageError
+from tlseg_bids.config import ADAPTATION, OPTIONS, Config, without_home
+from tlseg_bids.errors import OutputError, TlsegError, UsageError
 
 INTERRUPTED = 130
 EXCLUSIVE = ("dry_run", "reports_only", "boilerplate_only")
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     verbosity = 0
     try:
         words = sys.argv[1:] if argv is None else list(argv)
-        config = make_config({**parse(words), "command": shlex.join(["tlseg", *words])})
+        command = without_home(shlex.join(["tlseg", *words]))
+        config = make_config({**parse(words), "command": command})
         verbosity = config.verbosity
         check_folders(config)
         with _until_told():
@@ -55,9 +56,23 @@ def main(argv: list[str] | None = None) -> int:
         return int(stop.code or 0)
     except TlsegError as error:
         return report(error, "tlseg", verbosity)
+    except (OSError, MemoryError) as error:
+        return report(system_error(error), "tlseg", verbosity)
     except KeyboardInterrupt:
         print("tlseg: stopped; finished scans are kept", file=sys.stderr)
         return INTERRUPTED
+
+
+def system_error(error: OSError | MemoryError) -> TlsegError:
+    """The sentence for what the system refused outside of any scan: a drive that went, memory."""
+    if isinstance(error, MemoryError):
+        return OutputError(
+            "not enough memory", "", "free some, or use a larger machine; finished scans are kept"
+        )
+    return OutputError(
+        f"reading or writing failed ({error.strerror or error})", error.filename or "",
+        "check the disk or the network drive, then start again; finished scans are kept",
+    )  # fmt: skip
 
 
 def report(error: TlsegError, program: str, verbosity: int = 0) -> int:
@@ -91,6 +106,11 @@ def make_config(values: dict[str, Any]) -> Config:
             f"{option} is of the level participant", "the command line", "leave it out at group"
         )
     _check_adaptation(values)
+    if "scan_timeout_minutes" in values and values.get("executor") == "dask":
+        raise UsageError(
+            "--scan-timeout is for this machine alone", "the command line",
+            "set the time limit of the Dask workers instead",
+        )  # fmt: skip
     values = dict(values)
     values["validate"] = not values.pop("skip_bids_validation", False)
     for name in TUPLES:

@@ -122,7 +122,8 @@ def _row(scan: LabelledScan, covariates: Covariates) -> Row | FailedScan:
         **_model(scan), "verdict": judgement.level, "reasons": "; ".join(judgement.reasons),
     }  # fmt: skip
     every: dict[Key, str] = {("", name): value for name, value in own.items()}
-    chosen_by = set(map(str, scan.sidecar.get("Warnings") or ()))  # no age: no fault of the scan
+    warned = scan.sidecar.get("Warnings")
+    chosen_by = set(map(str, warned if isinstance(warned, list) else ()))  # no fault of the scan
     findings = tuple(reason for reason in judgement.reasons if reason not in chosen_by)
     return Row(
         scan.entities["sub"], scan.entities.get("ses", ""), scan.entities, scan.suffix,

@@ -126,7 +126,7 @@ def read_parameters(path: Path) -> Parameters:
             raise ValueError(f"Volume is {content['Volume']!r}")
         strata = {str(name): _stratum(entry) for name, entry in content["Strata"].items()}
         return Parameters(content["Volume"], strata, path)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataError(f"the file of parameters is damaged ({text})", path, MEND) from error
 

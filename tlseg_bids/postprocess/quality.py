@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import torch
 
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.postprocess.calibration import predicted_dice, volume_interval
@@ -13,6 +14,9 @@ BORDER_FLAG = 0.001
 ASYMMETRY_FLAG = 0.3
 ASYMMETRY_FLAG_CSF = 0.6
 CONFIDENCE_FLAG = 0.7
+SURE_DICE, HOPEFUL_DICE = 0.6, 0.5
+"""Expected Dice of a coarse answer from which a brain was found, and from which looking further is
+worth while: in the right direction 0.75 to 0.83, in a wrong one 0.27 to 0.46; see docs/trust.md."""
 OUTER_FLUID = "outer-csf"
 CORTEX = "cortex"
 BRAIN_MM3 = (2.0e5, 2.2e6)
@@ -20,6 +24,29 @@ NO_BRAIN_MM3 = (1.0e5, 3.0e6)
 NO_BRAIN_DICE = 0.45
 """Bounds beyond which no scan of the development data lies, and noise, a ball and an upside-down
 brain do; see docs/training.md."""
+
+
+def expected_dice(probabilities: np.ndarray) -> float:
+    """Dice to expect of an answer with the truth, if its probabilities are right.
+
+    Parameters
+    ----------
+    probabilities : ndarray, shape (channels, I, J, K)
+        Channel 0 is the background.
+
+    Returns
+    -------
+    float
+        2·Σp(inside) / (voxels + Σp), mean over the structures that win somewhere; 0 without any.
+    """
+    every = torch.from_numpy(probabilities)
+    top = every.max(dim=0)
+    voxels = torch.bincount(top.indices.ravel(), minlength=len(every)).double()
+    inside = torch.bincount(top.indices.ravel(), top.values.double().ravel(), len(every))
+    soft = every.flatten(1).sum(1, dtype=torch.float32).double()
+    found = voxels > 0
+    found[0] = False
+    return float((2 * inside / (voxels + soft))[found].mean()) if found.any() else 0.0
 
 
 def volume_table(

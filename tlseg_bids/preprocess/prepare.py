@@ -14,6 +14,7 @@ from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.intensity import robust_scale, standardise
 from tlseg_bids.preprocess.register import (
     LEAST_LANDMARKS,
+    TURNS,
     displacement_mm,
     template_from_probabilities,
 )
@@ -39,8 +40,9 @@ def cube(middle_from_world: np.ndarray, size: int, spacing_mm: float) -> Grid:
 
 
 def find_template(
-    volume: Volume, options: dict[str, Any], locate: Locate, template: np.ndarray
-) -> np.ndarray:
+    volume: Volume, options: dict[str, Any], locate: Locate, template: np.ndarray,
+    turn: np.ndarray = TURNS[0],
+) -> np.ndarray:  # fmt: skip
     """The affine (4, 4) from the scan's world to the template, both in mm.
 
     The locator looks more than once: at a cube around the head along the scanner's axes, then at
@@ -51,6 +53,8 @@ def find_template(
     ----------
     options : dict
         The card's ``preprocess`` table; of it ``locator``: size (voxels), spacing_mm, looks.
+    turn : ndarray, shape (4, 4)
+        Turns the first cube against the scanner's axes.
 
     Raises
     ------
@@ -61,6 +65,7 @@ def find_template(
     size, spacing = int(look["size"]), float(look["spacing_mm"])
     frame = np.eye(4)
     frame[:3, 3] = -foreground_centre(volume)
+    frame = turn @ frame
     for _ in range(int(look["looks"])):
         grid = cube(frame, size, spacing)
         probabilities = locate(resample(volume, grid))

@@ -18,6 +18,8 @@ from tlseg_bids.errors import DataError
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 
 DSEG_NAME = re.compile(r"^(?P<stem>sub-.+)_seg-(?P<protocol>[^_]+)_dseg\.nii\.gz$")
+INDEX = re.compile(r"[0-9]{1,9}")
+MOST_INDEX = 32767
 AGAIN = "delete it and label the scan again"
 ENTITY_WORDS = {"ses": "session", "acq": "acquisition", "ce": "contrast agent", "run": "run"}
 
@@ -183,6 +185,12 @@ def protocol_of(name: str, out_dir: Path) -> LabelProtocol:
     table = pd.DataFrame(_rows(table_file))
     if "index" not in table or "name" not in table:
         raise DataError("columns 'index' and 'name' are missing", table_file, "write it again")
+    odd = [text for text in table["index"] if not INDEX.fullmatch(text) or int(text) > MOST_INDEX]
+    if odd:
+        raise DataError(
+            f"the index '{odd[0][:40]}' is not a whole number from 0 to {MOST_INDEX}", table_file,
+            "correct the table",
+        )  # fmt: skip
     table["index"] = table["index"].astype(int)
     for column, default in (("abbreviation", table["name"]), ("color", "#ffffff")):
         if column not in table:
@@ -208,22 +216,24 @@ def all_failures(out_dir: Path) -> dict[str, FailedScan]:
     """Every scan whose latest record in ``logs/`` is a failure or a skip, by its path, sorted.
 
     Status tables and plans of all runs are read, so that a later run of other sessions does not
-    hide what is still to be mended.
+    hide what is still to be mended. Runs come in the order of their ids, which no clock that was
+    set back can change.
     """
-    records: list[tuple[str, str, FailedScan | None]] = []
-    for file in sorted((out_dir / "logs").glob("status_*.tsv")):
-        for row in read_table(file).rows:
+    records: list[tuple[str, int, str, FailedScan | None]] = []
+    for file in (out_dir / "logs").glob("status_*.tsv"):
+        run = file.stem.removeprefix("status_")
+        for number, row in enumerate(read_table(file).rows):
             failure = FailedScan(_name(row), _said(row, "error"), _said(row, "hint"))
             failed = row.get("status") == "failed"
-            time = re.sub(r"[^0-9TZ]", "", row.get("time", "").replace("+00:00", "Z"))
-            records.append((time, row.get("scan", ""), failure if failed else None))
-    for file in sorted((out_dir / "logs").glob("plan_*.json")):
-        for entry in _as_list(read_json(file)[0].get("Skipped")):
+            records.append((run, number, row.get("scan", ""), failure if failed else None))
+    for file in (out_dir / "logs").glob("plan_*.json"):
+        skipped = _as_list(read_json(file)[0].get("Skipped"))
+        for entry in (one for one in skipped if isinstance(one, dict)):
             row = {str(key).lower(): str(value) for key, value in entry.items()}
             failure = FailedScan(_name(row), _said(row, "reason"), _said(row, "hint"))
-            time = file.stem.removeprefix("plan_").split("-")[0]
-            records.append((time, row.get("scan", ""), failure))
-    latest = {scan: failure for _, scan, failure in sorted(records, key=lambda r: r[:2])}
+            records.append((file.stem.removeprefix("plan_"), -1, row.get("scan", ""), failure))
+    records.sort(key=lambda record: record[:3])
+    latest = {scan: failure for _, _, scan, failure in records}
     return {scan: failure for scan, failure in sorted(latest.items()) if failure is not None}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from tlseg_bids.errors import DataError
 from tlseg_bids.labels.protocol import LabelProtocol
+from tlseg_bids.volume import MAX_SPACING_MM, MIN_SPACING_MM
 
 SAMPLES = 200_000
 Box = tuple[slice, slice, slice]
@@ -80,10 +81,15 @@ def load_display(
         affine = labels_image.affine @ nib.orientations.inv_ornt_aff(orientation, labels.shape)
     except Exception as error:
         raise DataError(f"not readable: {error}", dseg, "run the scan again") from error
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (spacing >= MIN_SPACING_MM).all() or spacing.max() > MAX_SPACING_MM:
+        raise DataError(
+            f"shape {labels.shape} with voxels of {' × '.join(f'{s:.3g}' for s in spacing)} mm is "
+            "no label map of a head", dseg, "run the scan again",
+        )  # fmt: skip
     stored = None if image is None else _stored(image, labels.shape)
     channels = nib.apply_orientation(_channels(labels, protocol), orientation)
     turned = None if stored is None else nib.apply_orientation(stored, orientation)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
     core = _labelled(channels)
     box = _grown(core, np.ceil(margin_mm / spacing).astype(int), channels.shape)
     window = (0.0, 1.0) if turned is None else _window(turned, channels, box)

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tlseg_bids import __version__
-from tlseg_bids.bids.atomic import atomic
+from tlseg_bids.bids.atomic import atomic, check_inside
 from tlseg_bids.errors import DataError, TlsegError
 from tlseg_bids.flow import Outcome, Skip
 from tlseg_bids.labels.protocol import LabelProtocol
@@ -89,6 +89,7 @@ def write_subject_report(
         recorded_failures(out_dir, subject, recorded),
     )
     figures = out_dir / f"sub-{subject}" / "figures"
+    check_inside(figures, out_dir)
     sections = []
     for scan in scans:
         try:

@@ -23,6 +23,7 @@ from tlseg_bids.segment.fine import both_sides, refine
 from tlseg_bids.volume import Grid
 from tlseg_bids.zoo.assemble import assemble, atlases
 from tlseg_bids.zoo.card import ModelCard
+from tlseg_bids.zoo.settings import check_complete
 from tlseg_bids.zoo.weights import load_weights
 
 _PLANES = 16
@@ -101,6 +102,11 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
     DataError
         If the tensors do not fit the card's networks.
     """
+    if card.strategy["name"] not in STRATEGIES:
+        raise DataError(
+            f"no strategy '{card.strategy['name']}'", f"{card.path or card.name}, [strategy]",
+            f"known are {', '.join(STRATEGIES)}",
+        )  # fmt: skip
     heads = tuple(card.protocol_of(name) for name in card.heads)
     place = torch.device(device)
     networks = {
@@ -156,6 +162,7 @@ def locate(model: Model) -> Callable[[np.ndarray], np.ndarray]:
             "the model has no locator, so the brain cannot be found",
             model.card.path or model.card.name, "choose another model with --model",
         )  # fmt: skip
+    check_complete(model.card.preprocess, model.card.path or model.card.name)
 
     def run(image: np.ndarray) -> np.ndarray:
         tensor = torch.from_numpy(np.ascontiguousarray(image, np.float32))[None, None]

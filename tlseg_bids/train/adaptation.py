@@ -118,7 +118,7 @@ def load_adaptation(name: str) -> Adaptation:
         )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the recipe is not TOML ({error})", path, "mend that line") from error
     unknown = sorted(set(values) - {field.name for field in fields(Adaptation)})
     if unknown:

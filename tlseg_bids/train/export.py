@@ -217,7 +217,7 @@ def read_description(path: Path) -> dict[str, Any]:
         raise NoInputError("no such file", path, "see tlseg_bids/train/models")
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not valid TOML: {error}", path, "mend that line") from error
     missing = [key for key in DESCRIBED if key not in found]
     if missing:

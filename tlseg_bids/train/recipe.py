@@ -184,7 +184,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise NoInputError("no such recipe", path, "name a TOML file, see tlseg_bids/train/recipes")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"not valid TOML: {error}", path, "mend that line") from error
     base = values.pop("base", None)
     return values if base is None else completed(values, _read(path.parent / base))

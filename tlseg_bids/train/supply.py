@@ -55,7 +55,7 @@ def describe(root: Path, name: str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}", path, "mend that line") from error
     return found if isinstance(found, dict) else {}
 

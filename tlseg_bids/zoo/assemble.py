@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 TEMPLATE, PRIOR, PROOF = "template", "prior.", "proof."
 LOCATOR = "locator"
+UNBUILDABLE = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What PyTorch raises for arguments that make no network, or for weights of another one."""
 AGAIN = "fetch or export the model again"
 CORRECT = "correct the card, or export the model again"
 
@@ -49,7 +53,7 @@ def assemble(card: ModelCard, tensors: dict[str, Tensor]) -> dict[str, nn.Module
         try:
             network = build(**arguments, out_channels=sizes)
             network.load_state_dict({key: value.float() for key, value in state.items()})
-        except (TypeError, ValueError, RuntimeError) as error:
+        except UNBUILDABLE as error:
             reason = " ".join(str(error).split())[:300]
             raise DataError(
                 f"the weights do not fit the network '{role}' of the card", where,

@@ -23,6 +23,7 @@ from tlseg_bids.errors import CannotCreateError, DataError, NoInputError
 from tlseg_bids.zoo.calibration import KEYS as CALIBRATION
 from tlseg_bids.zoo.calibration import Calibration, check_calibration
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
+from tlseg_bids.zoo.settings import check_settings
 
 STATUSES = ("experimental", "verified")
 SEGMENTER = "segmenter"
@@ -74,7 +75,7 @@ def read_card(path: Path) -> ModelCard:
         raise NoInputError(
             "there is no such model card", path, "correct the name or the folder"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the model card is not TOML ({error})", path, SEE) from error
     check_keys(table, path, CARD, CARD_OPTIONAL)
     check_keys(table["domain"], f"{path}, [domain]", NOTHING, DOMAIN)
@@ -126,6 +127,7 @@ def check_card(card: ModelCard) -> None:
     _check_heads(card, where)
     _check_channels(card, where)
     _check_networks(card, where)
+    check_settings(card.preprocess, card.strategy, where)
     _check_domain(card.domain, f"{where}, [domain]")
     heads = [card.protocol_of(name) for name in card.heads]
     check_calibration(card.calibration, heads, f"{where}, [calibration]")

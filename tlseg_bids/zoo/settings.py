@@ -1,0 +1,94 @@
+"""Numbers of a card's ``[preprocess]`` and ``[strategy]``: of the right kind, and possible.
+
+Keys that are not named here are left to whoever reads them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlseg_bids.errors import DataError
+
+SEE = "see docs/cards.md"
+LARGEST_MM = 1000.0
+MOST_VOXELS = 1024
+MOST_TIMES = 100
+PREPROCESS = {"spacing_mm": (0.1, 50.0), "settled_mm": (0.0, LARGEST_MM)}
+PREPROCESS_WHOLE = {"rounds": (1, MOST_TIMES)}
+LOOK = {"spacing_mm": (0.1, 50.0)}
+LOOK_WHOLE = {"size": (1, MOST_VOXELS), "looks": (1, MOST_TIMES)}
+STRATEGY = {"overlap": (0.0, 0.95)}
+STRATEGY_WHOLE = {"window": (1, MOST_VOXELS)}
+TO_FIND = ("box_mm", "spacing_mm", "rounds", "settled_mm", "locator")
+TO_LOOK = ("size", "spacing_mm", "looks")
+
+
+def check_settings(preprocess: dict[str, Any], strategy: dict[str, Any], where: object) -> None:
+    """Refuse settings that no scan could be labelled with.
+
+    Raises
+    ------
+    DataError
+        With the value, the file and key, and what would be right.
+    """
+    place = f"{where}, [preprocess]"
+    _check_numbers(preprocess, PREPROCESS, place)
+    _check_numbers(preprocess, PREPROCESS_WHOLE, place, whole=True)
+    if "box_mm" in preprocess:
+        _check_box(preprocess["box_mm"], f"{place}, box_mm")
+    look = preprocess.get("locator", {})
+    if not isinstance(look, dict):
+        raise DataError(f"{look!r} is not a table", f"{place}, locator", SEE)
+    _check_numbers(look, LOOK, f"{place}, locator")
+    _check_numbers(look, LOOK_WHOLE, f"{place}, locator", whole=True)
+    place = f"{where}, [strategy]"
+    _check_numbers(strategy, STRATEGY, place)
+    _check_numbers(strategy, STRATEGY_WHOLE, place, whole=True)
+    if not isinstance(strategy.get("mirror", False), bool):
+        raise DataError(
+            f"{strategy['mirror']!r} is not a truth value", f"{place}, mirror",
+            "write true or false",
+        )  # fmt: skip
+
+
+def check_complete(preprocess: dict[str, Any], where: object) -> None:
+    """Refuse settings that lack what finding the brain in a scan needs.
+
+    Raises
+    ------
+    DataError
+        Naming the keys.
+    """
+    missing = [key for key in TO_FIND if key not in preprocess]
+    missing += [f"locator.{key}" for key in TO_LOOK if key not in preprocess.get("locator", {})]
+    if missing:
+        raise DataError(f"missing: {', '.join(missing)}", f"{where}, [preprocess]", SEE)
+
+
+def _check_numbers(
+    table: dict[str, Any],
+    bounds: dict[str, tuple[float, float]],
+    where: str,
+    whole: bool = False,
+) -> None:
+    for key, (low, high) in bounds.items():
+        value = table.get(key, low)
+        kinds = int if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            kind = "a whole number" if whole else "a number"
+            raise DataError(
+                f"{value!r} is not {kind} from {low:g} to {high:g}", f"{where}, {key}", SEE
+            )
+
+
+def _check_box(box: Any, where: str) -> None:
+    right = isinstance(box, list | tuple) and len(box) == 3
+    for axis in box if right else ():
+        pair = isinstance(axis, list | tuple) and len(axis) == 2
+        numbers = pair and all(isinstance(n, int | float) for n in axis)
+        right = right and numbers and -LARGEST_MM <= axis[0] < axis[1] <= LARGEST_MM
+    if not right:
+        raise DataError(
+            f"{str(box)[:200]} is not a box", where, "write [[left, right], [back, front], "
+            f"[low, high]] in mm, each from {-LARGEST_MM:g} to {LARGEST_MM:g}",
+        )  # fmt: skip

@@ -223,6 +223,12 @@ class Training:
         self.packed = pack_hash(root) if root.is_file() else ""
         self.fixed = new_state(recipe, samples, saved or start)
         self.network, self.average = self._network(), self._network()
+        if recipe.loss.joint and not hasattr(self.network, "every"):
+            raise UsageError(
+                f"the network '{recipe.network['network']}' answers for one head at a time",
+                f"recipe '{recipe.name}', table [loss]",
+                "leave out joint, or take the network unet",
+            )  # fmt: skip
         every = [sample for found in samples.values() for sample in found]
         set_age_scale(self.network, [sample.age_years for sample in every])
         if start:

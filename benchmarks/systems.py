@@ -42,6 +42,7 @@ from tlseg_bids.preprocess.prepare import find_template
 from tlseg_bids.segment.model import load_model, locate
 from tlseg_bids.train.export import export, read_description
 from tlseg_bids.train.loop import train
+from tlseg_bids.train.places import Places
 from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
 from tlseg_bids.volume import load_scan
 from tlseg_bids.zoo.card_file import read_card
@@ -91,7 +92,8 @@ SYSTEMS = {
     "unet-scratch": Setup("systems/monet-fine-tuned", "systems/monet", [12, 24, 48, 96], 96),
     "subcortical-25d": Setup(
         "systems/subcortical-25d", "systems/subcortical-25d", suffixes=("T2w",),
-        protocol="subcortical", changes={"learning_rate": 1e-3},
+        protocol="subcortical",
+        changes={"learning_rate": 1e-3, "places": Places("voxels", voxels=512)},
     ),
     "slant8": Setup(
         "systems/slant8", "systems/slant8", [8, 16, 32, 64], changes={"learning_rate": 1e-3}
@@ -168,12 +170,14 @@ def on_dataset(setup: Setup, dataset: str, fold: int, stage: str = "") -> Recipe
 
 
 def trained(recipe: Recipe, data: Path, out: Path, minutes: float) -> Path:
-    """Train a recipe for so many minutes; the number of steps is decided once and kept."""
+    """Train a recipe for so many minutes.
+
+    The number of steps is decided once, from the first few, which count, and kept.
+    """
     plan = out / f"{recipe.name}.steps.json"
     if not plan.is_file():
         path = train(replace(recipe, steps=10**6), data, out, _quiet, until=TRIAL_STEPS)
         seconds = load_checkpoint(path)["seconds"] / TRIAL_STEPS
-        path.unlink()
         steps = max(round(60 * minutes / seconds), TRIAL_STEPS)
         plan.write_text(json.dumps({"steps": steps, "trial_seconds_a_step": seconds}))
     steps = json.loads(plan.read_text())["steps"]

@@ -80,6 +80,7 @@ def shrunk(recipe: Recipe) -> Recipe:
     return replace(
         recipe, network=network, places=places, patch=patch, spacing_mm=SPACING_MM, box_mm=BOX_MM,
         steps=1, accumulate=1, batch=1, warmup=0,
+        prior_mm=dict.fromkeys(recipe.prior_mm, 2 * SPACING_MM),
     )  # fmt: skip
 
 

@@ -122,6 +122,26 @@ def test_one_example_teaches_both_heads_the_mean_of_their_losses(heads):
     assert moved(run) == {"down", "up", "more_up", "heads"}
 
 
+def test_what_a_network_cannot_do_is_said(heads):
+    network = {"network": "members", "of": {"network": "unet", "features": [2, 4]}, "each": [{}]}
+    recipe = replace(tiny_recipe(), network=network)
+    with pytest.raises(UsageError, match="'members' answers for one head at a time.*tiny.*joint"):
+        Training(replace(recipe, loss=Loss(joint=True)), heads, None)
+    run = Training(replace(recipe, descent=Descent(scope="medium")), heads, None)
+    with pytest.raises(UsageError, match="'medium' counts blocks.*this network has none.*norm"):
+        run.learn([run.draw(run.rng)])
+
+
+def test_a_rim_leaves_out_what_is_far_from_structures(heads):
+    run = Training(plain(loss=Loss(rim=1)), heads, None)
+    one = run.draw(run.rng)
+    logits = torch.zeros_like(one.target, requires_grad=True)
+    run.teach(lambda *_: logits, [one])[0, 0].backward()
+    far = (near(one.target, 1) == 0)[:, None].expand_as(logits)
+    assert float(logits.grad[far].abs().sum()) == 0
+    assert float(logits.grad[~far].abs().sum()) > 0
+
+
 def test_coarser_levels_count_half_each(heads):
     recipe = plain(network={"features": [4, 8, 8], "design": {"supervised": 1}})
     run = Training(replace(recipe, loss=Loss(coarser=0.0)), heads, None)

@@ -15,9 +15,9 @@ from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.labels.mapping import load_mapping
 from tlseg_bids.labels.protocol import COLUMNS, LabelProtocol, load_protocol
 from tlseg_bids.networks import build
-from tlseg_bids.preprocess.register import affine, robust_affine, similarity
+from tlseg_bids.preprocess.register import affine, centroids, robust_affine, similarity
 from tlseg_bids.segment.model import load_model
-from tlseg_bids.train.dataset import IGNORE, load_classes
+from tlseg_bids.train.dataset import IGNORE, label_centroids, load_classes
 from tlseg_bids.train.export import export
 from tlseg_bids.train.loop import train
 from tlseg_bids.train.losses import fold, segmentation_loss, soft_target
@@ -100,6 +100,18 @@ def test_an_exported_model_answers_as_its_checkpoint(heads, recipe, tmp_path):
         torch.testing.assert_close(again["network"][key], value, atol=2e-3, rtol=2e-3)
     with pytest.raises(DataError, match="no network 'judge'.*tiny.toml.*locator"):
         load_start(written.path, "judge")
+
+
+def test_centroids_of_all_labels_are_those_of_each_label():
+    labels = np.random.default_rng(0).integers(0, 5, (6, 7, 8))
+    labels[labels == 3] = 1
+    frame = np.array([[0, 1.5, 0, 4], [2, 0.1, 0, -3], [0, 0, -1, 9], [0, 0, 0, 1]])
+    points, mass = label_centroids(labels, 5, frame)
+    maps = np.stack([(labels == n).astype(np.uint8) for n in range(5)])
+    wanted = centroids(maps, frame)
+    np.testing.assert_array_equal(points, wanted[0])
+    np.testing.assert_array_equal(mass, wanted[1])
+    assert np.isnan(points[3]).all() and mass[3] == 0
 
 
 def test_soft_target_is_the_share_of_each_block():

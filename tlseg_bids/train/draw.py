@@ -22,13 +22,17 @@ from tlseg_bids.train.synth import Random, deformed_positions, example, read_cla
 def atlas(samples: list[Sample], box_mm: list[list[float]], spacing_mm: float) -> Tensor:
     """Mean labels of aligned samples of one protocol and their mirror images, where known.
 
+    In the protocol that the samples are learned in.
+
     Returns
     -------
     Tensor, shape (channels, I, J, K), float32
         At `spacing_mm`; voxel (0, 0, 0) is centred half a voxel inside the box's low corner.
     """
-    protocol = samples[0].protocol
-    classes, channels = load_classes(protocol), len(protocol)
+    first, matrix = samples[0], samples[0].folding()
+    classes = load_classes(first.protocol)
+    protocol = first.protocol if matrix is None else load_protocol(first.taught)
+    channels = len(protocol)
     low = np.array([b[0] for b in box_mm]) + spacing_mm / 4
     size = [round((b[1] - b[0]) / spacing_mm) for b in box_mm]
     axes = [
@@ -38,6 +42,8 @@ def atlas(samples: list[Sample], box_mm: list[list[float]], spacing_mm: float) -
     positions = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     target = torch.as_tensor(np.append(classes.target, np.zeros(256 - len(classes.target), int)))
     target[IGNORE] = IGNORE
+    if matrix is not None:
+        target = folded(target, first.group, matrix)[0]
     total, known = torch.zeros(channels, *size), torch.zeros(size)
     for sample in samples:
         numbers = read_classes(sample, positions, sample.template_from_voxel)

@@ -64,19 +64,9 @@ def new_state(recipe: Recipe, samples: dict[str, list[Sample]], start: dict | No
         alike = [s for s in taught if s.dataset == taught[0].dataset]
         spacing_mm = recipe.prior_mm.get(name, PRIOR_SPACING_MM)
         state["priors"][name] = (
-            known[name] if name in known else _atlas(alike, recipe.box_mm, spacing_mm)
+            known[name] if name in known else atlas(alike, recipe.box_mm, spacing_mm)
         )
     return state
-
-
-def _atlas(samples: list[Sample], box_mm: list[list[float]], spacing_mm: float) -> Tensor:
-    """The atlas in the protocol that the samples are learned in."""
-    found, matrix = atlas(samples, box_mm, spacing_mm), samples[0].folding()
-    if matrix is None:
-        return found
-    found = torch.einsum("tc,cijk->tijk", torch.as_tensor(matrix), found)
-    found[0] += 1 - found.sum(0)
-    return found
 
 
 def lineage(start: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -223,6 +213,12 @@ class Training:
         self.packed = pack_hash(root) if root.is_file() else ""
         self.fixed = new_state(recipe, samples, saved or start)
         self.network, self.average = self._network(), self._network()
+        if recipe.loss.joint and not hasattr(self.network, "every"):
+            raise UsageError(
+                f"the network '{recipe.network['network']}' answers for one head at a time",
+                f"recipe '{recipe.name}', table [loss]",
+                "leave out joint, or take the network unet",
+            )  # fmt: skip
         every = [sample for found in samples.values() for sample in found]
         set_age_scale(self.network, [sample.age_years for sample in every])
         if start:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tlseg_bids.errors import UsageError
+
 ANSWERING = ("heads", "details", "deeper")
 REACH = {"shallow": 1, "medium": 2, "deep": 4}
 CONVOLVES = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose3d)
@@ -56,6 +58,11 @@ def trainable(network: nn.Module, scope: str) -> dict[str, nn.Parameter]:
     doi:10.3389/fninf.2022.1006532). ``frozen-convolutions`` leaves every convolution of the body
     as it is, ``dense`` everything but dense layers and what answers (Kushibar et al. 2019,
     doi:10.1038/s41598-019-43299-z).
+
+    Raises
+    ------
+    UsageError
+        If blocks are to be counted in a network that is no encoder and decoder.
     """
     named = dict(network.named_parameters())
     modules = dict(network.named_modules())
@@ -81,6 +88,11 @@ def trainable(network: nn.Module, scope: str) -> dict[str, nn.Parameter]:
         "all": lambda _: True,
     }
     if scope in REACH:
+        if not hasattr(network, "down"):
+            raise UsageError(
+                f"the scope '{scope}' counts blocks from a bottleneck, and this network has none",
+                "the recipe's table [descent]", "use classifier, norm, frozen-convolutions or all",
+            )  # fmt: skip
         last = len(network.down) - 1
         deep = range(max(1, last - REACH[scope]), last + 1)
         up = range(min(REACH[scope], len(network.up)))

@@ -179,7 +179,7 @@ def test_every_column_is_in_the_dictionary(three_sites) -> None:
     assert said["left_hippocampus_mm3"]["Units"] == "mm^3"
     assert "ComBat by 'site', reference A" in said["left_hippocampus_combat_mm3"]["Description"]
     assert "age_years, sex" in said["left_hippocampus_combat_mm3"]["Description"]
-    assert "10.1148/radiology.172.2.2748838" in said["left_hippocampus_adjusted"]["Description"]
+    assert "Radiology 172:549-554" in said["left_hippocampus_adjusted"]["Description"]
 
 
 def test_saved_parameters_do_the_same_to_the_same_scans_and_serve_new_ones(

@@ -219,7 +219,10 @@ def test_page_reads_what_the_program_writes(tmp_path: Path) -> None:
         voxels=counts, mean_confidence=[0.75 if n else np.nan for n in counts],
     )  # fmt: skip
     confidence = np.full(labels.shape, 191, np.uint8)
-    found = Segmentation(volume, confidence, labels > 0, volumes, {"fill": 0.125}, ("odd shape",))
+    found = Segmentation(
+        volume, confidence, labels > 0, volumes, {"fill": 0.125}, ("odd shape",),
+        verdict="look", reasons=("odd shape", "no units"),
+    )  # fmt: skip
     outputs = Derivatives(out, raw)
     outputs.write_root([job.card], {"aseg": ASEG.table})
     provenance = {"seconds": {"label": 3.5}, "peak_memory_gib": 1.25, "scan_warnings": ["no units"]}
@@ -574,7 +577,7 @@ def test_verdict_names_absent_and_uneven_structures(tmp_path: Path) -> None:
     (scan,), failed = derivatives.labelled_scans(tmp_path, "01")
     assert not failed
     found = verdict(scan, volume_rows(scan))
-    assert found.level == "check"
+    assert found.level == "look"
     assert found.reasons == (
         "dim",
         "cropped",
@@ -585,6 +588,16 @@ def test_verdict_names_absent_and_uneven_structures(tmp_path: Path) -> None:
     file.unlink()
     (scan,), _ = derivatives.labelled_scans(tmp_path, "01")
     assert "there is no volumes table beside the labels" in verdict(scan, volume_rows(scan)).reasons
+
+
+def test_the_verdict_in_the_sidecar_is_the_one_that_counts(tmp_path: Path) -> None:
+    told = {"Decision": "exclude", "Reasons": ["The image is noisy."]}
+    sidecar = {"Verdict": told, "Warnings": ["age is not given"], "Flags": ["dim"]}
+    write_scan(tmp_path, sidecar=sidecar)
+    (scan,), _ = derivatives.labelled_scans(tmp_path, "01")
+    found = verdict(scan, volume_rows(scan))
+    assert (found.level, found.words) == ("exclude", "leave out")
+    assert found.reasons == ("The image is noisy.",)
 
 
 def card(**more) -> ModelCard:

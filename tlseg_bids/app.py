@@ -20,7 +20,9 @@ from tlseg_bids.executors import choose_executor
 from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared, Segmentation
 from tlseg_bids.group import run_group
 from tlseg_bids.plan import describe, make_plan
+from tlseg_bids.plan.choice import outside
 from tlseg_bids.postprocess import probability_maps, to_native
+from tlseg_bids.postprocess.judgement import assess
 from tlseg_bids.postprocess.quality import implausible
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.report.derivatives import all_failures
@@ -30,6 +32,7 @@ from tlseg_bids.resources import peak_memory_gib, restart_peak
 from tlseg_bids.runner import Labour, Progress, Steps, Work, exit_code, run_jobs
 from tlseg_bids.segment.model import Ask, Model, Models, locate, segment
 from tlseg_bids.volume import Volume, load_scan
+from tlseg_bids.zoo.card import age_in_years
 from tlseg_bids.zoo.registry import load_cards
 
 LOG = logging.getLogger(__name__)
@@ -131,6 +134,10 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
         )
         if reason := implausible(segmentation.qc):
             raise ScanError(reason, "", CHECK_SCAN)
+        segmentation = assess(
+            segmentation, scan, model.protocol, prepared.template_from_native,
+            age_in_years(job.scan.age), (*odd, *prepared.warnings, *outside(job.warnings)),
+        )  # fmt: skip
     with steps("write"):
         provenance = {
             "skull_stripped": prepared.skull_stripped,

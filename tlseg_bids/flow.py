@@ -97,7 +97,8 @@ class Segmentation:
 
     `labels` int16; `confidence` uint8 (255 = certain), both on the native grid. `volumes` has a
     row per label of the protocol: index, name, hard_mm3, soft_mm3, voxels, mean_confidence.
-    `unmeasured` says why a score of `qc` is missing.
+    `unmeasured` says why a score of `qc` is missing. `verdict` is ``use``, ``look`` or ``exclude``
+    (`tlseg_bids.postprocess.judgement`), for `reasons`.
     """
 
     labels: Volume
@@ -107,6 +108,8 @@ class Segmentation:
     qc: dict[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     unmeasured: dict[str, str] = field(default_factory=dict)
+    verdict: str = "use"
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ class SegmentationLike(Protocol):
     qc: dict[str, float]
     flags: tuple[str, ...]
     unmeasured: dict[str, str]
+    verdict: str
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,7 @@ def _sidecar(job: JobLike, segmentation: SegmentationLike, provenance: Mapping[s
         "ContrastAgent": job.scan.contrast_agent,
         "Scanner": {key: job.scan.sidecar[key] for key in SCANNER if key in job.scan.sidecar},
         "Warnings": list(job.warnings),
+        "Verdict": {"Decision": segmentation.verdict, "Reasons": list(segmentation.reasons)},
         "Flags": list(segmentation.flags),
         "QualityControl": segmentation.qc,
         "Device": job.device,

@@ -15,7 +15,7 @@ MODEL_FIELDS = ("Name", "Version", "Status", "Sha256", "Licence")
 SHOWN = {
     "Age", "ContentKey", "ContrastAgent", "Description", "Device", "Flags", "Manual", "Model",
     "ModelReason", "ModelsRefused", "PeakMemoryGib", "QualityControl", "ScanWarnings", "Seconds",
-    "Sources", "SpatialReference", "Warnings",
+    "Sources", "SpatialReference", "Verdict",
 }  # fmt: skip
 
 

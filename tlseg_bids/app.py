@@ -149,7 +149,7 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
             "peak_memory_gib": round(peak_memory_gib(), 3),
         }
         maps = None
-        if outputs.probabilities:
+        if outputs.probabilities or job.precomputed:
             every = probability_maps(prediction.probabilities, prediction.grid, scan.grid)
             maps = islice(every, 1, None)  # the background has no row in the table
         files = outputs.write_scan(job, segmentation, provenance, maps)

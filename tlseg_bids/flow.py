@@ -31,6 +31,7 @@ class Job:
     `key` is the content key: a hash of the input file, its sidecar, the card, the weights and the
     program's version. A finished scan with the same key is reused. `companions` are the scans of
     the card's other image channels, in their order; empty for a model of one channel.
+    `precomputed` wants it under the names of other programs too (`tlseg_bids.bids.compat`).
     """
 
     scan: Scan
@@ -42,6 +43,7 @@ class Job:
     device: str
     memory_gib: float
     companions: tuple[Scan, ...] = ()
+    precomputed: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ label map holds the content key and is written last: a run that died is resumed 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from tlseg_bids.bids import compat
 from tlseg_bids.bids.atomic import clean_cell, write_json, write_text, writing_failed
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.bids.names import BrokenName, build_name
@@ -52,6 +54,7 @@ class JobLike(Protocol):
     warnings: tuple[str, ...]
     key: str
     device: str
+    precomputed: bool
 
 
 class SegmentationLike(Protocol):
@@ -79,6 +82,7 @@ class ScanPaths:
     uncertainty: Path | None
     report: Path
     figures: Path
+    precomputed: tuple[Path, ...] = ()
 
     @property
     def sidecar(self) -> Path:
@@ -94,7 +98,8 @@ class ScanPaths:
     @property
     def files(self) -> tuple[Path, ...]:
         """Everything `Derivatives.write_scan` writes: each data file and its JSON."""
-        return tuple(path for data in self.data for path in (data, sidecar_of(data)))
+        own = tuple(path for data in self.data for path in (data, sidecar_of(data)))
+        return own + self.precomputed
 
 
 def sidecar_of(path: Path) -> Path:
@@ -145,7 +150,10 @@ class Derivatives:
         if not self.probabilities:
             probseg = uncertainty = None
         report = self.out_dir / f"sub-{scan.subject}.html"
-        return ScanPaths(dseg, volumes, mask, probseg, uncertainty, report, subject / "figures")
+        other = compat.Precomputed(self.out_dir, scan, protocol).files if job.precomputed else ()
+        return ScanPaths(
+            dseg, volumes, mask, probseg, uncertainty, report, subject / "figures", other
+        )
 
     def finished(self, job: JobLike) -> bool:
         """Whether the scan was done before with the same content key and every file is there."""
@@ -203,7 +211,8 @@ class Derivatives:
             More for the sidecar: seconds per step, peak memory, steps. Keys are written in
             CamelCase (``peak_memory_gib`` becomes ``PeakMemoryGib``).
         probabilities : iterable of ndarray, shape (I, J, K), float 0 to 1
-            One per row of the volumes table; needed if the class was made with `probabilities`.
+            One per row of the volumes table; needed if the class was made with `probabilities`,
+            and for a `precomputed` job.
 
         Returns
         -------
@@ -230,8 +239,17 @@ class Derivatives:
         write_text(paths.volumes, _tsv(volumes))
         write_json(sidecar_of(paths.volumes), {**_column_texts(volumes), **common,
                    **_totals(segmentation), **_calibrated(job), **_model(job)})  # fmt: skip
+        probabilities = probabilities or ()
+        if job.precomputed:
+            table, grid = job.card.protocol_of(job.card.protocol).table, segmentation.labels.grid
+            tissues = np.zeros((len(compat.TISSUES), *grid.shape), np.float32)
+            probabilities = compat.tissue_maps(probabilities, table, tissues)
         if paths.probseg and paths.uncertainty:
-            self._write_fractions(paths, job, segmentation, probabilities or ())
+            self._write_fractions(paths, job, segmentation, probabilities)
+        if job.precomputed:
+            collections.deque(probabilities, maxlen=0)  # those that were not written
+            other = compat.Precomputed(self.out_dir, job.scan, job.card.protocol)
+            other.write(segmentation.labels.data, segmentation.brain_mask, table, tissues)
         write_json(paths.sidecar, {**common, **_sidecar(job, segmentation, provenance)})
         return paths.files
 

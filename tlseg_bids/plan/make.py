@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tlseg_bids.bids.compat import first_of_visit
 from tlseg_bids.bids.scan import Scan, Unusable
 from tlseg_bids.config import Config
 from tlseg_bids.errors import ScanError
@@ -95,6 +96,9 @@ def make_plan(
         except OSError as error:
             reason = f"the file cannot be read to its end ({error.strerror or error})"
             damaged.append(Skip(header.scan, reason, FETCH))
+    if config.compat:
+        first = first_of_visit(job.scan for job in jobs)
+        jobs = [replace(job, precomputed=n in first) for n, job in enumerate(jobs)]
     return Plan(tuple(jobs), (*skips, *damaged, *later))
 
 

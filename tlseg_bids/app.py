@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +33,11 @@ from tlseg_bids.report.subject import write_subject_report
 from tlseg_bids.resources import peak_memory_gib, restart_peak
 from tlseg_bids.runner import Labour, Progress, Steps, Work, exit_code, run_jobs
 from tlseg_bids.segment.model import Ask, Model, Models, locate, segment
-from tlseg_bids.volume import Volume, load_scan
+from tlseg_bids.volume import Grid, Volume, load_scan, load_volume
 from tlseg_bids.zoo.card import age_in_years
 from tlseg_bids.zoo.registry import load_cards
 
+Frame = tuple[Grid, np.ndarray]
 LOG = logging.getLogger(__name__)
 CHECK_SCAN = "check that the scan shows a whole brain and that its header's orientation is right"
 
@@ -87,9 +90,10 @@ def workshop(config: Config) -> Work:
     torch.manual_seed(config.random_seed)
     models = Models(config.offline)
     outputs = Derivatives(config.out_dir, config.bids_dir, config.probabilities)
+    frames: dict[tuple[str, Path], Frame] = {}
 
     def work(job: Job, steps: Steps) -> Outcome:
-        return run_job(job, steps, models, outputs)
+        return run_job(job, steps, models, outputs, frames)
 
     return work
 
@@ -118,7 +122,9 @@ def fine_tune(config: Config, progress: Progress) -> int:
     return adapt(config, answer, progress)
 
 
-def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Outcome:
+def run_job(
+    job: Job, steps: Steps, models: Models, outputs: Derivatives, frames: dict[Any, Frame]
+) -> Outcome:
     """One scan through the house: read, find the brain, label, back to its own grid, write."""
     restart_peak()
     with steps("read"):
@@ -139,6 +145,11 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
             age_in_years(job.scan.age), (*odd, *prepared.warnings, *outside(job.warnings)),
         )  # fmt: skip
     with steps("write"):
+        for number, space in enumerate(job.spaces):
+            grid, there = template_frame(space.file, job, model, frames)
+            matrix = np.linalg.inv(there) @ prepared.template_from_native
+            wanted = Volume(scan.data, Grid(grid.shape, np.linalg.inv(matrix) @ grid.affine))
+            outputs.write_space(job, number, to_native(prediction, wanted, model.protocol), matrix)
         provenance = {
             "skull_stripped": prepared.skull_stripped,
             "steps": list(prepared.steps),
@@ -157,10 +168,19 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
 
 
 def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prepared, Prediction]:
-    """Segment coarsely in a frame, again where that shows that the frame was off, then finely."""
-    options = job.card.preprocess
+    """Segment coarsely until the frame is right, then finely."""
+    prepared = settle(scan, model, frame, job.scan.skull_stripped)
+    mirror = model.card.strategy.get("mirror", False)
+    return prepared, segment(model, prepared, Ask(mirror=mirror))
+
+
+def settle(
+    scan: Volume, model: Model, frame: np.ndarray, skull_stripped: bool | None
+) -> Prepared:  # fmt: skip
+    """Segment coarsely until the frame in which the brain lies does not move any more."""
+    options = model.card.preprocess
     for _ in range(options["rounds"]):
-        prepared = prepare(scan, options, frame, job.scan.skull_stripped)
+        prepared = prepare(scan, options, frame, skull_stripped)
         prediction = segment(model, prepared, Ask(head=len(model.heads) - 1, fine=False))
         frame, distance_mm = better_frame(prediction, frame, model.template)
         if distance_mm < options["settled_mm"]:
@@ -168,8 +188,18 @@ def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prep
     else:
         unsettled = f"the brain's place still moved by {distance_mm:.1f} mm in the last pass"
         prepared = replace(prepared, warnings=(*prepared.warnings, unsettled))
-    mirror = model.card.strategy.get("mirror", False)
-    return prepared, segment(model, prepared, Ask(mirror=mirror))
+    return prepared
+
+
+def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame]) -> Frame:
+    """Grid of a template, and where the model sees the brain in it; found once per model."""
+    key = (job.card.weights.sha256, file)
+    if key not in frames:
+        template = load_volume(file)
+        frame = find_template(template, job.card.preprocess, locate(model), model.template)
+        settled = settle(template, model, frame, None)
+        frames[key] = template.grid, settled.template_from_native
+    return frames[key]
 
 
 def report(config: Config, subjects: set[str], failed: tuple[Outcome, ...]) -> None:

@@ -51,6 +51,8 @@ class Config:
         ``COLUMN=VALUE``: the scans that its corrections are fitted on.
     group_parameters, ratings
         Files that it reads: an earlier fit, and exported ratings.
+    output_spaces : tuple of str
+        Templates as TemplateFlow writes them, that labels are wanted in too.
     executor : str
         ``local``, or ``dask`` for the cluster that `dask` names.
     dask : str or None
@@ -90,6 +92,7 @@ class Config:
     multi_run: str = "each"
     shard: tuple[int, int] = (1, 1)
     compat: bool = False
+    output_spaces: tuple[str, ...] = ()
     probabilities: bool = False
     dry_run: bool = False
     reports_only: bool = False

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.spaces import Space
 from tlseg_bids.volume import Grid, Volume
 from tlseg_bids.zoo.card import ModelCard
 
@@ -31,7 +32,8 @@ class Job:
     `key` is the content key: a hash of the input file, its sidecar, the card, the weights and the
     program's version. A finished scan with the same key is reused. `companions` are the scans of
     the card's other image channels, in their order; empty for a model of one channel.
-    `precomputed` wants it under the names of other programs too (`tlseg_bids.bids.compat`).
+    `precomputed` wants it under the names of other programs too (`tlseg_bids.bids.compat`), and
+    `spaces` in those standard spaces (`tlseg_bids.bids.spaces`).
     """
 
     scan: Scan
@@ -44,6 +46,7 @@ class Job:
     memory_gib: float
     companions: tuple[Scan, ...] = ()
     precomputed: bool = False
+    spaces: tuple[Space, ...] = ()
 
 
 @dataclass(frozen=True)

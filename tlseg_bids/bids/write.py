@@ -24,6 +24,7 @@ from tlseg_bids.bids.names import BrokenName, build_name
 from tlseg_bids.bids.nifti import write_fractions, write_labels
 from tlseg_bids.bids.root import write_root_files
 from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.spaces import Space
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.errors import CannotCreateError
 
@@ -55,6 +56,7 @@ class JobLike(Protocol):
     key: str
     device: str
     precomputed: bool
+    spaces: tuple[Space, ...]
 
 
 class SegmentationLike(Protocol):
@@ -83,6 +85,7 @@ class ScanPaths:
     report: Path
     figures: Path
     precomputed: tuple[Path, ...] = ()
+    standard: tuple[tuple[Path, Path], ...] = ()
 
     @property
     def sidecar(self) -> Path:
@@ -99,7 +102,10 @@ class ScanPaths:
     def files(self) -> tuple[Path, ...]:
         """Everything `Derivatives.write_scan` writes: each data file and its JSON."""
         own = tuple(path for data in self.data for path in (data, sidecar_of(data)))
-        return own + self.precomputed
+        spaces = (
+            path for pair in self.standard for data in pair for path in (data, sidecar_of(data))
+        )
+        return (*own, *self.precomputed, *spaces)
 
 
 def sidecar_of(path: Path) -> Path:
@@ -140,20 +146,26 @@ class Derivatives:
                 build_name(seg, "probseg", ".nii.gz"),
                 build_name({**seg, "desc": "uncertainty"}, "probseg", ".nii.gz"),
             ]
+            for place in job.spaces:
+                there = {**scan.entities, **place.entities}
+                names.append(build_name({**there, "seg": protocol}, "dseg", ".nii.gz"))
+                names.append(build_name({**there, "desc": "brain"}, "mask", ".nii.gz"))
         except BrokenName as reason:
             raise CannotCreateError(
                 str(reason), scan.path, "rename the scan as BIDS asks"
             ) from None
         subject = self.out_dir / f"sub-{scan.subject}"
         folder = subject / f"ses-{scan.session}" if scan.session else subject
-        dseg, volumes, mask, probseg, uncertainty = (folder / "anat" / name for name in names)
+        files = [folder / "anat" / name for name in names]
+        dseg, volumes, mask, probseg, uncertainty, *standard = files
         if not self.probabilities:
             probseg = uncertainty = None
         report = self.out_dir / f"sub-{scan.subject}.html"
         other = compat.Precomputed(self.out_dir, scan, protocol).files if job.precomputed else ()
         return ScanPaths(
-            dseg, volumes, mask, probseg, uncertainty, report, subject / "figures", other
-        )
+            dseg, volumes, mask, probseg, uncertainty, report, subject / "figures", other,
+            tuple(zip(standard[::2], standard[1::2], strict=True)),
+        )  # fmt: skip
 
     def finished(self, job: JobLike) -> bool:
         """Whether the scan was done before with the same content key and every file is there."""
@@ -253,6 +265,36 @@ class Derivatives:
         write_json(paths.sidecar, {**common, **_sidecar(job, segmentation, provenance)})
         return paths.files
 
+    def write_space(
+        self, job: JobLike, number: int, segmentation: SegmentationLike, matrix: np.ndarray
+    ) -> None:
+        """Write labels and mask on the grid of a template; before `write_scan`, which ends a scan.
+
+        Parameters
+        ----------
+        job : Job
+        number : int
+            Of the template in `job.spaces`.
+        segmentation : Segmentation
+            On the template's grid.
+        matrix : ndarray, shape (4, 4)
+            From the world of the scan to that of the template, mm.
+        """
+        space = job.spaces[number]
+        dseg, mask = self.paths(job).standard[number]
+        largest = int(segmentation.volumes["index"].max())
+        write_labels(dseg, segmentation.labels.data, space.file, largest)
+        write_labels(mask, segmentation.brain_mask.astype(np.uint8), space.file, 1)
+        about = {
+            "SpatialReference": f"https://templateflow.s3.amazonaws.com/{_in_archive(space.file)}",
+            "Sources": [job.scan.uri],
+            "TemplateFromScan": np.round(matrix, 6).tolist(),
+            **({"Resolution": f"That of {space}"} if space.res else {}),
+            **_model(job),
+        }
+        write_json(sidecar_of(dseg), {"Manual": False, **about})
+        write_json(sidecar_of(mask), {"Type": "Brain", **about})
+
     def _write_fractions(self, paths: ScanPaths, job, segmentation, probabilities) -> None:
         """Probability of every label (4-D), and 1 minus the winner's (3-D)."""
         scan, names = job.scan.path, [str(name) for name in segmentation.volumes["name"]]
@@ -263,6 +305,13 @@ class Derivatives:
         write_fractions(paths.uncertainty, [doubt], 1, scan)
         text = "1 minus the probability of the label that was chosen"
         write_json(sidecar_of(paths.uncertainty), {"Description": text, **common})
+
+
+def _in_archive(file: Path) -> str:
+    """Path of a template below the root of TemplateFlow."""
+    parts = file.parts
+    start = max(number for number, part in enumerate(parts[:-1]) if part.startswith("tpl-"))
+    return "/".join(parts[start:])
 
 
 def _model(job: JobLike) -> dict[str, Any]:

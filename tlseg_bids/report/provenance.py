@@ -53,6 +53,16 @@ def facts_of(scan: LabelledScan) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
+def calibration_of(scan: LabelledScan) -> str:
+    """What predicted Dice and the intervals rest on; empty where the model was not calibrated."""
+    told = scan.totals.get("Calibration")
+    if not isinstance(told, dict):
+        return ""
+    level = told.get("IntervalLevel")
+    share = f"{level:.0%} intervals; " if isinstance(level, (int, float)) else ""
+    return f"{share}{_text(told.get('How'))}"
+
+
 def qc_rows(scan: LabelledScan) -> list[tuple[str, str]]:
     """Quality scores by name."""
     scores = scan.sidecar.get("QualityControl")

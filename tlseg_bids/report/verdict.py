@@ -34,7 +34,7 @@ class Verdict:
 class VolumeRow:
     """One structure of the volumes table; mm³, confidence 0…1, asymmetry in percent.
 
-    Unknown numbers are NaN.
+    Unknown numbers are NaN. `low_mm3` and `high_mm3` are the ends of the calibrated interval.
     """
 
     index: int
@@ -46,6 +46,8 @@ class VolumeRow:
     confidence: float
     dice: float
     asymmetry: float
+    low_mm3: float = math.nan
+    high_mm3: float = math.nan
 
 
 def asymmetry_percent(left_mm3: float, right_mm3: float) -> float:
@@ -75,6 +77,8 @@ def volume_rows(scan: LabelledScan) -> list[VolumeRow]:
                 confidence=_number(values.get("mean_confidence")),
                 dice=_number(values.get("predicted_dice")),
                 asymmetry=asymmetry_percent(*sides) if sides else math.nan,
+                low_mm3=_number(values.get("soft_low_mm3")),
+                high_mm3=_number(values.get("soft_high_mm3")),
             )
         )
     return rows

@@ -11,6 +11,10 @@ McNeil 1982, doi:10.1148/radiology.143.1.7063747) of the verdict (use < look < e
 half) against all intact scans, its 95 % interval of the bootstrap over persons, and how harmful the
 damage was: the mean Dice of the labels with those of the intact scan, where both lie on one grid. A
 second call goes on with what is in WORK.
+
+``python benchmarks/damage.py DATA --scores`` prints, instead, the range of the image's scores with
+the reference labels of `malc` and `infant`, intact, with noise and with motion, over the persons
+that are not in `SCANS`: what the limits were set on.
 """
 
 from __future__ import annotations
@@ -29,8 +33,11 @@ import pandas as pd
 from scipy import ndimage
 
 from tlseg_bids.bids.tables import read_table
+from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.metrics import dice
+from tlseg_bids.postprocess.image_quality import image_quality
 from tlseg_bids.postprocess.judgement import LEVELS
+from tlseg_bids.volume import Grid, Volume
 
 ROOT = Path(__file__).resolve().parents[1]
 SCANS = {
@@ -59,6 +66,7 @@ KINDS = (
 )  # fmt: skip
 """Damage of each scan, in the order of `copies`."""
 INFANT_YEARS, ADULT_YEARS = 0.5, 35.0
+LABELS = "{}/anat/*_dseg.nii.gz"
 BOOTSTRAP = 2000
 
 
@@ -330,7 +338,37 @@ def main(data: Path, work: Path, options: list[str]) -> int:
     return 0
 
 
+def ranges(data: Path) -> pd.DataFrame:
+    """Least and largest score by dataset, suffix and kind of damage, with reference labels."""
+    rows = []
+    for dataset, labels, protocol in (
+        ("malc", "derivatives/manual", load_protocol("braincolor")),
+        ("infant", "derivatives/jlf", load_protocol("aseg")),
+    ):
+        judged = {scan.split("/")[0] for scan in SCANS[dataset]}
+        for folder in sorted((data / dataset).glob("sub-*")):
+            if folder.name in judged:
+                continue
+            names = np.asanyarray(
+                nib.load(next((data / dataset / labels).glob(LABELS.format(folder.name)))).dataobj
+            ).astype(int)
+            for number, scan in enumerate(sorted(folder.rglob("*_T[12]w.nii.gz"))):
+                image = nib.load(scan)
+                for kind in ("intact", "noise", "motion"):
+                    rng = np.random.default_rng(number)
+                    changed = image if kind == "intact" else DAMAGES[kind](image, rng)
+                    values = changed.get_fdata(dtype=np.float32)
+                    volume = Volume(values, Grid(values.shape, image.affine))
+                    scores = image_quality(volume, names, names > 0, protocol)
+                    suffix = scan.name.removesuffix(".nii.gz").rpartition("_")[2]
+                    rows.append({"dataset": dataset, "suffix": suffix, "kind": kind, **scores})
+    return pd.DataFrame(rows).groupby(["dataset", "suffix", "kind"]).agg(["min", "max"])
+
+
 if __name__ == "__main__":
+    if sys.argv[2:] == ["--scores"]:
+        print(ranges(Path(sys.argv[1]).absolute()).T.to_string(float_format="{:.3g}".format))
+        sys.exit(0)
     if len(sys.argv) < 3:
         sys.exit("usage: python benchmarks/damage.py DATA WORK [option of tlseg …]")
     sys.exit(main(Path(sys.argv[1]).absolute(), Path(sys.argv[2]).absolute(), sys.argv[3:]))

@@ -71,7 +71,7 @@ RULES = (
         "The brain is {factor:.1f} times {size} than at this age: check age and voxel size.",
     ),
     Rule(
-        "expected_dice", -1, 0.6, None,
+        "expected_dice", -1, 0.7, None,
         "The model expects to overlap little with a reference: Dice {value:.2f}.",
     ),
 )  # fmt: skip

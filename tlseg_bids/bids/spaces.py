@@ -78,7 +78,6 @@ def find_template_file(space: Space, offline: bool) -> Path:
     NoInputError
         If it is not on this machine and cannot be fetched, or there is no such file.
     """
-    import requests
     from templateflow import api, conf
 
     query: dict[str, object] = {"suffix": "T1w", "desc": None, "extension": [".nii.gz", ".nii"]}
@@ -99,7 +98,7 @@ def find_template_file(space: Space, offline: bool) -> Path:
     if not offline:
         try:
             api.get(space.name, **query)
-        except (requests.RequestException, OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:  # errors of requests are OSErrors
             problem = f"it cannot be fetched ({type(error).__name__})"
         else:
             return path

@@ -3,6 +3,8 @@
 Usage: ``python benchmarks/calibrate.py DATA WORK DATASET:LABELS:MAPPING [DATASET:LABELS:MAPPING …]
 --fold LOCATOR_0.pt SEGMENTER_0.pt --fold LOCATOR_1.pt SEGMENTER_1.pt [--fold …]
 [--description MODEL.toml] [--subjects N] [--sampled N] [--card CARD.toml]``
+or, where one model has seen none of the scans and OUT is what it made of them,
+``python benchmarks/calibrate.py DATA WORK DATASET:LABELS:MAPPING --labelled OUT``
 
 DATA is the folder of the datasets; LABELS a derivative of DATASET with the reference; MAPPING the
 mapping between the protocols, or ``none``. A subject is labelled by one fold that has not seen it.
@@ -11,6 +13,9 @@ mapping between the protocols, or ``none``. A subject is labelled by one fold th
    than background is possible, the one that makes the reference most likely.
 2. Everything is labelled by the program itself, with the temperature of the other folds.
 3. Predicted Dice and the intervals of volumes, fitted on the other folds, meet the fold's scans.
+
+With ``--labelled`` the folds are the subjects: each is met by what the others taught. There is no
+temperature then, because probabilities are not on disk.
 
 Prints what was found on scans that no number was fitted on, and writes WORK/structures.tsv and
 WORK/calibration.toml, fitted on all folds; `--card` puts it into a card. A second call goes on with
@@ -167,12 +172,7 @@ def label_fold(given: argparse.Namespace, fold: Fold, references: list[Reference
             "--skip-bids-validation", "--participant-label", *subjects,
         ]  # fmt: skip
         subprocess.run(command, check=True)
-        scores = given.work / f"scores-{reference.dataset}-{fold.card.name}.tsv"
-        asked = [str(out), str(given.data / reference.dataset / reference.labels),
-                 "--no-distances", "-o", str(scores)]  # fmt: skip
-        asked += ["--mapping", reference.mapping.name] if reference.mapping else []
-        if evaluate(asked):
-            raise UsageError(f"the scans in {out} cannot be scored", "", "see above")
+        scores = score(given, reference, out, fold.card.name)
         tables.append(structure_rows(out, scores, reference, load_protocol(fold.card.protocol)))
     return pd.concat(tables, ignore_index=True).assign(fold=fold.card.name)
 
@@ -263,23 +263,16 @@ def describe(name: str, table: pd.DataFrame) -> None:
 def main(given: argparse.Namespace) -> int:
     """Sample, label, fit, print and write."""
     references = [Reference.parse(words) for words in given.reference]
+    given.work.mkdir(parents=True, exist_ok=True)
+    if given.labelled:
+        hold_out(given.work, subjects_of(given, references))
+        return 0
     if len(given.fold) < 2:
         raise UsageError("one fold", "", "give two or more --fold, or nothing is held out")
-    given.work.mkdir(parents=True, exist_ok=True)
     every = folds(given, references)
     own, heat = temperatures([samples(given, fold, references) for fold in every])
     tables = [label_fold(given, f, references, t) for f, t in zip(every, own, strict=True)]
-    held = []
-    for number, table in enumerate(tables):
-        others = pd.concat([t for k, t in enumerate(tables) if k != number])
-        usual = table["structure"].map(others.groupby("structure")["dice"].mean())
-        held.append(apply(table, fit(others)).assign(usual=usual))
-        describe(f"fold {number}", held[-1])
-    rows = pd.concat(held, ignore_index=True)
-    rows.to_csv(given.work / "structures.tsv", sep="\t", index=False, float_format="%.5g")
-    for (dataset, suffix), part in rows.groupby(["dataset", "suffix"]):
-        describe(f"{dataset} {suffix}", part)
-    describe("all folds", rows)
+    rows = hold_out(given.work, tables)
     found = rounded(fit(pd.concat(tables)), every[0].card.protocol, heat, rows)
     (given.work / "calibration.toml").write_text(
         tomli_w.dumps({"calibration": found.to_table()}), encoding="utf-8"
@@ -287,6 +280,43 @@ def main(given: argparse.Namespace) -> int:
     if given.card:
         write_card(replace(read_card(given.card), calibration=found), given.card)
     return 0
+
+
+def hold_out(work: Path, tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Each table met by what the others taught, printed and written; all rows."""
+    held = []
+    for number, table in enumerate(tables):
+        others = pd.concat([t for k, t in enumerate(tables) if k != number])
+        usual = table["structure"].map(others.groupby("structure")["dice"].mean())
+        held.append(apply(table, fit(others)).assign(usual=usual))
+        describe(f"fold {number}", held[-1])
+    rows = pd.concat(held, ignore_index=True)
+    rows.to_csv(work / "structures.tsv", sep="\t", index=False, float_format="%.5g")
+    for (dataset, suffix), part in rows.groupby(["dataset", "suffix"]):
+        describe(f"{dataset} {suffix}", part)
+    describe("all folds", rows)
+    return rows
+
+
+def subjects_of(given: argparse.Namespace, references: list[Reference]) -> list[pd.DataFrame]:
+    """A table per subject of what was labelled in ``--labelled``."""
+    protocol, tables = load_protocol(given.protocol), []
+    for reference in references:
+        scores = score(given, reference, given.labelled, "labelled")
+        rows = structure_rows(given.labelled, scores, reference, protocol)
+        tables += [part for _, part in rows.groupby("subject")]
+    return tables
+
+
+def score(given: argparse.Namespace, reference: Reference, out: Path, name: str) -> Path:
+    """Score what lies in `out` against a reference; the table's path."""
+    scores = given.work / f"scores-{reference.dataset}-{name}.tsv"
+    asked = [str(out), str(given.data / reference.dataset / reference.labels),
+             "--no-distances", "-o", str(scores)]  # fmt: skip
+    asked += ["--mapping", reference.mapping.name] if reference.mapping else []
+    if evaluate(asked):
+        raise UsageError(f"the scans in {out} cannot be scored", "", "see above")
+    return scores
 
 
 def rounded(found: Calibration, protocol: str, heat: float, rows: pd.DataFrame) -> Calibration:
@@ -311,7 +341,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     it.add_argument("data", type=Path)
     it.add_argument("work", type=Path)
     it.add_argument("reference", nargs="+")
-    it.add_argument("--fold", nargs=2, action="append", required=True)
+    it.add_argument("--fold", nargs=2, action="append", default=[])
+    it.add_argument("--labelled", type=Path, help="output folder of a model that saw no such scan")
+    it.add_argument("--protocol", default="aseg", help="of --labelled")
     it.add_argument("--description", type=Path, default=DESCRIPTION)
     it.add_argument("--subjects", type=int, help="at most so many per fold and dataset")
     it.add_argument("--sampled", type=int, default=2)

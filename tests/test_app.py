@@ -146,6 +146,24 @@ def test_the_order_of_the_axes_does_not_matter(finished, brain, tmp_path):
         assert np.mean(turned[straight > 0] == straight[straight > 0]) > 0.97
 
 
+def test_labels_land_on_the_structures_of_a_template(finished, brain, tmp_path, monkeypatch):
+    """The template is the scan itself, turned by 10° and moved, so that its labels are known."""
+    bids, out = finished[0], tmp_path / "out"
+    name = "tpl-MNI152NLin2009cAsym"
+    template = tmp_path / name / f"{name}_res-02_T1w.nii.gz"
+    template.parent.mkdir()
+    c, s = np.cos(np.radians(10)), np.sin(np.radians(10))
+    moved = np.array([[1, 0, 0, 7], [0, c, -s, -11], [0, s, c, 5], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(np.asarray(brain.dataobj), moved @ brain.affine), template)
+    monkeypatch.setattr("tlseg_bids.plan.make.find_template_file", lambda *_: template)
+    options = ("--skip-bids-validation", "--output-spaces", "MNI152NLin2009cAsym:res-2")
+    assert run(bids, out, "participant", *options) == 0
+    found = nib.load(next(out.rglob("*_space-MNI152NLin2009cAsym_seg-aseg_res-2_dseg.nii.gz")))
+    np.testing.assert_array_equal(found.affine, nib.load(template).affine)
+    there, here = np.asarray(found.dataobj), np.asarray(labels_of(out, "01").dataobj)
+    assert np.mean(there[here > 0] == here[here > 0]) > 0.9
+
+
 def test_the_sidecar_tells_where_the_labels_come_from(finished):
     _, out = finished
     sidecar = json.loads(next(out.glob("sub-01/anat/*_seg-aseg_dseg.json")).read_text())

@@ -133,12 +133,14 @@ EVERY = [
     "--age", "6 months", "--model", "any", "--models", "m1", "m2", "--licence", "permissive",
     "--protocol", "braincolor",
     "--offline", "--device", "cuda:1", "--nprocs", "8", "--omp-nthreads", "4", "--mem", "12.5G",
-    "-w", "work", "--dry-run", "--probabilities", "--stop-on-first-crash", "--random-seed", "7",
+    "-w", "work", "--dry-run", "--probabilities", "--compat",
+    "--output-spaces", "MNI152NLin6Asym", "MNIInfant:cohort-1",
+    "--stop-on-first-crash", "--random-seed", "7",
     "-vv", "--volume", "soft", "--icv-correction", "ratio", "--head-size", "brain",
     "--combat", "site", "--combat-covariates", "age_years", "sex", "--combat-reference", "A",
     "--fit-where", "dx=hc",
     "--group-parameters", "p.json", "--ratings", "r1", "r2",
-    "--executor", "dask", "--dask", "tcp://host:8786", "--scan-timeout", "90",
+    "--executor", "dask", "--dask", "tcp://host:8786",
 ]  # fmt: skip
 
 
@@ -160,15 +162,17 @@ def test_every_option_arrives(app, everything, tmp_path):
         model_dirs=(tmp_path / "m1", tmp_path / "m2"), licence="permissive",
         protocol="braincolor", age="6 months",
         multi_run="first", shard=(2, 8), dry_run=True, stop_on_first_crash=True, random_seed=7,
-        executor="dask", dask="tcp://host:8786", scan_timeout_minutes=90.0,
-        verbosity=2, offline=True, probabilities=True, command=config.command, volume="soft",
+        executor="dask", dask="tcp://host:8786",
+        verbosity=2, offline=True, probabilities=True, compat=True,
+        output_spaces=("MNI152NLin6Asym", "MNIInfant:cohort-1"), command=config.command,
+        volume="soft",
         icv_correction="ratio", head_size="brain", combat="site",
         combat_covariates=("age_years", "sex"), combat_reference="A", fit_where=("dx=hc",),
         group_parameters=tmp_path / "p.json", ratings=(tmp_path / "r1", tmp_path / "r2"),
     )  # fmt: skip
     assert config.command.startswith("tlseg ")
     assert "--age '6 months'" in config.command
-    untouched = {"reports_only", "boilerplate_only", "compat", "level", *ADAPTATION}
+    untouched = {"scan_timeout_minutes", "reports_only", "boilerplate_only", "level", *ADAPTATION}
     defaults = Config(config.bids_dir, config.out_dir, "participant")
     for field in dataclasses.fields(Config):
         same = getattr(config, field.name) == getattr(defaults, field.name)
@@ -413,7 +417,7 @@ def test_every_option_has_help_and_every_field_an_option():
     assert all(action.help for action in it._actions)
     fields = {field.name for field in dataclasses.fields(Config)}
     unset = fields - {action.dest for action in it._actions}
-    assert unset == {"validate", "compat", "command"}
+    assert unset == {"validate", "command"}
 
 
 def test_the_file_knows_every_long_option():

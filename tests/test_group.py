@@ -179,7 +179,7 @@ def test_every_column_is_in_the_dictionary(three_sites) -> None:
     assert said["left_hippocampus_mm3"]["Units"] == "mm^3"
     assert "ComBat by 'site', reference A" in said["left_hippocampus_combat_mm3"]["Description"]
     assert "age_years, sex" in said["left_hippocampus_combat_mm3"]["Description"]
-    assert "10.1148/radiology.172.2.2748838" in said["left_hippocampus_adjusted"]["Description"]
+    assert "Radiology 172:549-554" in said["left_hippocampus_adjusted"]["Description"]
 
 
 def test_saved_parameters_do_the_same_to_the_same_scans_and_serve_new_ones(
@@ -259,6 +259,22 @@ def test_an_outlier_is_found_listed_and_proposed_for_a_look(tmp_path) -> None:
     assert "left_thalamus" in proposed.loc["sub-07", "reasons"]
     assert (proposed["proposal"] == "use").sum() > 20
     assert len(read(tmp_path / "out", "group_volumes")) == 30
+
+
+def test_a_scan_with_the_verdict_to_leave_it_out_is_proposed_unless_somebody_rated_it(
+    tmp_path,
+) -> None:
+    people = some(12)
+    verdict = {"Verdict": {"Decision": "exclude", "Reasons": ["The image is noisy."]}}
+    for n in (3, 4):
+        people[n] = Person(f"{n:02d}", people[n].volumes, sidecar=verdict)
+    rated = ratings(tmp_path, f"sub-04||{people[4].stem}|pass||me|1||")
+    assert main([*study(tmp_path, people, None), *rated]) == 0
+    proposed = read(tmp_path / "out", "group_exclusion").set_index("participant_id")
+    assert proposed.loc["sub-03", "proposal"] == "exclude"
+    assert proposed.loc["sub-03", "reasons"].startswith("The image is noisy.")
+    assert proposed.loc["sub-04", "proposal"] == "use"
+    assert read(tmp_path / "out", "group_volumes").loc[3, "verdict"] == "exclude"
 
 
 def ratings(tmp_path: Path, *lines: str) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from phantom import PROTOCOL, Phantom, grid_over, rotation
 
@@ -15,6 +17,7 @@ from tlseg_bids.errors import ScanError, UsageError
 from tlseg_bids.labels.mapping import load_mapping
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.metrics import (
+    agreement,
     compare,
     dice,
     summary,
@@ -23,6 +26,7 @@ from tlseg_bids.metrics import (
     volume_similarity,
     weighted_dice,
 )
+from tlseg_bids.report.agreement import write_agreement_page
 from tlseg_bids.volume import Grid, Volume
 
 LEFT, RIGHT = (int(i) for i in PROTOCOL.pairs()[0])
@@ -269,3 +273,41 @@ def test_evaluate_needs_a_protocol(folders, capsys: pytest.CaptureFixture) -> No
     assert main([str(plain), str(reference)]) == 64
     assert "the name has no seg- entity" in capsys.readouterr().err
     assert main([str(plain), str(reference), "--protocol", "aseg", "--no-distances"]) == 0
+
+
+def scored(predicted, reference, index=10, name="Left thalamus") -> pd.DataFrame:
+    """Rows as `compare` gives them, of one structure in several scans."""
+    return pd.DataFrame({
+        "predicted": [f"sub-{n}" for n in range(len(predicted))], "index": index, "name": name,
+        "dice": 0.8, "predicted_mm3": predicted, "reference_mm3": reference,
+    })  # fmt: skip
+
+
+def test_limits_of_agreement_are_those_of_bland_and_altman() -> None:
+    predicted, reference = np.array([110.0, 205, 330, 0]), np.array([100.0, 200, 300, 0])
+    row = agreement(scored(predicted, reference)).iloc[0]
+    gap = np.array([10.0, 5, 30])
+    assert row["scans"] == 3  # the fourth has the structure on neither side
+    assert row["bias_mm3"] == pytest.approx(15)
+    assert row["high_mm3"] - row["bias_mm3"] == pytest.approx(1.96 * gap.std(ddof=1))
+    assert row["bias_mm3"] - row["low_mm3"] == pytest.approx(1.96 * gap.std(ddof=1))
+    assert row["volume_r"] == pytest.approx(np.corrcoef(predicted[:3], reference[:3])[0, 1])
+    assert row["bias_percent"] == pytest.approx(100 * 15 / 207.5)
+
+
+def test_one_scan_has_a_bias_and_no_limits() -> None:
+    row = agreement(scored([10.0], [8.0])).iloc[0]
+    assert row["bias_mm3"] == 2
+    assert np.isnan([row["low_mm3"], row["high_mm3"], row["volume_r"]]).all()
+    assert agreement(scored([0.0], [0.0])).empty
+
+
+def test_the_page_holds_every_structure_and_loads_nothing(tmp_path) -> None:
+    two = [scored([110.0, 205, 330], [100.0, 200, 300]), scored([5.0], [5.0], 11, "<b>odd</b>")]
+    page = write_agreement_page(tmp_path / "a.html", pd.concat(two), "tlseg-evaluate <x>")
+    text = page.read_text()
+    assert text.count("<circle") == 4
+    assert "Left thalamus: bias 15 mm³ over 3 scans" in text
+    assert "<b>odd</b>" not in text
+    assert "tlseg-evaluate &lt;x&gt;" in text
+    assert not re.search(r"(src|href)=\"(?!#|data:)", text)

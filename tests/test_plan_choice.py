@@ -289,6 +289,14 @@ def test_a_forced_model_without_its_channel_skips_the_scan_and_no_other(tmp_path
         choose([pair], scan("FLAIR"), companions=("T1w", "T2w"))
 
 
+def test_a_model_of_several_images_labels_no_template(tmp_path, config):
+    pair = write_model(tmp_path / "m", "pair", channels=("T1w", "T2w"))
+    both = [write_scan(config.bids_dir, {"sub": "02"}, suffix) for suffix in ("T1w", "T2w")]
+    asked = replace(config, model="pair", output_spaces=("MNI152NLin6Asym",), dry_run=True)
+    with pytest.raises(UsageError, match=r"'pair' wants T1w and T2w together, and a template is "):
+        make_plan(both, (), [pair], asked, VERSION)
+
+
 def test_a_study_is_labelled_in_one_protocol(tmp_path, config):
     cards = [
         write_model(tmp_path / "zoo", "any"),

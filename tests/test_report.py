@@ -24,6 +24,7 @@ from tlseg_bids.errors import CannotCreateError, DataError
 from tlseg_bids.flow import Job, Outcome, Plan, Refusal, Segmentation, Skip
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 from tlseg_bids.report import derivatives
+from tlseg_bids.report.changes import changes
 from tlseg_bids.report.display import Display, load_display
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.mosaic import PLANES, mosaics
@@ -219,7 +220,10 @@ def test_page_reads_what_the_program_writes(tmp_path: Path) -> None:
         voxels=counts, mean_confidence=[0.75 if n else np.nan for n in counts],
     )  # fmt: skip
     confidence = np.full(labels.shape, 191, np.uint8)
-    found = Segmentation(volume, confidence, labels > 0, volumes, {"fill": 0.125}, ("odd shape",))
+    found = Segmentation(
+        volume, confidence, labels > 0, volumes, {"fill": 0.125}, ("odd shape",),
+        verdict="look", reasons=("odd shape", "no units"),
+    )  # fmt: skip
     outputs = Derivatives(out, raw)
     outputs.write_root([job.card], {"aseg": ASEG.table})
     provenance = {"seconds": {"label": 3.5}, "peak_memory_gib": 1.25, "scan_warnings": ["no units"]}
@@ -574,7 +578,7 @@ def test_verdict_names_absent_and_uneven_structures(tmp_path: Path) -> None:
     (scan,), failed = derivatives.labelled_scans(tmp_path, "01")
     assert not failed
     found = verdict(scan, volume_rows(scan))
-    assert found.level == "check"
+    assert found.level == "look"
     assert found.reasons == (
         "dim",
         "cropped",
@@ -585,6 +589,39 @@ def test_verdict_names_absent_and_uneven_structures(tmp_path: Path) -> None:
     file.unlink()
     (scan,), _ = derivatives.labelled_scans(tmp_path, "01")
     assert "there is no volumes table beside the labels" in verdict(scan, volume_rows(scan)).reasons
+
+
+def test_the_verdict_in_the_sidecar_is_the_one_that_counts(tmp_path: Path) -> None:
+    told = {"Decision": "exclude", "Reasons": ["The image is noisy."]}
+    sidecar = {"Verdict": told, "Warnings": ["age is not given"], "Flags": ["dim"]}
+    write_scan(tmp_path, sidecar=sidecar)
+    (scan,), _ = derivatives.labelled_scans(tmp_path, "01")
+    found = verdict(scan, volume_rows(scan))
+    assert (found.level, found.words) == ("exclude", "leave out")
+    assert found.reasons == ("The image is noisy.",)
+
+
+def test_sessions_stand_side_by_side_with_their_change(tmp_path: Path) -> None:
+    for session in "ba":
+        write_scan(tmp_path, f"sub-01_ses-{session}_space-T1w")
+    write_scan(tmp_path, "sub-01_ses-b_space-T2w")
+    file = next(tmp_path.rglob("*ses-b_space-T1w*_desc-volumes_dseg.tsv"))
+    table = pd.read_csv(file, sep="\t").set_index("name")
+    before = table.loc["Left hippocampus", "hard_mm3"]
+    table.loc["Left hippocampus", "hard_mm3"] = 1.5 * before
+    table.loc["Left hippocampus", ["soft_low_mm3", "soft_high_mm3"]] = (11.0, 4321.0)
+    table.reset_index().to_csv(file, sep="\t", index=False, na_rep="n/a")
+    scans, _ = derivatives.labelled_scans(tmp_path, "01")
+    (found,) = changes([(scan, volume_rows(scan)) for scan in scans])
+    assert (found.suffix, found.titles) == ("T1w", ("session a, T1w", "session b, T1w"))
+    rows = {name: (volumes, percent) for name, volumes, percent in found.rows}
+    assert rows["Left hippocampus"] == ((before, 1.5 * before), pytest.approx(40))
+    assert rows["Right hippocampus"][1] == 0
+    text = words(report(tmp_path).text)
+    assert "Change between sessions, T1w" in text
+    assert "Change between sessions, T2w" not in text
+    assert text.count("From, mm³ To, mm³") == 1
+    assert "11 4 321" in text
 
 
 def card(**more) -> ModelCard:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,9 @@ from tlseg_bids.executors import choose_executor
 from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared, Segmentation
 from tlseg_bids.group import run_group
 from tlseg_bids.plan import describe, make_plan
+from tlseg_bids.plan.choice import outside
 from tlseg_bids.postprocess import probability_maps, to_native
+from tlseg_bids.postprocess.judgement import assess
 from tlseg_bids.postprocess.quality import HOPEFUL_DICE, SURE_DICE, expected_dice, implausible
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.preprocess.register import TURNS, turned_degrees
@@ -30,9 +34,11 @@ from tlseg_bids.report.subject import write_subject_report
 from tlseg_bids.resources import peak_memory_gib, restart_peak
 from tlseg_bids.runner import Labour, Progress, Steps, Work, exit_code, run_jobs
 from tlseg_bids.segment.model import Ask, Model, Models, locate, segment
-from tlseg_bids.volume import Volume, load_scan
+from tlseg_bids.volume import Grid, Volume, load_scan, load_volume
+from tlseg_bids.zoo.card import age_in_years
 from tlseg_bids.zoo.registry import load_cards
 
+Frame = tuple[Grid, np.ndarray]
 LOG = logging.getLogger(__name__)
 TURNED_DEGREES = 75.0
 TURNED = (
@@ -91,9 +97,10 @@ def workshop(config: Config) -> Work:
     torch.manual_seed(config.random_seed)
     models = Models(config.offline)
     outputs = Derivatives(config.out_dir, config.bids_dir, config.probabilities)
+    frames: dict[tuple[str, Path], Frame] = {}
 
     def work(job: Job, steps: Steps) -> Outcome:
-        return run_job(job, steps, models, outputs)
+        return run_job(job, steps, models, outputs, frames)
 
     return work
 
@@ -123,7 +130,9 @@ def answer(job: Job, model: Model) -> tuple[Prepared, Segmentation]:
     return prepared, to_native(finely(prepared, model), scan, model.protocol)
 
 
-def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Outcome:
+def run_job(
+    job: Job, steps: Steps, models: Models, outputs: Derivatives, frames: dict[Any, Frame]
+) -> Outcome:
     """One scan through the house: read, find the brain, label, back to its own grid, write."""
     restart_peak()
     with steps("read"):
@@ -139,7 +148,16 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
         )
         if reason := implausible(segmentation.qc):
             raise ScanError(reason, "", CHECK_SCAN)
+        segmentation = assess(
+            segmentation, scan, model.protocol, prepared.template_from_native,
+            age_in_years(job.scan.age), (*odd, *prepared.warnings, *outside(job.warnings)),
+        )  # fmt: skip
     with steps("write"):
+        for number, space in enumerate(job.spaces):
+            grid, there = template_frame(space.file, job, model, frames)
+            matrix = np.linalg.inv(there) @ prepared.template_from_native
+            wanted = Volume(scan.data, Grid(grid.shape, np.linalg.inv(matrix) @ grid.affine))
+            outputs.write_space(job, number, to_native(prediction, wanted, model.protocol), matrix)
         provenance = {
             "skull_stripped": prepared.skull_stripped,
             "steps": list(prepared.steps),
@@ -150,7 +168,7 @@ def run_job(job: Job, steps: Steps, models: Models, outputs: Derivatives) -> Out
             "peak_memory_gib": round(peak_memory_gib(), 3),
         }
         maps = None
-        if outputs.probabilities:
+        if outputs.probabilities or job.precomputed:
             every = probability_maps(prediction.probabilities, prediction.grid, scan.grid)
             maps = islice(every, 1, None)  # the background has no row in the table
         files = outputs.write_scan(job, segmentation, provenance, maps)
@@ -231,6 +249,17 @@ def shown_together(scan: Volume, job: Job) -> tuple[Volume, ...]:
         scan if suffix == job.scan.suffix else load_scan(others[suffix])[0]
         for suffix in job.card.channels
     )
+
+
+def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame]) -> Frame:
+    """Grid of a template, and where the model sees the brain in it; found once per model."""
+    key = (job.card.weights.sha256, file)
+    if key not in frames:
+        template, alone = load_volume(file), replace(job.scan, skull_stripped=None)
+        frame = find_template(template, job.card.preprocess, locate(model), model.template)
+        prepared, _ = settle(template, replace(job, scan=alone), model, frame)
+        frames[key] = template.grid, prepared.template_from_native
+    return frames[key]
 
 
 def report(config: Config, subjects: set[str], failed: tuple[Outcome, ...]) -> None:

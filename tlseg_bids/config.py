@@ -55,6 +55,8 @@ class Config:
         Files that it reads: an earlier fit, and exported ratings.
     scan_timeout_minutes : float or None
         Time after which a scan has failed; None is no limit.
+    output_spaces : tuple of str
+        Templates as TemplateFlow writes them, that labels are wanted in too.
     executor : str
         ``local``, or ``dask`` for the cluster that `dask` names.
     dask : str or None
@@ -94,6 +96,7 @@ class Config:
     multi_run: str = "each"
     shard: tuple[int, int] = (1, 1)
     compat: bool = False
+    output_spaces: tuple[str, ...] = ()
     probabilities: bool = False
     dry_run: bool = False
     reports_only: bool = False

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.spaces import Space
 from tlseg_bids.volume import Grid, Volume
 from tlseg_bids.zoo.card import ModelCard
 
@@ -31,6 +32,8 @@ class Job:
     `key` is the content key: a hash of the input file, its sidecar, the card, the weights and the
     program's version. A finished scan with the same key is reused. `companions` are the scans of
     the card's other image channels, in their order; empty for a model of one channel.
+    `precomputed` wants it under the names of other programs too (`tlseg_bids.bids.compat`), and
+    `spaces` in those standard spaces (`tlseg_bids.bids.spaces`).
     """
 
     scan: Scan
@@ -42,6 +45,8 @@ class Job:
     device: str
     memory_gib: float
     companions: tuple[Scan, ...] = ()
+    precomputed: bool = False
+    spaces: tuple[Space, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,8 @@ class Segmentation:
 
     `labels` int16; `confidence` uint8 (255 = certain), both on the native grid. `volumes` has a
     row per label of the protocol: index, name, hard_mm3, soft_mm3, voxels, mean_confidence.
-    `unmeasured` says why a score of `qc` is missing.
+    `unmeasured` says why a score of `qc` is missing. `verdict` is ``use``, ``look`` or ``exclude``
+    (`tlseg_bids.postprocess.judgement`), for `reasons`.
     """
 
     labels: Volume
@@ -107,6 +113,8 @@ class Segmentation:
     qc: dict[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     unmeasured: dict[str, str] = field(default_factory=dict)
+    verdict: str = "use"
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

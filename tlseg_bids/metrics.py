@@ -10,6 +10,8 @@ HD95, mm                  larger of the two directed 95th percentiles of the dis
                           the surfaces. Huttenlocher et al. 1993, doi:10.1109/34.232073
 ASSD, mm                  mean of all distances from either surface to the other.
                           Heimann et al. 2009, doi:10.1109/TMI.2009.2013851
+Limits of agreement       mean difference of volumes ± 1.96 standard deviations over scans.
+                          Bland & Altman 1986, doi:10.1016/S0140-6736(86)90837-8
 ECE                       mean |share that is right − mean confidence| over bins of confidence,
                           weighted by their voxels. Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602
 ========================  ====================================================================
@@ -34,6 +36,7 @@ from tlseg_bids.volume import Grid, Volume
 
 SAME_GRID_MM = 0.01
 MAX_UNKNOWN_SHARE = 0.01
+AGREEMENT_SD = 1.96
 
 
 def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
@@ -183,6 +186,42 @@ def summary(table: pd.DataFrame) -> dict[str, float]:
     for column in ("volume_similarity", "hd95_mm", "assd_mm"):
         out[column] = table[column].mean()
     return {key: float(value) for key, value in out.items()}
+
+
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """How predicted and reference volumes agree over scans, structure by structure.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Rows of `compare` for several scans.
+
+    Returns
+    -------
+    DataFrame
+        index, name, scans (in which either side has the structure), dice (mean), volume_r
+        (Pearson's; NaN below three scans or without spread), bias_mm3 (mean of predicted −
+        reference), sd_mm3 of the difference, low_mm3 and high_mm3 (limits of agreement; NaN for
+        one scan), bias_percent (of the mean of both).
+    """
+    rows = []
+    for (index, name), part in table.groupby(["index", "name"], sort=False):
+        there = part[(part["predicted_mm3"] > 0) | (part["reference_mm3"] > 0)]
+        if there.empty:
+            continue
+        one, other = there["predicted_mm3"], there["reference_mm3"]
+        gap, mean = one - other, (one + other).mean() / 2
+        spread = gap.std(ddof=1)
+        varied = len(there) > 2 and one.std() > 0 and other.std() > 0
+        rows.append({
+            "index": index, "name": name, "scans": len(there), "dice": there["dice"].mean(),
+            "volume_r": float(np.corrcoef(one, other)[0, 1]) if varied else float("nan"),
+            "bias_mm3": gap.mean(), "sd_mm3": spread,
+            "low_mm3": gap.mean() - AGREEMENT_SD * spread,
+            "high_mm3": gap.mean() + AGREEMENT_SD * spread,
+            "bias_percent": 100 * gap.mean() / mean,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _check_same_grid(one: Grid, other: Grid) -> None:

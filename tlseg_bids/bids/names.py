@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 LABEL = re.compile(r"[0-9a-zA-Z+]+")
 INDEX = re.compile(r"[0-9]+")
@@ -77,3 +78,9 @@ def without_extension(name: str) -> str:
         if name.endswith(extension):
             return name.removesuffix(extension)
     return name
+
+
+def in_standard_space(path: Path) -> bool:
+    """Whether a derivative lies in a template's space; that of a scan is named by its suffix."""
+    space = re.search(r"_space-([0-9a-zA-Z+]+)_", path.name)
+    return space is not None and not re.fullmatch(r"\w+w|FLAIR|scan", space[1])

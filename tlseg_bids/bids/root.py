@@ -28,7 +28,7 @@ from tlseg_bids.errors import CannotCreateError, UsageError
 PROGRAM = "tlseg"
 BIDS_VERSION = "1.10.0"
 CONTAINER_VARIABLE = "TLSEG_CONTAINER"
-IGNORED = ("*.html", "figures", "group_*", "models", "logs")
+IGNORED = ("*.html", "figures", "group_*", "models", "logs", "compat")
 DESCRIPTIONS = {
     "brain": "Mask of the brain: every voxel that carries a label other than background",
     "uncertainty": "1 minus the probability of the label that was chosen",

@@ -6,6 +6,7 @@ label map holds the content key and is written last: a run that died is resumed 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -16,12 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from tlseg_bids.bids import compat
 from tlseg_bids.bids.atomic import check_inside, clean_cell, write_json, write_text, writing_failed
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.bids.names import BrokenName, build_name
 from tlseg_bids.bids.nifti import write_fractions, write_labels
 from tlseg_bids.bids.root import write_root_files
 from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.spaces import Space
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.errors import CannotCreateError
 
@@ -52,6 +55,8 @@ class JobLike(Protocol):
     warnings: tuple[str, ...]
     key: str
     device: str
+    precomputed: bool
+    spaces: tuple[Space, ...]
 
 
 class SegmentationLike(Protocol):
@@ -64,6 +69,8 @@ class SegmentationLike(Protocol):
     qc: dict[str, float]
     flags: tuple[str, ...]
     unmeasured: dict[str, str]
+    verdict: str
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ class ScanPaths:
     uncertainty: Path | None
     report: Path
     figures: Path
+    precomputed: tuple[Path, ...] = ()
+    standard: tuple[tuple[Path, Path], ...] = ()
 
     @property
     def sidecar(self) -> Path:
@@ -92,7 +101,11 @@ class ScanPaths:
     @property
     def files(self) -> tuple[Path, ...]:
         """Everything `Derivatives.write_scan` writes: each data file and its JSON."""
-        return tuple(path for data in self.data for path in (data, sidecar_of(data)))
+        own = tuple(path for data in self.data for path in (data, sidecar_of(data)))
+        spaces = (
+            path for pair in self.standard for data in pair for path in (data, sidecar_of(data))
+        )
+        return (*own, *self.precomputed, *spaces)
 
 
 def sidecar_of(path: Path) -> Path:
@@ -133,17 +146,26 @@ class Derivatives:
                 build_name(seg, "probseg", ".nii.gz"),
                 build_name({**seg, "desc": "uncertainty"}, "probseg", ".nii.gz"),
             ]
+            for place in job.spaces:
+                there = {**scan.entities, **place.entities}
+                names.append(build_name({**there, "seg": protocol}, "dseg", ".nii.gz"))
+                names.append(build_name({**there, "desc": "brain"}, "mask", ".nii.gz"))
         except BrokenName as reason:
             raise CannotCreateError(
                 str(reason), scan.path, "rename the scan as BIDS asks"
             ) from None
         subject = self.out_dir / f"sub-{scan.subject}"
         folder = subject / f"ses-{scan.session}" if scan.session else subject
-        dseg, volumes, mask, probseg, uncertainty = (folder / "anat" / name for name in names)
+        files = [folder / "anat" / name for name in names]
+        dseg, volumes, mask, probseg, uncertainty, *standard = files
         if not self.probabilities:
             probseg = uncertainty = None
         report = self.out_dir / f"sub-{scan.subject}.html"
-        return ScanPaths(dseg, volumes, mask, probseg, uncertainty, report, subject / "figures")
+        other = compat.Precomputed(self.out_dir, scan, protocol).files if job.precomputed else ()
+        return ScanPaths(
+            dseg, volumes, mask, probseg, uncertainty, report, subject / "figures", other,
+            tuple(zip(standard[::2], standard[1::2], strict=True)),
+        )  # fmt: skip
 
     def finished(self, job: JobLike) -> bool:
         """Whether the scan was done before with the same content key and every file is there."""
@@ -202,7 +224,8 @@ class Derivatives:
             More for the sidecar: seconds per step, peak memory, steps. Keys are written in
             CamelCase (``peak_memory_gib`` becomes ``PeakMemoryGib``).
         probabilities : iterable of ndarray, shape (I, J, K), float 0 to 1
-            One per row of the volumes table; needed if the class was made with `probabilities`.
+            One per row of the volumes table; needed if the class was made with `probabilities`,
+            and for a `precomputed` job.
 
         Returns
         -------
@@ -230,10 +253,49 @@ class Derivatives:
         write_text(paths.volumes, _tsv(volumes))
         write_json(sidecar_of(paths.volumes), {**_column_texts(volumes), **common,
                    **_totals(segmentation), **_calibrated(job), **_model(job)})  # fmt: skip
+        probabilities = probabilities or ()
+        if job.precomputed:
+            table, grid = job.card.protocol_of(job.card.protocol).table, segmentation.labels.grid
+            tissues = np.zeros((len(compat.TISSUES), *grid.shape), np.float32)
+            probabilities = compat.tissue_maps(probabilities, table, tissues)
         if paths.probseg and paths.uncertainty:
-            self._write_fractions(paths, job, segmentation, probabilities or ())
+            self._write_fractions(paths, job, segmentation, probabilities)
+        if job.precomputed:
+            collections.deque(probabilities, maxlen=0)  # those that were not written
+            other = compat.Precomputed(self.out_dir, job.scan, job.card.protocol)
+            other.write(segmentation.labels.data, segmentation.brain_mask, table, tissues)
         write_json(paths.sidecar, {**common, **_sidecar(job, segmentation, provenance)})
         return paths.files
+
+    def write_space(
+        self, job: JobLike, number: int, segmentation: SegmentationLike, matrix: np.ndarray
+    ) -> None:
+        """Write labels and mask on the grid of a template; before `write_scan`, which ends a scan.
+
+        Parameters
+        ----------
+        job : Job
+        number : int
+            Of the template in `job.spaces`.
+        segmentation : Segmentation
+            On the template's grid.
+        matrix : ndarray, shape (4, 4)
+            From the world of the scan to that of the template, mm.
+        """
+        space = job.spaces[number]
+        dseg, mask = self.paths(job).standard[number]
+        largest = int(segmentation.volumes["index"].max())
+        write_labels(dseg, segmentation.labels.data, space.file, largest)
+        write_labels(mask, segmentation.brain_mask.astype(np.uint8), space.file, 1)
+        about = {
+            "SpatialReference": f"https://templateflow.s3.amazonaws.com/{_in_archive(space.file)}",
+            "Sources": [job.scan.uri],
+            "TemplateFromScan": np.round(matrix, 6).tolist(),
+            **({"Resolution": f"That of {space}"} if space.res else {}),
+            **_model(job),
+        }
+        write_json(sidecar_of(dseg), {"Manual": False, **about})
+        write_json(sidecar_of(mask), {"Type": "Brain", **about})
 
     def _write_fractions(self, paths: ScanPaths, job, segmentation, probabilities) -> None:
         """Probability of every label (4-D), and 1 minus the winner's (3-D)."""
@@ -245,6 +307,13 @@ class Derivatives:
         write_fractions(paths.uncertainty, [doubt], 1, scan)
         text = "1 minus the probability of the label that was chosen"
         write_json(sidecar_of(paths.uncertainty), {"Description": text, **common})
+
+
+def _in_archive(file: Path) -> str:
+    """Path of a template below the root of TemplateFlow."""
+    parts = file.parts
+    start = max(number for number, part in enumerate(parts[:-1]) if part.startswith("tpl-"))
+    return "/".join(parts[start:])
 
 
 def _model(job: JobLike) -> dict[str, Any]:
@@ -270,6 +339,7 @@ def _sidecar(job: JobLike, segmentation: SegmentationLike, provenance: Mapping[s
         "ContrastAgent": job.scan.contrast_agent,
         "Scanner": {key: job.scan.sidecar[key] for key in SCANNER if key in job.scan.sidecar},
         "Warnings": list(job.warnings),
+        "Verdict": {"Decision": segmentation.verdict, "Reasons": list(segmentation.reasons)},
         "Flags": list(segmentation.flags),
         "QualityControl": segmentation.qc,
         "Device": job.device,

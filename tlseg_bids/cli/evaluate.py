@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tlseg_bids.bids.names import in_standard_space
 from tlseg_bids.cli.options import Parser, absolute
 from tlseg_bids.cli.run import report
 from tlseg_bids.errors import NoInputError, NothingSelectedError, TlsegError, UsageError
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ENDINGS = (".nii.gz", ".nii")
+COMPAT = "compat"  # the same labels under other names
 FREE_ENTITIES = ("space", "seg", "desc", "res", "label")
 
 
@@ -37,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         tables, failed = _score_all(pairs, given)
         if tables:
             _write(tables, given.output)
+            if given.output is not None:
+                words = sys.argv[1:] if argv is None else list(argv)
+                _agree(tables, given.output, shlex.join(["tlseg-evaluate", *words]))
         return int(failed)
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -65,7 +71,8 @@ def parser() -> Parser:
     )  # fmt: skip
     it.add_argument(
         "-o", "--output", type=absolute, metavar="TSV",
-        help="write the table there and print the means (default: print the table)",
+        help="write the table there and print the means (default: print the table); beside it, "
+        "agreement of volumes over scans as NAME_agreement.tsv and NAME.html",
     )  # fmt: skip
     it.add_argument(
         "--no-distances", action="store_true", help="leave out the surface distances (faster)"
@@ -115,10 +122,15 @@ def match(predicted: Path, reference: Path) -> list[tuple[Path, Path]]:
 
 
 def label_files(path: Path) -> list[Path]:
-    """The file itself, or every ``*_dseg.nii[.gz]`` below a folder."""
+    """The file itself, or every ``*_dseg.nii[.gz]`` below a folder on the grid of a scan."""
     if path.is_file():
         return [path]
-    return sorted(file for ending in ENDINGS for file in path.rglob(f"*_dseg{ending}"))
+    found = (file for ending in ENDINGS for file in path.rglob(f"*_dseg{ending}"))
+    return sorted(
+        file
+        for file in found
+        if not in_standard_space(file) and COMPAT not in file.relative_to(path).parts
+    )
 
 
 def entities(path: Path) -> dict[str, str]:
@@ -176,6 +188,20 @@ def _protocol_name(path: Path) -> str:
         if part.startswith("seg-"):
             return part.removeprefix("seg-")
     raise UsageError("the name has no seg- entity", path, "say --protocol NAME")
+
+
+def _agree(tables: list[pd.DataFrame], output: Path, command: str) -> None:
+    """Agreement over scans beside the table, as TSV and as a page."""
+    import pandas as pd
+
+    from tlseg_bids.bids.atomic import write_text
+    from tlseg_bids.metrics import agreement
+    from tlseg_bids.report.agreement import write_agreement_page
+
+    table = pd.concat(tables, ignore_index=True)
+    text = agreement(table).to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.5g")
+    write_text(output.with_name(f"{output.stem}_agreement.tsv"), text)
+    write_agreement_page(output.with_suffix(".html"), table, command)
 
 
 def _write(tables: list[pd.DataFrame], output: Path | None) -> None:

@@ -203,6 +203,16 @@ def _run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--probabilities", action="store_true", help="write the probability of every label too"
     )
+    group.add_argument(
+        "--output-spaces", nargs="+", metavar="TEMPLATE",
+        help="write labels on the grid of TemplateFlow templates too, MNI152NLin2009cAsym:res-2 "
+        "or MNIInfant:cohort-2 for example (affine)",
+    )  # fmt: skip
+    group.add_argument(
+        "--compat", action="store_true",
+        help="write OUT_DIR/compat too: the names that fMRIPrep, sMRIPrep and NiBabies read as "
+        "precomputed (one T1w and one T2w of a session)",
+    )  # fmt: skip
     group.add_argument("--random-seed", type=seed, metavar="N", help="seed (default: 0)")
 
 

@@ -23,7 +23,10 @@ from tlseg_bids.errors import OutputError, TlsegError, UsageError
 
 INTERRUPTED = 130
 EXCLUSIVE = ("dry_run", "reports_only", "boilerplate_only")
-TUPLES = ("participants", "sessions", "model_dirs", "combat_covariates", "fit_where", "ratings")
+TUPLES = (
+    "participants", "sessions", "model_dirs", "combat_covariates", "fit_where", "ratings",
+    "output_spaces",
+)  # fmt: skip
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 NO_TELEMETRY = ("NO_ET", "NIPYPE_NO_ET")
 """Keep nipype and its relatives, which niworkflows imports, from calling home."""

@@ -63,8 +63,8 @@ OWN = {
     "model_version": entry("Its version"),
     "content_key": entry("Hash of everything that the labels depend on"),
     "verdict": entry("What the subject's report says at a glance", levels={
-        "pass": "no finding", "check": "a look is advised"}),
-    "reasons": entry("Why a look is advised"),
+        "use": "no finding", "look": "a look is advised", "exclude": "unfit for use"}),
+    "reasons": entry("Why"),
 }  # fmt: skip
 OUTLIERS = {
     **IDENTITY,

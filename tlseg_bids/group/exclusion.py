@@ -128,9 +128,10 @@ def propose(
     Returns
     -------
     Proposal
-        ``exclude`` where somebody rated the present result as failed; ``look`` where it needs an
-        edit, or nobody passed it and the report advises a look, `MANY` structures are outliers
-        (beyond `Z_LIMIT`) or one lies beyond `FAR`; else ``use``.
+        ``exclude`` where somebody rated the present result as failed, or nobody rated it and its
+        verdict is to leave it out; ``look`` where it needs an edit, or nobody passed it and the
+        report advises a look, `MANY` structures are outliers (beyond `Z_LIMIT`) or one lies beyond
+        `FAR`; else ``use``.
     """
     size = np.nan_to_num(np.abs(scores))
     out = [name for name, beyond in zip(names, size > Z_LIMIT, strict=True) if beyond]
@@ -141,7 +142,8 @@ def propose(
         order = sorted(out, key=lambda name: -size[names.index(name)])
         reasons.append(f"{len(out)} outlying volumes: {listed(order, 4)}")
     striking = bool(row.reasons) or len(out) >= MANY or size.max(initial=0.0) > FAR
-    if "fail" in current:
+    unfit = row.facts.get(("", "verdict")) == "exclude" and not current
+    if "fail" in current or unfit:
         proposal = "exclude"
     elif "needs edit" in current or (striking and "pass" not in current):
         proposal = "look"

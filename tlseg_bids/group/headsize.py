@@ -14,7 +14,7 @@ UNITS = {"ratio": "1", "residual": "mm^3", "power-proportion": "mm^3"}
 FORMULAS = {
     "ratio": "volume / head size",
     "residual": "volume − slope · (head size − mean head size), slope of volume on head size by "
-    "least squares (Jack et al. 1989, https://doi.org/10.1148/radiology.172.2.2748838)",
+    "least squares (Jack et al. 1989, Radiology 172:549-554)",
     "power-proportion": "volume · (mean head size / head size)^exponent, exponent by least squares "
     "of log volume on log head size, the mean geometric (Liu et al. 2014, "
     "https://doi.org/10.3389/fnins.2014.00356)",
@@ -86,7 +86,7 @@ def fit_head_size(
 
     References
     ----------
-    residual: https://doi.org/10.1148/radiology.172.2.2748838; power-proportion:
+    residual: Jack et al. 1989, Radiology 172:549-554; power-proportion:
     https://doi.org/10.3389/fnins.2014.00356
     """
     where = f"--icv-correction {method}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tlseg_bids.bids.age import OLDEST_YEARS
@@ -21,6 +21,8 @@ from tlseg_bids.zoo.registry import (
     standings,
 )
 from tlseg_bids.zoo.weights import unavailable
+
+OUTSIDE = "outside the domain of every model"
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,11 @@ def _check_channels(cards: Sequence[ModelCard], scan: Scan, companions: Collecti
         )  # fmt: skip
 
 
+def outside(warnings: Iterable[str]) -> tuple[str, ...]:
+    """Of a job's warnings those that say that the scan is in no model's domain."""
+    return tuple(warning for warning in warnings if warning.startswith(OUTSIDE))
+
+
 def _forced(card: ModelCard, cards: Sequence[ModelCard], why: dict[str, str | None]) -> Choice:
     refused = _others(cards, card, why, f"--model {card.name} was given")
     reason = why[card.name]
@@ -201,7 +208,7 @@ def _robust(
     able: Sequence[ModelCard], cards: Sequence[ModelCard], why: dict[str, str | None], scan: Scan
 ) -> Choice:
     card = most_robust(able, scan)
-    warning = f"outside the domain of every model; model '{card.name}' is {why[card.name]}"
+    warning = f"{OUTSIDE}; model '{card.name}' is {why[card.name]}"
     reason = "the most robust model, as the scan is in no model's domain"
     return Choice(card, reason, _others(cards, card, why, ""), (warning,))
 

@@ -10,7 +10,7 @@ from tlseg_bids.config import Config
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import digest
 
-OUTPUT_OPTIONS = ("compat", "probabilities", "random_seed")
+OUTPUT_OPTIONS = ("compat", "output_spaces", "probabilities", "random_seed")
 """Options that change what is written for a scan."""
 
 

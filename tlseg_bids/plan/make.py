@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tlseg_bids.bids.compat import first_of_visit
 from tlseg_bids.bids.scan import Scan, Unusable
+from tlseg_bids.bids.spaces import find_template_file, parse_space
 from tlseg_bids.config import Config
-from tlseg_bids.errors import ScanError
+from tlseg_bids.errors import ScanError, UsageError
 from tlseg_bids.flow import Job, Plan, Refusal, Skip
 from tlseg_bids.plan.choice import choose, usable_cards
 from tlseg_bids.plan.device import Machine, choose_device
@@ -75,7 +77,10 @@ def make_plan(
     Raises
     ------
     UsageError, DataError
-        As `usable_cards` and `choose_device`: what no scan could change.
+        As `usable_cards` and `choose_device`: what no scan could change; also if templates are
+        wanted of a model that sees several images together.
+    NoInputError
+        If a template of ``--output-spaces`` is not at hand.
     """
     run = _Run(*usable_cards(cards, config), config, version, machine or _machine(config))
     if config.device != "auto" and config.executor == "local":
@@ -95,7 +100,28 @@ def make_plan(
         except OSError as error:
             reason = f"the file cannot be read to its end ({error.strerror or error})"
             damaged.append(Skip(header.scan, reason, FETCH))
+    spaces = tuple(space for text in config.output_spaces for space in parse_space(text))
+    if spaces and not config.dry_run:
+        spaces = tuple(
+            replace(space, file=find_template_file(space, config.offline)) for space in spaces
+        )
+    if spaces:
+        _check_single_images(jobs)
+        jobs = [replace(job, spaces=spaces) if _names_space(job, jobs) else job for job in jobs]
+    if config.compat:
+        first = first_of_visit(job.scan for job in jobs)
+        jobs = [replace(job, precomputed=n in first) for n, job in enumerate(jobs)]
     return Plan(tuple(jobs), (*skips, *damaged, *later))
+
+
+def _check_single_images(jobs: Sequence[Job]) -> None:
+    """Refuse models that a template, which is one image, cannot be shown to."""
+    for card in (job.card for job in jobs):
+        if card.channels:
+            raise UsageError(
+                f"model '{card.name}' wants {' and '.join(card.channels)} together, and a template "
+                "is one image", "--output-spaces", "choose a model of one image with --model",
+            )  # fmt: skip
 
 
 def first_runs(headers: Sequence[_Header]) -> tuple[list[_Header], list[Skip]]:
@@ -173,6 +199,12 @@ def _job(header: _Header, run: _Run, beside: dict[str, Scan]) -> Job:
         scan, choice.card, choice.reason, (*choice.refused, *run.excluded), warnings, key,
         device, memory_gib, channels,
     )  # fmt: skip
+
+
+def _names_space(job: Job, jobs: Sequence[Job]) -> bool:
+    """Whether a scan may name files in a standard space: a T1w goes before its T2w."""
+    beside = (other.scan for other in jobs if other.scan.suffix == "T1w")
+    return job.scan.suffix == "T1w" or all(scan.entities != job.scan.entities for scan in beside)
 
 
 def _age_warning(scan: Scan) -> tuple[str, ...]:

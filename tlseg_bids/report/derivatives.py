@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlparse
 
 import pandas as pd
 
+from tlseg_bids.bids.names import in_standard_space
 from tlseg_bids.bids.tables import read_json, read_table
 from tlseg_bids.errors import DataError
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
@@ -106,7 +107,7 @@ def labelled_scans(out_dir: Path, subject: str) -> tuple[list[LabelledScan], lis
     scans, failed = [], []
     for path in sorted((out_dir / f"sub-{subject}").rglob("*_dseg.nii.gz")):
         match = DSEG_NAME.match(path.name)
-        if match is None or "_desc-" in path.name:
+        if match is None or "_desc-" in path.name or in_standard_space(path):
             continue
         try:
             scans.append(_labelled_scan(path, match, out_dir, links))

@@ -15,7 +15,7 @@ MODEL_FIELDS = ("Name", "Version", "Status", "Sha256", "Licence")
 SHOWN = {
     "Age", "ContentKey", "ContrastAgent", "Description", "Device", "Flags", "Manual", "Model",
     "ModelReason", "ModelsRefused", "PeakMemoryGib", "QualityControl", "ScanWarnings", "Seconds",
-    "Sources", "SpatialReference", "Warnings",
+    "Sources", "SpatialReference", "Verdict",
 }  # fmt: skip
 
 
@@ -51,6 +51,16 @@ def facts_of(scan: LabelledScan) -> list[tuple[str, str]]:
         ("Content key", _text(sidecar.get("ContentKey"))),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def calibration_of(scan: LabelledScan) -> str:
+    """What predicted Dice and the intervals rest on; empty where the model was not calibrated."""
+    told = scan.totals.get("Calibration")
+    if not isinstance(told, dict):
+        return ""
+    level = told.get("IntervalLevel")
+    share = f"{level:.0%} intervals; " if isinstance(level, (int, float)) else ""
+    return f"{share}{_text(told.get('How'))}"
 
 
 def qc_rows(scan: LabelledScan) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from tlseg_bids.bids.atomic import atomic, check_inside
 from tlseg_bids.errors import DataError, TlsegError
 from tlseg_bids.flow import Outcome, Skip
 from tlseg_bids.labels.protocol import LabelProtocol
+from tlseg_bids.report.changes import changes
 from tlseg_bids.report.derivatives import (
     FailedScan,
     LabelledScan,
@@ -27,7 +28,7 @@ from tlseg_bids.report.derivatives import (
 from tlseg_bids.report.display import Display, load_display
 from tlseg_bids.report.methods import methods
 from tlseg_bids.report.mosaic import COLUMNS, WIDTH_PX, Mosaic, mosaics, signed
-from tlseg_bids.report.provenance import facts_of, model_of, qc_rows
+from tlseg_bids.report.provenance import calibration_of, facts_of, model_of, qc_rows
 from tlseg_bids.report.verdict import Verdict, totals, verdict, volume_rows
 from tlseg_bids.report.viewer import (
     colours_of,
@@ -123,6 +124,8 @@ def _section(scan: LabelledScan, scans: int, figures: Path, number: int) -> dict
         "protocol": scan.protocol,
         "rows": rows,
         "with_dice": any(math.isfinite(row.dice) for row in rows),
+        "with_interval": any(math.isfinite(row.low_mm3) for row in rows),
+        "calibration": calibration_of(scan),
         "totals": totals(scan),
         "model": model_of(scan),
         "facts": facts_of(scan),
@@ -190,6 +193,7 @@ def _render(
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             command=command,
             sections=sections,
+            changes=changes([(section["scan"], section["rows"]) for section in sections]),
             failed=failed,
             failed_verdict=Verdict("fail"),
             methods=methods(cards, __version__),

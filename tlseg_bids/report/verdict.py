@@ -1,7 +1,7 @@
-"""What the page says of a scan at a glance: nothing found, or a look is advised, and why.
+"""What the page says of a scan at a glance: use it, look at it, or leave it out, and why.
 
-A verdict sums up what is on disk: warnings, flags and the volumes table. It is no rating; the
-rating is the reader's.
+It is the verdict in the sidecar (`tlseg_bids.postprocess.judgement`) where there is one; else it
+sums up warnings, flags and the volumes table. It is no rating; the rating is the reader's.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from tlseg_bids.report.derivatives import LabelledScan
 
 ASYMMETRY_LIMIT_PERCENT = 30.0
 TOLD = ("Flags", "ScanWarnings", "Warnings")
-WORDS = {"pass": "no finding", "check": "please check", "fail": "failed"}
+WORDS = {"use": "no finding", "look": "please check", "exclude": "leave out", "fail": "failed"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`level` is ``pass``, ``check`` or ``fail``; `reasons` say why, most important first."""
+    """`level` is one of `WORDS`, ``fail`` where there is no result; `reasons`, gravest first."""
 
     level: str
     reasons: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class Verdict:
 class VolumeRow:
     """One structure of the volumes table; mm³, confidence 0…1, asymmetry in percent.
 
-    Unknown numbers are NaN.
+    Unknown numbers are NaN. `low_mm3` and `high_mm3` are the ends of the calibrated interval.
     """
 
     index: int
@@ -46,6 +46,8 @@ class VolumeRow:
     confidence: float
     dice: float
     asymmetry: float
+    low_mm3: float = math.nan
+    high_mm3: float = math.nan
 
 
 def asymmetry_percent(left_mm3: float, right_mm3: float) -> float:
@@ -75,6 +77,8 @@ def volume_rows(scan: LabelledScan) -> list[VolumeRow]:
                 confidence=_number(values.get("mean_confidence")),
                 dice=_number(values.get("predicted_dice")),
                 asymmetry=asymmetry_percent(*sides) if sides else math.nan,
+                low_mm3=_number(values.get("soft_low_mm3")),
+                high_mm3=_number(values.get("soft_high_mm3")),
             )
         )
     return rows
@@ -98,15 +102,22 @@ def totals(scan: LabelledScan) -> list[tuple[str, float, str]]:
 
 
 def verdict(scan: LabelledScan, rows: list[VolumeRow]) -> Verdict:
-    """Sum up warnings, flags and volumes of a labelled scan."""
-    reasons = [str(r) for key in TOLD for r in _listed(scan.sidecar.get(key))]
+    """The verdict on a labelled scan, from what is on disk."""
+    told = scan.sidecar.get("Verdict")
+    level, reasons = "use", []
+    if isinstance(told, dict) and told.get("Decision") in WORDS:
+        level, reasons = told["Decision"], [str(r) for r in _listed(told.get("Reasons"))]
+    else:
+        reasons += [str(r) for key in TOLD for r in _listed(scan.sidecar.get(key))]
+        absent = [row.name for row in rows if row.hard_mm3 == 0]
+        if absent:
+            reasons.append(f"no voxel of {_joined(absent)}")
+        reasons += _asymmetries(rows, scan.protocol)
     if scan.volumes is None:
         reasons.append("there is no volumes table beside the labels")
-    absent = [row.name for row in rows if row.hard_mm3 == 0]
-    if absent:
-        reasons.append(f"no voxel of {_joined(absent)}")
-    reasons += _asymmetries(rows, scan.protocol)
-    return Verdict("check" if reasons else "pass", tuple(dict.fromkeys(reasons)))
+    if reasons and level == "use":
+        level = "look"
+    return Verdict(level, tuple(dict.fromkeys(reasons)))
 
 
 def _asymmetries(rows: list[VolumeRow], protocol: LabelProtocol) -> list[str]:

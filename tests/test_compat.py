@@ -1,0 +1,105 @@
+"""Derivatives that fMRIPrep, sMRIPrep and NiBabies find, asked by their own queries."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.datasets import config, made_up_job, made_up_segmentation, make_dataset
+from tlseg_bids.bids.compat import TISSUES, first_of_visit
+from tlseg_bids.bids.discover import discover
+from tlseg_bids.bids.validate import find_validator
+from tlseg_bids.bids.write import Derivatives
+from tlseg_bids.labels.protocol import load_protocol
+
+NAMES = (
+    "sub-01/ses-a/anat/sub-01_ses-a_run-1_T1w.nii.gz",
+    "sub-01/ses-a/anat/sub-01_ses-a_T2w.nii.gz",
+)
+ASEG = load_protocol("aseg")
+
+
+@pytest.fixture
+def out(tmp_path):
+    """The derivatives of a T1w and a T2w of one session."""
+    raw = make_dataset(tmp_path / "raw", NAMES)
+    outputs = Derivatives(tmp_path / "out", raw)
+    scans, _ = discover(config(raw))
+    for scan in scans:
+        job = dataclasses.replace(made_up_job(scan), precomputed=True)
+        outputs.write_root([job.card], {"aseg": ASEG.table})
+        found = made_up_segmentation(scan)
+        labels = found.labels.data
+        maps = ((labels == index).astype(np.float32) for index in ASEG.indices[1:])
+        files = outputs.write_scan(job, found, {}, maps)
+        assert all(file.is_file() for file in files)
+        assert outputs.finished(job)
+    return outputs.out_dir
+
+
+def names(folder):
+    return sorted(file.name for file in folder.rglob("*.nii.gz"))
+
+
+def test_names_and_values(out):
+    own = ["desc-aseg_dseg", "desc-brain_mask", "dseg", *(f"label-{t}_probseg" for t in TISSUES)]
+    spaces = ("", "space-T1w_", "space-T2w_")
+    expected = sorted(f"sub-01_ses-a_{space}{name}.nii.gz" for space in spaces for name in own)
+    assert names(out / "compat") == expected
+    folder = out / "compat" / "sub-01" / "ses-a" / "anat"
+    aseg = np.asanyarray(nib.load(folder / "sub-01_ses-a_desc-aseg_dseg.nii.gz").dataobj)
+    tissue = np.asanyarray(nib.load(folder / "sub-01_ses-a_dseg.nii.gz").dataobj)
+    for label, code in ((2, 2), (3, 1), (10, 1), (16, 2), (4, 3), (24, 3), (0, 0)):
+        assert set(np.unique(tissue[aseg == label])) <= {code}
+    for name, code in TISSUES.items():
+        file = folder / f"sub-01_ses-a_label-{name}_probseg.nii.gz"
+        np.testing.assert_array_equal(nib.load(file).get_fdata() > 0.99, tissue == code)
+
+
+def test_their_own_queries_find_each_file_once(out):
+    smriprep = pytest.importorskip("smriprep.utils.bids", reason="smriprep is not installed")
+    found = smriprep.collect_derivatives(out / "compat", "01", [], session_id="a")
+    assert found["t1w_mask"].endswith("sub-01_ses-a_desc-brain_mask.nii.gz")
+    assert found["t1w_dseg"].endswith("sub-01_ses-a_dseg.nii.gz")
+    assert [path.split("label-")[1][:3].strip("_") for path in found["t1w_tpms"]] == list(TISSUES)
+    nibabies = pytest.importorskip("nibabies.utils.derivatives", reason="nibabies is not installed")
+    found = nibabies.collect_anatomical_derivatives(out / "compat", "01", [], "a")
+    for space in ("T1w", "T2w"):
+        key = space.lower()
+        for what, name in (
+            ("mask", "desc-brain_mask"),
+            ("dseg", "dseg"),
+            ("aseg", "desc-aseg_dseg"),
+        ):
+            assert found[f"{key}_{what}"].endswith(f"sub-01_ses-a_space-{space}_{name}.nii.gz")
+        assert len(found[f"{key}_tpms"]) == 3
+
+
+@pytest.mark.skipif(find_validator() is None, reason="bids-validator-deno is not installed")
+def test_the_validator_accepts_both_datasets(out):
+    for folder in (out, out / "compat"):
+        answer = subprocess.run(
+            [find_validator(), str(folder), "--json", "--ignoreWarnings"],
+            capture_output=True,
+            check=False,
+        )
+        issues = json.loads(answer.stdout)["issues"]["issues"]
+        assert [issue for issue in issues if issue["severity"] == "error"] == []
+
+
+def test_one_scan_of_a_session_is_taken_before_contrast_agent(tmp_path):
+    raw = make_dataset(tmp_path / "raw", [
+        "sub-01/anat/sub-01_ce-gd_T1w.nii.gz", "sub-01/anat/sub-01_run-1_T1w.nii.gz",
+        "sub-01/anat/sub-01_run-2_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz",
+        "sub-02/anat/sub-02_ce-gd_T1w.nii.gz",
+    ])  # fmt: skip
+    scans, _ = discover(config(raw))
+    taken = [scans[number].path.name for number in sorted(first_of_visit(scans))]
+    assert sorted(taken) == [
+        "sub-01_T2w.nii.gz", "sub-01_run-1_T1w.nii.gz", "sub-02_ce-gd_T1w.nii.gz",
+    ]  # fmt: skip

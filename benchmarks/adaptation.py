@@ -3,27 +3,30 @@
 ``python benchmarks/adaptation.py DATA OUT TASK [--recipes auto …] [--scans 1 3 7] [--draws 0 1 2]
 [--steps 300] [--test 5] [--adults 3]``
 
-TASK is ``infant``: from the first stage of the default model (`benchmarks/start/any-1.toml`, which
-saw adult label maps alone) to infants' T2w; or ``malc``: from the default model (which saw none of
+TASK is ``infant``: from `benchmarks/start/any-adult.toml`, which saw adult label maps and adult
+contrasts alone, to infants' T2w; or ``malc``: from the default model (which saw none of
 these adults) to all BrainCOLOR structures, with a head of its own.
 
 A draw puts the persons in a random order: the last ``--test`` are tested on, the first n are
-learned from. ``scratch`` is a recipe here: random weights in place of the parent's. As in the
-program, the child goes as far from the parent's weights as keeps 0.005 Dice on the synthesised
-rehearsal heads (`tlseg_bids.adapt.judge`); how much it gains is not looked at for that. Test
-scans are labelled as the program would, in the frame that the base found, and scored on their own
-grid. ``adults`` is the mean Dice of the 14 sub-cortical structures of some ``malc`` scans.
+learned from. ``scratch`` is a recipe here: random weights in place of the parent's. Every share of
+the way from the parent's weights to the child's is measured; ``taken`` marks the one that goes
+furthest and loses at most 0.005 Dice on the synthesised rehearsal heads, as the program asks
+(`tlseg_bids.adapt.judge`; it also looks at held-out scans). Test scans are labelled as the program
+would, in the frame that the base found, and scored on their own grid. ``adults`` is the mean Dice
+of the 14 sub-cortical structures of some ``malc`` scans.
 
-A row per draw, n and recipe is appended to OUT/TASK.tsv; what is there is not run again.
+Rows of a draw, n and recipe are appended to OUT/TASK.tsv; what is there is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +60,7 @@ from tlseg_bids.zoo.weights import load_weights
 HERE = Path(__file__).parent
 SCRATCH = "scratch"
 TASKS = {
-    "infant": ("infant", "derivatives/jlf", "T2w", ("any-1", HERE / "start")),
+    "infant": ("infant", "derivatives/jlf", "T2w", ("any-adult", HERE / "start")),
     "malc": ("malc", "derivatives/manual", "T1w", ("any", None)),
 }
 
@@ -146,8 +149,10 @@ def how_to(recipe: str, site: Site, shown: list[Inspected]):
     return choose_recipe(recipe, shown, site.reading)[0]
 
 
-def adapt(site: Site, recipe: str, shown: list[Inspected], steps: int, seed: int):
-    """Train one child; returns it, its recipe's name and what is to be written of it."""
+def adapt(
+    site: Site, recipe: str, shown: list[Inspected], steps: int, seed: int
+) -> Iterator[tuple[Model, dict[str, Any]]]:
+    """Train one child; yields it at every share, the furthest first, with what is said of it."""
     how = how_to(recipe, site, shown)
     material = site.work.material(how, shown, site.base)
     parent = material.parent
@@ -161,20 +166,36 @@ def adapt(site: Site, recipe: str, shown: list[Inspected], steps: int, seed: int
     while tuning.step < steps:
         tuning.learn()
     spent = time.process_time() - begun[0], time.monotonic() - begun[1]
-    state, share, lost = tuning.finish(), max(how.shares), math.nan
-    if recipe != SCRATCH:
-        heads = rehearsal_set(material.maps, parent.box_mm, parent.spacing_mm)
-        before = rehearsal_dice(material.model, heads)
-        for share in sorted(how.shares, reverse=True):
-            child = site.work.child(material, blended(parent.network, state, share))
-            lost = before - rehearsal_dice(child, heads)
-            if lost <= MOST_FORGOTTEN:
-                break
-    child = site.work.child(material, blended(parent.network, state, share))
-    return child, {
-        "used": how.name, "share": share, "rehearsal_lost": lost,
-        "cpu_minutes": spent[0] / 60, "minutes": spent[1] / 60,
-    }  # fmt: skip
+    heads = rehearsal_set(material.maps, parent.box_mm, parent.spacing_mm)
+    before, state, taken = rehearsal_dice(material.model, heads), tuning.finish(), False
+    for share in sorted(how.shares, reverse=True):
+        child = site.work.child(material, blended(parent.network, state, share))
+        lost = before - rehearsal_dice(child, heads)
+        first, taken = not taken and lost <= MOST_FORGOTTEN, taken or lost <= MOST_FORGOTTEN
+        yield child, {
+            "used": how.name, "share": share, "taken": first or recipe == SCRATCH,
+            "rehearsal_lost": lost, "cpu_minutes": spent[0] / 60, "minutes": spent[1] / 60,
+        }  # fmt: skip
+
+
+class Table:
+    """The rows so far, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = pd.read_csv(path, sep="\t") if path.is_file() else pd.DataFrame()
+
+    def has(self, key: dict[str, Any]) -> bool:
+        """Whether there are rows of this run."""
+        return len(self.rows) > 0 and bool(
+            (self.rows[list(key)] == pd.Series(key)).all(axis=1).any()
+        )
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row and write."""
+        self.rows = pd.concat([self.rows, pd.DataFrame([row])], ignore_index=True)
+        self.rows.to_csv(self.path, sep="\t", index=False, float_format="%.4f")
+        print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
 
 
 def main() -> None:
@@ -199,37 +220,33 @@ def main() -> None:
     site = Site(asked.data, kept, TASKS[asked.task], new_head)
     check = (*TASKS["malc"][:3], TASKS[asked.task][3])
     adults = Site(asked.data, kept, check, False, asked.adults)
-    table = asked.out / f"{asked.task}.tsv"
-    done = pd.read_csv(table, sep="\t") if table.is_file() else pd.DataFrame()
+    table = Table(asked.out / f"{asked.task}.tsv")
     for draw in asked.draws:
         order = [str(p) for p in np.random.default_rng(draw).permutation(sorted(site.scans))]
         test = [site.scans[p] for p in order[-asked.test :]]
-        for count in asked.scans:
-            for recipe in asked.recipes:
-                key = {"draw": draw, "scans": count, "recipe": recipe, "steps": asked.steps}
-                if len(done) and (done[list(key)] == pd.Series(key)).all(axis=1).any():
-                    continue
-                shown = [site.scans[p] for p in order[:count]]
-                model, said = adapt(site, recipe, shown, asked.steps, draw)
-                scores = site_dice(model, test)
-                row = {
-                    **key, **said, "dice": np.mean(scores), "dice_sd": np.std(scores, ddof=1),
-                    "adults": adults_dice(model, adults), "learned": " ".join(order[:count]),
-                    "tested": " ".join(order[-asked.test :]),
-                }  # fmt: skip
-                done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
-                done.to_csv(table, sep="\t", index=False, float_format="%.4f")
-                print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
-        key = {"draw": draw, "scans": 0, "recipe": "base", "steps": 0}
-        if not (done[list(key)] == pd.Series(key)).all(axis=1).any():
-            row = {**key, "adults": adults_dice(site.base, adults)}
-            if not new_head:
-                scores = site_dice(site.base, test)
-                row |= {"dice": np.mean(scores), "dice_sd": np.std(scores, ddof=1)}
-            done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
-            done.to_csv(table, sep="\t", index=False, float_format="%.4f")
-    grouped = done.groupby(["recipe", "scans", "steps"])[["dice", "adults", "minutes"]]
-    print(grouped.agg(["mean", "std"]).round(3).to_string())
+
+        def score(model: Model, test: list[Inspected] = test) -> dict[str, float]:
+            found = site_dice(model, test)
+            return {
+                "dice": float(np.mean(found)), "dice_sd": float(np.std(found, ddof=1)),
+                "adults": adults_dice(model, adults),
+            }  # fmt: skip
+
+        base = {"draw": draw, "scans": 0, "recipe": "base", "steps": 0}
+        if not table.has(base):
+            known = {} if new_head else score(site.base)
+            table.add({**base, "taken": True, "adults": adults_dice(site.base, adults), **known})
+        for count, recipe in product(asked.scans, asked.recipes):
+            key = {"draw": draw, "scans": count, "recipe": recipe, "steps": asked.steps}
+            if table.has(key):
+                continue
+            shown = [site.scans[p] for p in order[:count]]
+            people = {"learned": " ".join(order[:count]), "tested": " ".join(order[-asked.test :])}
+            for model, said in adapt(site, recipe, shown, asked.steps, draw):
+                table.add({**key, **said, **score(model), **people})
+    taken = table.rows[table.rows["taken"].astype(bool)]
+    grouped = taken.groupby(["recipe", "scans", "steps"])
+    print(grouped[["dice", "adults", "minutes"]].agg(["mean", "std"]).round(3).to_string())
 
 
 if __name__ == "__main__":

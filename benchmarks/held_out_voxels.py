@@ -65,21 +65,28 @@ class Reference:
 def both_ways(scan: Volume, model: Model) -> tuple[list[np.ndarray], np.ndarray]:
     """Fine probabilities of a scan as it is and of its mirror image, brought back.
 
+    A network with a sub-voxel answer averages the logits of both before it answers; its one answer
+    to the power 1/T is what it says at the temperature T.
+
     Returns
     -------
     probabilities : list of 1 or 2 ndarray, shape (channels, I, J, K)
-        Two where the card asks for the mirror.
+        Two where the probabilities of both are averaged.
     matrix : ndarray, shape (4, 4)
         From native voxels to those of the probabilities.
     """
     card = model.card
-    plain = replace(card, strategy={k: v for k, v in card.strategy.items() if k != "mirror"})
+    alone = model.networks["segmenter"].coarse_only and card.strategy.get("mirror")
+    kept = {k: v for k, v in card.strategy.items() if k != "mirror" or not alone}
+    plain = replace(card, strategy=kept)
     once = replace(model, card=plain)
     frame = find_template(scan, card.preprocess, locate(model), model.template)
-    job = SimpleNamespace(card=plain, scan=SimpleNamespace(skull_stripped=None))
+    job = SimpleNamespace(
+        card=plain, scan=SimpleNamespace(skull_stripped=None, suffix=""), companions=()
+    )
     prepared, straight = label(scan, job, once, frame)
     found = [straight.probabilities]
-    if card.strategy.get("mirror"):
+    if alone:
         found.append(in_the_mirror(once, prepared))
     return found, straight.grid.index_from(scan.grid)
 

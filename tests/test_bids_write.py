@@ -489,7 +489,7 @@ def test_the_root_says_what_the_dataset_is(out, monkeypatch):
     assert content["DatasetLinks"] == {"raw": "../raw"}
     assert content["DatasetType"] == "derivative"
     ignored = (out.out_dir / ".bidsignore").read_text().splitlines()
-    assert ignored == ["*.html", "figures", "group_*", "models", "logs"]
+    assert ignored == ["*.html", "figures", "group_*", "models", "logs", "compat"]
     lines = (out.out_dir / "seg-aseg_dseg.tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["index", "name", "abbreviation", "color", "mapping"]
     assert len(lines) == 1 + len(PROTOCOLS["aseg"])
@@ -507,7 +507,7 @@ def test_another_run_adds_to_the_root_and_keeps_the_rest(out):
     assert [g["Name"] for g in content["GeneratedBy"]] == ["tlseg", "model small", "model second"]
     assert (out.out_dir / "README.md").read_text() == "mine"
     lines = (out.out_dir / ".bidsignore").read_text().splitlines()
-    assert lines == ["mine", "logs", "*.html", "figures", "group_*", "models"]
+    assert lines == ["mine", "logs", "*.html", "figures", "group_*", "models", "compat"]
 
 
 def test_the_bids_folder_is_never_the_output_folder(raw):

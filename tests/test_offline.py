@@ -28,9 +28,10 @@ REACHING = (
 )  # fmt: skip
 REACHED = {
     "bids/lock.py": {"socket"},  # the name of this machine
+    "bids/spaces.py": {"templateflow"},  # templates of --output-spaces
     "executors.py": {"socket", "distributed", "dask_jobqueue"},  # the scheduler that --dask names
     "train/parallel.py": {"torch.distributed"},  # the processes that torchrun started
-    "zoo/weights.py": {"http", "urllib.request"},  # downloads, and nothing else does
+    "zoo/weights.py": {"http", "urllib.request"},  # weights
 }
 WATCHED = """
 import sys

@@ -82,7 +82,8 @@ def load_display(
     except Exception as error:
         raise DataError(f"not readable: {error}", dseg, "run the scan again") from error
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not (spacing >= MIN_SPACING_MM).all() or spacing.max() > MAX_SPACING_MM:
+    plausible = labels.ndim == 3 and (spacing >= MIN_SPACING_MM).all()
+    if not plausible or spacing.max() > MAX_SPACING_MM:
         raise DataError(
             f"shape {labels.shape} with voxels of {' × '.join(f'{s:.3g}' for s in spacing)} mm is "
             "no label map of a head", dseg, "run the scan again",

@@ -46,7 +46,7 @@ class Model:
     priors: dict[str, Tensor]
     device: torch.device
     precision: torch.dtype
-    atlas: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    atlas: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def protocol(self) -> LabelProtocol:

@@ -148,7 +148,7 @@ def test_a_label_map_with_an_impossible_geometry_is_not_drawn(tmp_path, shape, s
 
 SETTINGS = [
     ("spacing_mm = 6.0", "spacing_mm = 0", "0 is not a number from 0.1 to 50 – .*spacing_mm"),
-    ("rounds = 1", "rounds = 1.5", "1.5 is not a whole number from 1 to 100 – .*rounds"),
+    ("rounds = 1", "rounds = 1.5", "1.5 is not a whole number from 0 to 100 – .*rounds"),
     ("[-72.0, 72.0], [-72.0, 72.0], [-72.0, 72.0]", "[-72.0, 72.0]", "is not a box – .*box_mm"),
     ("size = 24", 'size = "x"', "'x' is not a whole number from 1 to 1024 – .*locator, size"),
     ("window = 24", "window = true", "True is not a whole number from 1 to 1024 – .*window"),

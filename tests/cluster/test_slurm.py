@@ -92,7 +92,6 @@ def test_an_array_of_shards_makes_the_files_of_one_run(study, plain, slurm, tmp_
 
     second = sorted(path.name for path in study.bids.glob("sub-*"))[1 + SHARDS]
     until("the second scan of shard 2", lambda: list(locks.glob(f"{second}*.lock")), every_s=0.02)
-    time.sleep(0.5)
     answer(slurm, "scancel", "--signal=KILL", "--full", f"{job}_2")
     until("the death of task 2", lambda: states(slurm, job)["2"] not in ("RUNNING", "COMPLETING"))
     killed, ended = states(slurm, job)["2"], rows()
@@ -106,7 +105,9 @@ def test_an_array_of_shards_makes_the_files_of_one_run(study, plain, slurm, tmp_
     found = read_status(out)
     assert len(found) == SCANS
     assert {scan.status for scan in found} <= {"done", "reused"}
-    assert {scan.scan: scan.times_done for scan in found if scan.times_done != 1} == {}
+    assert {scan.scan: scan.times_done for scan in found if scan.times_done > 1} == {}
+    untold = [scan for scan in found if scan.times_done == 0]  # killed before it could say so
+    assert len(untold) <= 1 and all(scan.status == "reused" for scan in untold)
     assert differences(plain, out) == []
     assert not list(locks.glob("*.lock")), "a lock was left behind"
     sidecars = [json.loads(p.read_text()) for p in out.rglob("*_seg-*_dseg.json")

@@ -43,7 +43,10 @@ def check_settings(preprocess: dict[str, Any], strategy: dict[str, Any], where: 
     _check_numbers(look, LOOK_WHOLE, f"{place}, locator", whole=True)
     place = f"{where}, [strategy]"
     _check_numbers(strategy, STRATEGY, place)
-    _check_numbers(strategy, STRATEGY_WHOLE, place, whole=True)
+    window = strategy.get("window")
+    for side in window if isinstance(window, list) and len(window) == 3 else [window]:
+        shown = {} if side is None else {"window": side}
+        _check_numbers(shown, STRATEGY_WHOLE, place, whole=True)
     if not isinstance(strategy.get("mirror", False), bool):
         raise DataError(
             f"{strategy['mirror']!r} is not a truth value", f"{place}, mirror",

@@ -38,10 +38,10 @@ LONG = "9" * 5000
 
 @pytest.mark.slow
 def test_mutated_files_give_a_result_or_a_sentence():
-    words = (sys.executable, ROOT / "benchmarks" / "fuzz.py", "500", "--seed", "7")
+    words = (sys.executable, ROOT / "benchmarks" / "fuzz.py", "150", "--seed", "7")
     said = subprocess.run(words, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
-    assert "| all 5" in said.stdout
+    assert "| all 1" in said.stdout
 
 
 def test_an_offset_of_infinity(tmp_path):

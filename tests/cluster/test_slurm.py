@@ -17,7 +17,7 @@ import pytest
 import tomli_w
 
 from tests.cluster.compare import differences
-from tests.cluster.conftest import LIMIT_S, ROOT, SCANS, THREADS, environment
+from tests.cluster.conftest import LIMIT_S, LONG, ROOT, SCANS, THREADS, environment
 from tests.heads import tiny_recipe, write_heads
 from tlseg_bids.bids.status import read_status
 from tlseg_bids.train.recipe import load_checkpoint
@@ -115,6 +115,7 @@ def test_an_array_of_shards_makes_the_files_of_one_run(study, plain, slurm, tmp_
     assert len([s for s in sidecars if "ContentKey" in s]) == SCANS
 
 
+@pytest.mark.skipif(not os.environ.get(LONG), reason=f"set {LONG}=1: over half a minute")
 def test_workers_that_dask_jobqueue_submits_label_scans(study, plain, slurm, tmp_path):
     """The cluster file of docs/cluster.md, with two small jobs."""
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed (extra 'dask')")
@@ -137,6 +138,7 @@ def test_workers_that_dask_jobqueue_submits_label_scans(study, plain, slurm, tmp
     assert all((out / file).read_bytes() == (plain / file).read_bytes() for file in files)
 
 
+@pytest.mark.skipif(not os.environ.get(LONG), reason=f"set {LONG}=1: over half a minute")
 def test_two_nodes_train_together(slurm, tmp_path):
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(tomli_w.dumps({**asdict(tiny_recipe()), "steps": 2}))

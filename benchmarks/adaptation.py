@@ -84,8 +84,8 @@ class Site:
         A row of `TASKS`.
     new_head : bool
         Whether the labels keep their own protocol.
-    persons : set of str, optional
-        Only these.
+    persons : int, optional
+        Only so many, the first by label.
     """
 
     def __init__(
@@ -234,8 +234,8 @@ def main() -> None:
 
         base = {"draw": draw, "scans": 0, "recipe": "base", "steps": 0}
         if not table.has(base):
-            known = {} if new_head else score(site.base)
-            table.add({**base, "taken": True, "adults": adults_dice(site.base, adults), **known})
+            known = {"adults": adults_dice(site.base, adults)} if new_head else score(site.base)
+            table.add({**base, "taken": True, **known})
         for count, recipe in product(asked.scans, asked.recipes):
             key = {"draw": draw, "scans": count, "recipe": recipe, "steps": asked.steps}
             if table.has(key):

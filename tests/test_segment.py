@@ -22,12 +22,13 @@ from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.metrics import dice
 from tlseg_bids.networks import build
 from tlseg_bids.postprocess import to_native
+from tlseg_bids.postprocess.plausibility import turned_degrees
 from tlseg_bids.postprocess.quality import expected_dice, implausible
 from tlseg_bids.preprocess import prepare as prepare_module
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.intensity import standardise
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
-from tlseg_bids.preprocess.register import TURNS, centroids, turned_degrees
+from tlseg_bids.preprocess.register import TURNS, centroids
 from tlseg_bids.segment.fine import open_voxels
 from tlseg_bids.segment.model import Ask, _answer, _mirrored, load_model, locate, segment
 from tlseg_bids.volume import Grid, Volume

@@ -25,9 +25,10 @@ from tlseg_bids.plan import describe, make_plan
 from tlseg_bids.plan.choice import outside
 from tlseg_bids.postprocess import probability_maps, to_native
 from tlseg_bids.postprocess.judgement import assess
+from tlseg_bids.postprocess.plausibility import turned_degrees
 from tlseg_bids.postprocess.quality import HOPEFUL_DICE, SURE_DICE, expected_dice, implausible
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
-from tlseg_bids.preprocess.register import TURNS, turned_degrees
+from tlseg_bids.preprocess.register import TURNS
 from tlseg_bids.report.derivatives import all_failures
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.subject import write_subject_report

@@ -78,15 +78,6 @@ TURNS = tuple(
 """No turn, and half turns about x, y and z: a header that confuses two directions makes one."""
 
 
-def turned_degrees(template_from_world: np.ndarray) -> float:
-    """By how many degrees, 0 to 180, the head is turned against upright.
-
-    The angle of the rotation in the polar decomposition of a frame (4, 4).
-    """
-    u, _, vt = np.linalg.svd(template_from_world[:3, :3])
-    return float(np.degrees(np.arccos(np.clip((np.trace(u @ vt) - 1) / 2, -1, 1))))
-
-
 LANDMARK_PROBABILITY = 0.3
 LEAST_MM3 = 100.0
 LEAST_LANDMARKS = 6

@@ -19,6 +19,7 @@ import numpy as np
 from scipy import ndimage
 
 from tlseg_bids.adapt.reading import IGNORE, Reading
+from tlseg_bids.postprocess.image_quality import explained as variance_between
 from tlseg_bids.volume import Grid, Volume
 
 LARGE_MM3 = 1000.0
@@ -104,13 +105,7 @@ def measure(
 def explained(values: np.ndarray, classes: np.ndarray) -> float:
     """Share of the variance of `values` that their `classes` explain, `IGNORE` left out; 0 to 1."""
     keep = classes != IGNORE
-    values, classes = values[keep], classes[keep]
-    if len(values) < 2 or values.var() == 0:
-        return 0.0
-    count = np.bincount(classes)
-    sums = np.bincount(classes, values)
-    means = sums / np.maximum(count, 1)
-    return float((count * (means - values.mean()) ** 2).sum() / len(values) / values.var())
+    return variance_between(values[keep], classes[keep]) if keep.any() else 0.0
 
 
 def _folded(channels: np.ndarray, group: np.ndarray) -> np.ndarray:

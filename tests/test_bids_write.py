@@ -238,6 +238,19 @@ def test_probabilities_that_do_not_fit_are_a_sentence(tmp_path, maps, what):
     assert [path.name for path in tmp_path.iterdir()] == ["a_T1w.nii.gz"]
 
 
+def test_the_uncertainty_is_the_entropy_of_all_labels(out, job):
+    out.probabilities = True
+    number = len(made_up_segmentation(job.scan).volumes)
+    shares = np.zeros((number, *SHAPE), np.float32)
+    shares[0] = 1  # sure
+    shares[:, 0] = 1 / number  # all alike
+    shares[:2, 1], shares[2:, 1] = 0.5, 0  # two of them
+    write(out, job, probabilities=iter(shares))
+    found = nib.load(out.paths(job).uncertainty).get_fdata()
+    for plane, expected in ((0, 1), (1, np.log(2) / np.log(number)), (2, 0)):
+        assert found[plane] == pytest.approx(expected, abs=1 / 255), plane
+
+
 def test_the_sidecar_says_where_the_labels_come_from(out, job):
     write(out, job)
     content = json.loads(out.paths(job).sidecar.read_text())

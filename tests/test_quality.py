@@ -130,7 +130,7 @@ def test_a_turned_head_is_measured_whatever_the_size_of_the_brain(angle: float) 
 
 
 GOOD = {
-    "snr": 40.0, "explained": 0.6, "cut_mm2": 0.0, "turned_degrees": 20.0, "brain_by_age": 0.1,
+    "snr": 40.0, "explained": 0.6, "cut_mm2": 0.0, "brain_by_age": 0.1,
     "expected_dice": 0.8, "brain_mm3": 1.2e6, "expected_brain_mm3": 1.3e6,
 }  # fmt: skip
 

@@ -41,7 +41,7 @@ from tlseg_bids.zoo.registry import load_cards
 
 Frame = tuple[Grid, np.ndarray]
 LOG = logging.getLogger(__name__)
-TURNED_DEGREES = 75.0
+TURNED_DEGREES = 60.0
 TURNED = (
     "by the header the head is turned by {:.0f}° from upright: the header is probably wrong, and "
     "if it mirrors instead of turning, left and right are exchanged in the labels; "

@@ -9,20 +9,21 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from tlseg_bids.bids import compat
 from tlseg_bids.bids.atomic import check_inside, clean_cell, write_json, write_text, writing_failed
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.bids.names import BrokenName, build_name
 from tlseg_bids.bids.nifti import write_fractions, write_labels
-from tlseg_bids.bids.root import write_root_files
+from tlseg_bids.bids.root import DESCRIPTIONS, write_root_files
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.spaces import Space
 from tlseg_bids.bids.tables import read_json
@@ -63,7 +64,6 @@ class SegmentationLike(Protocol):
     """What is needed of `tlseg_bids.flow.Segmentation`."""
 
     labels: Any
-    confidence: np.ndarray
     brain_mask: np.ndarray
     volumes: pd.DataFrame
     qc: dict[str, float]
@@ -298,15 +298,36 @@ class Derivatives:
         write_json(sidecar_of(mask), {"Type": "Brain", **about})
 
     def _write_fractions(self, paths: ScanPaths, job, segmentation, probabilities) -> None:
-        """Probability of every label (4-D), and 1 minus the winner's (3-D)."""
+        """Probability of every label (4-D), and the entropy of all of them (3-D)."""
         scan, names = job.scan.path, [str(name) for name in segmentation.volumes["name"]]
         common = {"SpatialReference": job.scan.uri, "Sources": [job.scan.uri], **_model(job)}
-        write_fractions(paths.probseg, probabilities, len(names), scan)
+        entropy = np.zeros(segmentation.labels.data.shape, np.float32)
+        passing = add_entropy(probabilities, len(names), entropy)
+        write_fractions(paths.probseg, passing, len(names), scan)
         write_json(sidecar_of(paths.probseg), {"LabelMap": names, **common})
-        doubt = (255 - segmentation.confidence.astype(np.float32)) / 255
-        write_fractions(paths.uncertainty, [doubt], 1, scan)
-        text = "1 minus the probability of the label that was chosen"
+        write_fractions(paths.uncertainty, [entropy], 1, scan)
+        text = DESCRIPTIONS["uncertainty"]
         write_json(sidecar_of(paths.uncertainty), {"Description": text, **common})
+
+
+def add_entropy(
+    probabilities: Iterable[np.ndarray], count: int, entropy: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Pass every label's probabilities on, and add up their entropy.
+
+    Parameters
+    ----------
+    probabilities : iterable of ndarray, shape (I, J, K)
+        Of `count` labels, 0 to 1, background among them.
+    count : int
+        How many there are.
+    entropy : ndarray of float32, shape (I, J, K)
+        Zeros; once all were passed on, Shannon's entropy (1948,
+        doi:10.1002/j.1538-7305.1948.tb01338.x) over log `count`, its largest value: 0 to 1.
+    """
+    for one in probabilities:
+        entropy += special.entr(one, dtype=np.float32) / np.float32(np.log(max(count, 2)))
+        yield one
 
 
 def _in_archive(file: Path) -> str:

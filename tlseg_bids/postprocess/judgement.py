@@ -62,11 +62,6 @@ RULES = (
         "The scan ends inside the brain, on an area of {value:.0f} mm².",
     ),
     Rule(
-        "turned_degrees", 1, 60.0, None,
-        "The brain is turned by {value:.0f}° against the axes that the header names: orientation, "
-        "left and right are in doubt.",
-    ),
-    Rule(
         "brain_by_age", 1, math.log(1.5), math.log(2.0),
         "The brain is {factor:.1f} times {size} than at this age: check age and voxel size.",
     ),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from phantom import PROTOCOL, Phantom, grid_over
 from scipy import ndimage
 from test_postprocess import one_hot, truth
 
 from tlseg_bids.flow import Prediction
+from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.postprocess.image_quality import (
     cut_mm2,
@@ -25,6 +27,7 @@ from tlseg_bids.postprocess.plausibility import (
     expected_brain_mm3,
     turned_degrees,
 )
+from tlseg_bids.postprocess.references import compare, load_references
 from tlseg_bids.volume import Volume
 
 SMALL = Phantom(0.6)
@@ -180,3 +183,47 @@ def test_assessing_adds_scores_and_a_verdict_and_leaves_the_labels() -> None:
     assert {"snr", "turned_degrees", "brain_euler_number", "brain_by_age"} <= set(after.qc)
     assert "brain_by_age" not in assess(before, scan, PROTOCOL, np.eye(4), None).qc
     assert all(math.isfinite(value) for name, value in after.qc.items() if name in GOOD)
+
+
+# Usual at an age ---------------------------------------------------------------------------------
+
+
+def usual(group: str, age: float) -> tuple[pd.DataFrame, float, float]:
+    """A brain of 1.2 l whose structures have the mean share of a group."""
+    known = load_references()
+    known = known[known["group"] == group]
+    table = load_protocol("aseg").table.set_index("index").loc[known["index"], ["name"]]
+    mm3 = 1.2e6 * np.exp(known["log_share"].to_numpy())
+    return table.assign(hard_mm3=mm3).reset_index(), 1.2e6, age
+
+
+@pytest.mark.parametrize("group", load_references()["group"].unique())
+def test_usual_volumes_are_no_reason_and_score_about_nought(group: str) -> None:
+    young = load_references().set_index("group").loc[group, "youngest"].iloc[0]
+    scores, said = compare(*usual(group, young), load_protocol("aseg"))
+    assert said == ()
+    assert scores["volume_z"].abs().max() == pytest.approx(0, abs=1e-9)
+    assert scores["side_z"].abs().max() < 3
+
+
+def test_a_structure_a_fifth_as_large_and_a_side_twice_the_other_are_told() -> None:
+    table, brain, age = usual("adults of 19 to 34 years", 25.0)
+    for index, factor in ((53, 0.2), (10, 0.4)):
+        table.loc[table["index"] == index, "hard_mm3"] *= factor
+    scores, said = compare(table, brain, age, load_protocol("aseg"))
+    assert said == (
+        "Right hippocampus: 0.2 times the share of the brain that is usual in adults of 19 to 34 "
+        "years.",
+        "Left and right thalamus differ as is unusual in adults of 19 to 34 years.",
+        "Left and right hippocampus differ as is unusual in adults of 19 to 34 years.",
+    )
+    assert scores.loc[53, "volume_z"] < -5
+    assert scores.loc[10, "side_z"] > 4
+
+
+def test_without_age_group_or_protocol_nothing_is_compared() -> None:
+    table, brain, _ = usual("adults of 19 to 34 years", 25.0)
+    for age, protocol in ((None, "aseg"), (70.0, "aseg"), (25.0, "braincolor")):
+        scores, said = compare(table, brain, age, load_protocol(protocol))
+        assert scores.empty
+        assert said == ()

@@ -43,6 +43,12 @@ COLUMNS = {
     "voxels": ("Number of voxels that carry the label", None),
     "mean_confidence": ("Mean probability of the label over its own voxels, 0 to 1", None),
     "predicted_dice": ("Dice overlap to expect with a reference, 0 to 1", None),
+    "volume_z": (
+        "Share of the brain against persons of this age: distance from their mean over "
+        "the spread of a further one",
+        None,
+    ),
+    "side_z": ("The same of (right − left) ÷ mean of both, at the left structure", None),
 }
 
 

@@ -22,6 +22,7 @@ from tlseg_bids.postprocess.plausibility import (
     expected_brain_mm3,
     turned_degrees,
 )
+from tlseg_bids.postprocess.references import compare
 from tlseg_bids.volume import Volume
 
 LEVELS = ("use", "look", "exclude")
@@ -98,7 +99,8 @@ def assess(
     Segmentation
         New in `qc`: `image_quality`; ``turned_degrees``; ``brain_euler_number`` (1 for one piece
         without handles; the mask has no holes); where the age is known, ``expected_brain_mm3``
-        and ``brain_by_age`` (|ln(brain ÷ expected)|).
+        and ``brain_by_age`` (|ln(brain ÷ expected)|). New in `volumes`: ``volume_z`` and
+        ``side_z``, and in `flags` what they find unusual (`tlseg_bids.postprocess.references`).
     """
     qc = dict(segmentation.qc)
     mask = segmentation.brain_mask
@@ -109,8 +111,14 @@ def assess(
     if age_years is not None and qc["brain_mm3"] > 0:
         qc["expected_brain_mm3"] = expected_brain_mm3(age_years)
         qc["brain_by_age"] = abs(math.log(qc["brain_mm3"] / qc["expected_brain_mm3"]))
-    level, reasons = judge(qc, segmentation.flags, warnings)
-    return replace(segmentation, qc=qc, verdict=level, reasons=reasons)
+    scores, unusual = compare(segmentation.volumes, qc["brain_mm3"], age_years, protocol)
+    scores = scores.reindex(segmentation.volumes["index"])
+    volumes = segmentation.volumes.assign(**{name: scores[name].to_numpy(float) for name in scores})
+    found = (*segmentation.flags, *unusual)
+    level, reasons = judge(qc, found, warnings)
+    return replace(
+        segmentation, qc=qc, volumes=volumes, flags=found, verdict=level, reasons=reasons
+    )
 
 
 def judge(

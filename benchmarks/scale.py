@@ -2,17 +2,32 @@
 
 Usage: ``python benchmarks/scale.py`` prints the tables of docs/explanation/scale.md as Markdown.
 ``--price`` and ``--gpu-seconds`` put in your own price and your own measurement on a GPU.
+
+``python benchmarks/scale.py --measure BIDS_DIR OUT_DIR [--float32] [option of tlseg …]`` labels a
+dataset into a new folder and prints, per scan, the figures of `PerScan` as JSON: processor seconds,
+not seconds on the clock, so that other jobs of the machine disturb little.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
+import resource
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 SCANS = (100, 10_000, 100_000)
 CORES_PER_NODE = 32
 NODES = 20
 HOUR = 3600.0
+ROOT = Path(__file__).resolve().parents[1]
+RUN = "import sys; from tlseg_bids.cli.run import main; sys.exit(main(sys.argv[1:]))"
+FLOAT32 = """import torch
+torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
+"""
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,26 @@ def _size(mib: float) -> str:
     return f"{mib:.1f} MiB"
 
 
+def measure(bids_dir: Path, out_dir: Path, float32: bool, options: list[str]) -> dict[str, float]:
+    """Label every scan of a dataset on the CPU and say what one of them cost, start included."""
+    if out_dir.exists():
+        sys.exit(f"{out_dir} is there already: name a new folder, nothing may be reused")
+    words = [str(bids_dir), str(out_dir), "participant", "--device", "cpu", *options]
+    code = FLOAT32 + RUN if float32 else RUN
+    subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with next((out_dir / "logs").glob("status_*.tsv")).open(encoding="utf-8") as table:
+        rows = [row for row in csv.DictReader(table, delimiter="\t") if row["status"] == "done"]
+    results = [p for p in out_dir.glob("sub-*/**/*") if p.is_file()] + [*out_dir.glob("sub-*.html")]
+    return {
+        "scans": len(rows),
+        "core_s": round((used.ru_utime + used.ru_stime) / len(rows), 1),
+        "peak_gib": max(float(row["peak_memory_gib"]) for row in rows),
+        "output_mib": round(sum(p.stat().st_size for p in results) / 2**20 / len(rows), 2),
+        "output_files": round(len(results) / len(rows), 1),
+    }
+
+
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A table."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
@@ -90,7 +125,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--price", type=float, default=0.04, help="of a core hour (default 0.04)")
     options.add_argument("--gpu-seconds", type=float, help="seconds a scan takes on a GPU")
-    given = options.parse_args()
+    options.add_argument("--measure", nargs=2, type=Path, metavar=("BIDS_DIR", "OUT_DIR"))
+    options.add_argument("--float32", action="store_true", help="as processors without bfloat16 do")
+    given, more = options.parse_known_args()
+    if given.measure:
+        bids_dir, out_dir = (path.absolute() for path in given.measure)
+        print(json.dumps(measure(bids_dir, out_dir, given.float32, more)))
+        return
+    if more:
+        options.error(f"unrecognized arguments: {' '.join(more)}")
     print(tables(given.price, given.gpu_seconds, PerScan()), end="")
 
 

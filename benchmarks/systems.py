@@ -64,7 +64,7 @@ class Setup:
     """A system in the comparison: recipe, description of its card, what is narrowed.
 
     `before` is a stage that takes a third of the minutes first; `suffixes` the infants' images it
-    is shown; `start` the weights that it begins from.
+    is shown; `start` the weights that it begins from; `network` what of our network is another.
     """
 
     recipe: str
@@ -76,8 +76,10 @@ class Setup:
     protocol: str = ""
     start: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
 
 
+FULL = {"stem": 1, "detail": 0, "features": [16, 32, 64, 96, 128], "design": {"shortcut": "input"}}
 SYSTEMS = {
     OURS: Setup("infant", "any", start=str(START)),
     "ours-scratch": Setup("infant", "any"),
@@ -102,6 +104,14 @@ SYSTEMS = {
         "systems/slant27", "systems/slant27", [8, 16, 32, 64], changes={"learning_rate": 1e-3}
     ),
 }  # fmt: skip
+NETWORKS = {
+    "stem": Setup("infant", "any"),
+    "coarse": Setup("infant", "any", network={"detail": 0}),
+    "full": Setup("infant", "any", network=FULL),
+}
+"""Other networks for our engine, all from random weights: a stem that folds 2 mm into channels and
+answers in sub-voxels; the same without the sub-voxels; a residual encoder at 1 mm throughout. They
+run where they are asked for (``--systems stem coarse full``) and are compared with ``stem``."""
 # The papers' own mean Dice, on their data with their training: (dataset, structures) to figure.
 PAPERS = {
     "neonatal": {("infant", "all"): "0.917 (8 tissues, dHCP)"},
@@ -162,7 +172,8 @@ def on_dataset(setup: Setup, dataset: str, fold: int, stage: str = "") -> Recipe
         }
         if dataset == "malc":
             recipe = load_recipe(TRAIN / "recipes" / "adult-t1w.toml")
-            changes |= {"network": recipe.network}
+            network = recipe.network
+        changes |= {"network": {**network, **setup.network}}
         return replace(recipe, **changes, protocol=heads[0], more_heads=heads[1:],
                        datasets=rehearsed)  # fmt: skip
     return replace(recipe, **changes, protocol=heads[0], more_heads=heads[1:],
@@ -186,7 +197,7 @@ def trained(recipe: Recipe, data: Path, out: Path, minutes: float) -> Path:
 
 def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd.DataFrame:
     """Train, label and score one system on one fold."""
-    setup, name = SYSTEMS[system], f"{system}-{dataset}-f{fold}"
+    setup, name = {**SYSTEMS, **NETWORKS}[system], f"{system}-{dataset}-f{fold}"
     out = options.work / "runs"
     out.mkdir(parents=True, exist_ok=True)
     share, start = 1.0, setup.start
@@ -278,17 +289,19 @@ def markdown(table: pd.DataFrame) -> str:
     """The comparison: mean ± standard deviation over scans, and each system against ours."""
     lines = []
     for (dataset, structures), part in table.groupby(["dataset", "structures"]):
+        present = [n for n in (*SYSTEMS, *NETWORKS) if n in set(part["system"])]
+        first = OURS if OURS in present else present[0]
         minutes = "/".join(f"{m:g}" for m in sorted(part["minutes"].unique()))
         lines += [
             f"\n`{dataset}`, {'14 sub-cortical' if structures == '14' else 'all'} structures, "
             f"{minutes} minutes of training a fold\n",
             "| system | scans | Dice | weighted Dice | HD95, mm | s a scan | parameters | steps | "
-            "against ours | the paper's |",
+            f"against {first} | the paper's |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
-        ours = part[part["system"] == OURS].set_index("scan")["dice"]
-        others = [name for name in part["system"].unique() if name != OURS]
-        for name in [n for n in SYSTEMS if n in set(part["system"])]:
+        ours = part[part["system"] == first].set_index("scan")["dice"]
+        others = [name for name in present if name != first]
+        for name in present:
             rows = part[part["system"] == name]
             cells = [f"{rows[c].mean():.3f} ± {rows[c].std():.3f}" for c in
                      ("dice", "weighted_dice")]  # fmt: skip
@@ -320,7 +333,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--folds", nargs="+", type=int, default=[0])
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="+", choices=[*SYSTEMS, *NETWORKS],
+                        default=list(SYSTEMS))  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, help="label only so many scans of a fold")
     parser.add_argument("--table", action="store_true", help="print what was measured")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +23,7 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their own module up
     spec.loader.exec_module(module)
     return module
 
@@ -123,3 +125,83 @@ def test_the_volumes_of_one_person_are_compared(tmp_path: Path, capsys) -> None:
     assert heads[2].endswith("largest +22.2 % (thalamus)")
     assert "  thalamus: 8.0 ml, +22.2 %" in visits
     assert not any("third ventricle" in line for line in said)
+
+
+# Registration ------------------------------------------------------------------------------------
+
+
+def test_an_affine_of_itk_is_turned_round_and_into_ras() -> None:
+    registration = load("registration")
+    turn = np.array([[0.0, -1.1, 0], [0.9, 0, 0], [0, 0, 1.2]])
+    centre, shift = np.array([5.0, -3, 2]), np.array([1.0, 2, 3])
+    there = registration.itk_matrix(turn, shift, centre)
+    for point in np.eye(3) * 7:
+        in_scan = turn @ (point - centre) + shift + centre
+        ras = [np.append(p * (-1, -1, 1), 1) for p in (in_scan, point)]
+        assert there @ ras[0] == pytest.approx(ras[1])
+
+
+def test_labels_that_lie_on_each_other_agree_and_a_shifted_person_does_not() -> None:
+    registration = load("registration")
+    labels = np.zeros((12, 12, 12), np.int16)
+    for number, index in enumerate(registration.DEEP):
+        labels[number % 12 : number % 12 + 2, number // 12 * 6 : number // 12 * 6 + 4, 2:8] = index
+    maps = [labels, labels, labels, np.roll(labels, 6, axis=2)]
+    alike = registration.agreement(maps)
+    assert alike[:3] == pytest.approx([1, 1, 1])
+    assert alike[3] == pytest.approx(0, abs=0.2)
+
+
+# Adaptation --------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_in_the_table_is_known_after_a_restart(tmp_path, capsys) -> None:
+    adaptation = load("adaptation")
+    table = adaptation.Table(tmp_path / "t.tsv")
+    key = {"draw": 1, "scans": 3, "recipe": "auto", "steps": 300}
+    assert not table.has(key)
+    table.add({**key, "taken": True, "dice": 0.76543})
+    again = adaptation.Table(tmp_path / "t.tsv")
+    assert again.has(key)
+    assert not again.has({**key, "draw": 2})
+    assert again.rows["dice"].tolist() == [0.7654]
+    assert "dice=0.76543" in capsys.readouterr().out
+
+
+def test_from_scratch_nothing_is_rehearsed_or_averaged() -> None:
+    adaptation = load("adaptation")
+    reading = SimpleNamespace(new_head=False)
+    how = adaptation.how_to("scratch", SimpleNamespace(reading=reading), [])
+    assert (how.name, how.scope, how.rehearsal, how.distillation) == ("scratch", "all", 0, 0)
+    assert how.shares == (1.0,)
+
+
+# Growth of a study -------------------------------------------------------------------------------
+
+
+def test_thirds_of_a_run_are_told_apart() -> None:
+    study = load("study")
+    done = [0, 0, *range(1, 10)]
+    seconds = [0.0, 5, *np.cumsum([1, 1, 1, 2, 2, 2, 4, 4, 4]) + 5.0]
+    run = study.Run(9, seconds=seconds, gib=[1.0] * 8 + [3, 3, 2], done=done)
+    assert run.third(last=False) == (pytest.approx(4 / 3), 1.0)
+    assert run.third(last=True) == (pytest.approx(4.0), 3.0)
+
+
+def test_a_study_links_to_its_scans_in_turn(tmp_path) -> None:
+    study = load("study")
+    scans = [tmp_path / "a_T1w.nii.gz", tmp_path / "b_T2w.nii.gz"]
+    for scan in scans:
+        scan.touch()
+    study.dataset(tmp_path / "bids", scans, 3)
+    found = sorted((tmp_path / "bids").rglob("*.nii.gz"))
+    assert [link.name for link in found] == [
+        "sub-0000_T1w.nii.gz", "sub-0001_T2w.nii.gz", "sub-0002_T1w.nii.gz",
+    ]  # fmt: skip
+    assert [link.readlink() for link in found] == [scans[0], scans[1], scans[0]]
+
+
+def test_memory_of_a_process_and_what_it_started_is_seen() -> None:
+    study = load("study")
+    assert study.tree_gib(os.getpid()) > 0.05
+    assert study.tree_gib(2**22 + 1) == 0  # no such process

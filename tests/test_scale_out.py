@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.small import small_model, small_scans
 from tlseg_bids.cli import options
 from tlseg_bids.executors import read_queue_file
 
@@ -104,6 +106,30 @@ def test_the_tables_of_scale_are_what_the_script_prints():
     ).stdout
     (told,) = re.findall(r"<!-- tables -->\n(.*)<!-- end -->", page, re.DOTALL)
     assert told == printed
+
+
+@pytest.mark.slow
+def test_what_a_scan_costs_is_measured(tmp_path):
+    small_scans(tmp_path / "bids", 1)
+    (tmp_path / "models").mkdir()
+    small_model(tmp_path / "models")
+    command = [
+        sys.executable, ROOT / "benchmarks" / "scale.py", "--measure", tmp_path / "bids",
+        tmp_path / "out", "--float32", "--models", tmp_path / "models", "--model", "small",
+        "--skip-bids-validation", "--nprocs", "1",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["scans"] == 1
+    assert 1 < said["core_s"] < 600
+    assert 0.2 < said["peak_gib"] < 4
+    assert 1 < said["output_mib"] < 20
+    assert said["output_files"] == len(
+        [p for p in (tmp_path / "out").rglob("sub-*") if p.is_file()]
+    )
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "is there already: name a new folder" in again.stderr
 
 
 @pytest.mark.parametrize("variant", ["cpu", "cuda"])

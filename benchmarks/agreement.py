@@ -1,0 +1,91 @@
+"""Labels of one scan in several ways of computing them: precision, threads, device.
+
+``python benchmarks/agreement.py SCAN … [--model any] [--out TABLE.tsv]``
+
+Every scan is labelled as the program does by default with two threads, then with one thread, in
+float32, and on the GPU where there is one. Printed is the Dice of each structure with the labels
+of the first way, for every scan: least and mean over structures, and which structure is the least.
+The table has every structure.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tlseg_bids import app
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.flow import Job
+from tlseg_bids.metrics import dice
+from tlseg_bids.postprocess import to_native
+from tlseg_bids.segment.model import Model, load_model
+from tlseg_bids.volume import load_scan
+from tlseg_bids.zoo.registry import find_card, load_cards
+from tlseg_bids.zoo.weights import load_weights
+
+
+def ways(name: str) -> dict[str, tuple[Model, int]]:
+    """Model and number of threads by what is said of them."""
+    card = find_card(load_cards(()), name, "--model")
+    tensors = load_weights(card, True)
+    model = load_model(card, tensors)
+    fast = str(model.precision).removeprefix("torch.")
+    found = {f"{fast}, 2 threads": (model, 2), f"{fast}, 1 thread": (model, 1)}
+    if model.precision != torch.float32:
+        found["float32, 2 threads"] = (replace(model, precision=torch.float32), 2)
+    if torch.cuda.is_available():
+        found["GPU"] = (load_model(card, tensors, "cuda"), 2)
+    return found
+
+
+def labels(path: Path, model: Model, threads: int) -> np.ndarray:
+    """As the program labels the scan, on its own grid."""
+    torch.set_num_threads(threads)
+    suffix = "T2w" if "T2w" in path.name else "T1w"
+    scan = Scan(path, path.parent, {"sub": "x"}, suffix)
+    job = Job(scan, model.card, "", (), (), "", model.device.type, 0.0)
+    volume, _ = load_scan(path)
+    prediction = app.finely(app.find(volume, job, model), model)
+    return to_native(prediction, volume, model.protocol).labels.data
+
+
+def main() -> None:
+    """Label, compare, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scans", type=Path, nargs="+")
+    parser.add_argument("--model", default="any")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    rows = []
+    for path in asked.scans:
+        first = None
+        for way, (model, threads) in ways(asked.model).items():
+            found = labels(path, model, threads)
+            if first is None:
+                first = found
+                continue
+            table = model.protocol.table.iloc[1:]
+            for index, name in zip(table["index"], table["name"], strict=True):
+                if (first == index).any() or (found == index).any():
+                    overlap = dice(found == index, first == index)
+                    rows.append({"scan": path.name, "way": way, "name": name, "dice": overlap})
+            some = pd.DataFrame([row for row in rows if row["way"] == way])
+            some = some[some["scan"] == path.name].set_index("name")["dice"]
+            print(f"{path.name}, {way}: mean {some.mean():.4f}, least {some.min():.4f} "
+                  f"({some.idxmin()}), {(some < 0.998).sum()} of {len(some)} below 0.998",
+                  flush=True)  # fmt: skip
+    every = pd.DataFrame(rows)
+    print(every.groupby(["way", "name"])["dice"].agg(["mean", "min"]).round(4).to_string())
+    if asked.out:
+        every.to_csv(asked.out, sep="\t", index=False, float_format="%.5f")
+
+
+if __name__ == "__main__":
+    main()

@@ -29,8 +29,9 @@ from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.intensity import standardise
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.preprocess.register import TURNS, centroids
-from tlseg_bids.segment.fine import open_voxels
+from tlseg_bids.segment.fine import Quarters, open_voxels
 from tlseg_bids.segment.model import Ask, _answer, _mirrored, load_model, locate, segment
+from tlseg_bids.segment.walk import sliding
 from tlseg_bids.volume import Grid, Volume
 
 CARD = small_card(
@@ -183,8 +184,8 @@ def test_sub_voxels_are_those_of_the_whole_answer():
         whole = network(image, head=1)[0]
         body = network.body(image, head=1)[0].permute(1, 2, 3, 0)
         where = torch.ones(body.shape[:3]).nonzero()
-        parts = (body[..., :5].contiguous(), body[..., 5:].contiguous())
-        found = network.sub_voxels(*parts, where, head=1)
+        found = Quarters(body[..., :5])(where)
+        found += network.corrections(body[..., 5:].reshape(-1, 7), head=1)
     found = found.reshape(4, 6, 8, 2, 2, 2, 5).permute(6, 0, 3, 1, 4, 2, 5).reshape(whole.shape)
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
 
@@ -256,7 +257,8 @@ def test_the_fine_answer_lies_where_the_coarse_one_lies():
 
 
 @pytest.mark.parametrize(
-    ("distances", "passes", "warned"), [((9, 1), 2, False), ((9, 9, 9), 3, True)]
+    ("distances", "passes", "warned"),
+    [((9, 1), 2, False), ((9, 9, 9), 3, True), ((1,), 1, False), ((4,), 2, False)],
 )
 def test_a_frame_that_does_not_settle_is_told(distances, passes, warned, monkeypatch):
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
@@ -354,7 +356,8 @@ def looking(monkeypatch, dices: dict[int, float | str]):
     monkeypatch.setattr(app, "settle", settle)
     monkeypatch.setattr(app, "locate", lambda _: None)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
-    job = SimpleNamespace(card=SimpleNamespace(preprocess={}))
+    known = Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w", skull_stripped=True)
+    job = SimpleNamespace(card=SimpleNamespace(preprocess={}), scan=known)
     return app.find(scan, job, SimpleNamespace(template=None)), tried
 
 
@@ -399,3 +402,17 @@ def test_expected_dice_follows_the_probabilities():
     nothing = np.zeros((3, 2, 2, 2), np.float16)
     nothing[0] = 1
     assert expected_dice(nothing) == 0
+
+
+def test_windows_may_have_sides_of_their_own():
+    shown = []
+
+    def predict(window, corner):
+        shown.append((corner, tuple(window.shape[2:])))
+        return window
+
+    image = torch.rand(1, 1, 8, 12, 8)
+    found = sliding(predict, image, window=[8, 8, 6], overlap=0.25)
+    torch.testing.assert_close(found, image[0])
+    assert {shape for _, shape in shown} == {(8, 8, 6)}
+    assert [corner for corner, _ in shown] == [(0, 0, 0), (0, 0, 2), (0, 4, 0), (0, 4, 2)]

@@ -13,8 +13,6 @@ from torch.nn import functional as F
 
 PRIOR_FLOOR = 1e-3
 PRIOR_FEATURES = 8
-_QUARTERS = [a * b * c for a, b, c in product((0.75, 0.25), repeat=3)]
-"""Shares of a voxel's neighbours at a point a quarter of a voxel off its centre, as `product`."""
 
 
 def space_to_depth(image: Tensor, factor: int) -> Tensor:
@@ -136,11 +134,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         slope, shortcut = self.design.slope, self.design.shortcut
-        first = F.leaky_relu(self.norm1(self.conv1(x)), slope)
+        first = F.leaky_relu(self.norm1(self.conv1(x)), slope, inplace=True)
         second = self.norm2(self.conv2(first))
         if shortcut != "none":
-            second = second + (first if shortcut == "first" else self.match(x) if self.match else x)
-        return F.leaky_relu(second, slope)
+            second += first if shortcut == "first" else self.match(x) if self.match else x
+        return F.leaky_relu(second, slope, inplace=True)
 
 
 class Up(Block):
@@ -351,15 +349,13 @@ class UNet(nn.Module):
         edges = F.leaky_relu(self.edges(x), 0.01)
         return torch.cat([self._coarse(x, prior, head).to(edges.dtype), edges], 1)
 
-    def sub_voxels(self, coarse: Tensor, edges: Tensor, where: Tensor, head: int = 0) -> Tensor:
-        """Fine logits of some coarse voxels alone.
+    def corrections(self, edges: Tensor, head: int = 0) -> Tensor:
+        """What the sub-voxels of some voxels add to the coarse logits at their places.
 
         Parameters
         ----------
-        coarse, edges : Tensor, float32, shapes (I, J, K, channels) and (I, J, K, detail)
-            The two parts of what `body` gives for one example, contiguous.
-        where : Tensor of int64, shape (n, 3)
-            Coarse voxels.
+        edges : Tensor, float32, shape (n, detail)
+            Features of these voxels, as `body` gives them.
         head : int
             Which head answers.
 
@@ -368,22 +364,9 @@ class UNet(nn.Module):
         Tensor, float32, shape (n, 8, channels)
             Sub-voxels in the order (0, 0, 0), (0, 0, 1) … (1, 1, 1).
         """
-        detail, (*shape, channels) = self.details[head], coarse.shape
-        steps = where.new_tensor((shape[1] * shape[2], shape[2], 1))
-        last = where.new_tensor(shape) - 1
-        table = coarse.reshape(-1, channels)
-        shares = table.new_tensor(_QUARTERS).expand(len(where), 8).contiguous()
-        found = []
-        for part in product((-1, 1), repeat=3):
-            near = (where + where.new_tensor(part)).clamp_min(0).minimum(last)
-            x, y, z = (torch.stack((where, near), 2) * steps[:, None]).unbind(1)
-            corners = x[:, :, None, None] + y[:, None, :, None] + z[:, None, None, :]
-            found.append(F.embedding_bag(
-                corners.reshape(-1, 8), table, mode="sum", per_sample_weights=shares
-            ))  # fmt: skip
-        edges = edges.reshape(len(table), -1)[(where * steps).sum(1)]
-        correction = F.linear(edges, detail.weight[:, :, 0, 0, 0], detail.bias)
-        return torch.stack(found, 1) + correction.reshape(len(where), 8, channels)
+        detail = self.details[head]
+        found = F.linear(edges, detail.weight[:, :, 0, 0, 0], detail.bias)
+        return found.reshape(len(edges), 8, detail.out_channels // 8)
 
     def _coarse(self, x: Tensor, prior: Tensor | None, head: int) -> Tensor:
         """Logits at the stem's resolution."""

@@ -59,7 +59,7 @@ def sliding(
     predict: Predict,
     image: Tensor,
     *,
-    window: int = 96,
+    window: int | Sequence[int] = 96,
     overlap: float = 0.33,
     factor: int = 1,
     progress: Progress = _silent,
@@ -72,8 +72,8 @@ def sliding(
         See the module's docstring.
     image : Tensor, shape (1, C, I, J, K)
         Sizes at least `window` and multiples of `factor`.
-    window : int
-        Voxels along each side of a window, a multiple of `factor`.
+    window : int or sequence of 3 int
+        Voxels along the sides of a window, multiples of `factor`.
     overlap : float
         Least share of a window that it has in common with its neighbour.
     factor : int
@@ -87,7 +87,8 @@ def sliding(
         Of the type that `predict` gives.
     """
     shape = tuple(n // factor for n in image.shape[2:])
-    side = [min(window, n) for n in image.shape[2:]]
+    side = [window] * 3 if isinstance(window, int) else list(window)
+    side = [min(w, n) for w, n in zip(side, image.shape[2:], strict=True)]
     begins = [starts(n, w, overlap, factor) for n, w in zip(image.shape[2:], side, strict=True)]
     tents = [
         dict(zip(begin, blend(n // factor * factor, w, begin, factor), strict=True))

@@ -74,6 +74,7 @@ def rows(data: Path) -> pd.DataFrame:
                 "group": name, "youngest": youngest, "oldest": oldest, "index": index,
                 "n": len(share), "log_share": share.mean(), "sd": share.std(),
                 "side": side.mean(), "side_sd": side.std(),
+                "widest_side": side.abs().max(),
             })  # fmt: skip
     return pd.DataFrame(found)
 

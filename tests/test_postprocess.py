@@ -16,6 +16,7 @@ from tlseg_bids.postprocess import (
     to_native,
 )
 from tlseg_bids.postprocess.quality import implausible, intracranial
+from tlseg_bids.postprocess.references import widest_side
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.volume import Grid, Volume
 from tlseg_bids.zoo.calibration import Calibration, structures
@@ -187,6 +188,25 @@ def test_a_scan_that_cuts_the_brain_is_flagged() -> None:
     assert any("The scan ends inside the brain" in flag for flag in result.flags)
 
 
+def test_fluid_at_the_border_of_a_scan_is_no_cut_brain() -> None:
+    fluid = load_protocol("aseg").channels(group="outer-csf")[0]
+    channels = np.full(GRID.shape, fluid)
+    half = GRID.shape[2] // 2
+    result = segment(channels[:, :, :half], Grid((*GRID.shape[:2], half), GRID.affine))
+    assert result.qc["fov_border_share"] == 0
+    assert result.qc["head_border_share"] > 0.01
+    assert not any("ends inside the brain" in flag for flag in result.flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [("Left lateral ventricle", 0.5, 0.7), ("Left accumbens area", 0.3, 0.5),
+     ("Left thalamus", 0.0, 0.1), ("Left unheard of", 0.0, 0.0)],
+)  # fmt: skip
+def test_how_uneven_the_sides_of_the_references_are(name, least, most) -> None:
+    assert least <= widest_side(name) <= most
+
+
 def test_a_brain_at_the_edge_of_the_model_is_flagged() -> None:
     half = GRID.shape[2] // 2
     result = segment(truth()[:, :, :half], Grid((*GRID.shape[:2], half), GRID.affine), GRID)
@@ -274,7 +294,7 @@ def test_a_cut_head_has_no_intracranial_volume() -> None:
 
 
 def test_labels_without_fluid_give_no_intracranial_volume() -> None:
-    qc = {"fov_border_share": 0.0}
+    qc = {"head_border_share": 0.0}
     volume, why = intracranial(truth() > 0, qc, load_protocol("infant"), 1.0, False)
     assert volume is None
     assert "labels of 'infant' leave out the fluid" in why

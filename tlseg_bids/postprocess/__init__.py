@@ -17,7 +17,13 @@ from tlseg_bids.flow import Prediction, Segmentation
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.postprocess.cleaning import Cleaning, as_byte, bounding_box
 from tlseg_bids.postprocess.field import ProbabilityField, probability_maps, resample_probabilities
-from tlseg_bids.postprocess.quality import flags, intracranial, quality, volume_table
+from tlseg_bids.postprocess.quality import (
+    OUTER_FLUID,
+    flags,
+    intracranial,
+    quality,
+    volume_table,
+)
 from tlseg_bids.volume import Volume
 from tlseg_bids.zoo.calibration import Calibration
 
@@ -70,7 +76,8 @@ def to_native(
     table = volume_table(
         channel[box], confidence[box], soft, protocol, native.grid.voxel_mm3, calibration
     )
-    qc = quality(table, mask, protocol, native.grid.voxel_mm3)
+    fluid = np.isin(channel, protocol.channels(group=OUTER_FLUID))
+    qc = quality(table, mask, protocol, native.grid.voxel_mm3, fluid)
     qc["model_border_share"] = field.border_share
     qc["pieces_removed"] = float(removed)
     icv, why = intracranial(mask, qc, protocol, native.grid.voxel_mm3, skull_stripped)

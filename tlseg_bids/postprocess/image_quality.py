@@ -48,12 +48,14 @@ def image_quality(
         middle; motion while k-space is filled shows along the phase-encoding axis.
         ``explained``: share of the variance inside the brain that the labels explain, 0 to 1 (the
         square of the correlation ratio): low where labels do not lie where the image has tissues.
-        ``cut_mm2``: area of the brain on that outer face of the scan where it is largest.
+        ``cut_mm2``: area of the brain, without the fluid around it, on that outer face of the
+        scan where it is largest.
 
         Noise is the median absolute finest Haar coefficient ÷ 0.6745, after Donoho & Johnstone
         1994, doi:10.1093/biomet/81.3.425.
     """
-    scores = {"cut_mm2": cut_mm2(mask, scan.grid.spacing_mm)}
+    fluid = np.isin(labels, protocol.indices[protocol.channels(group="outer-csf")])
+    scores = {"cut_mm2": cut_mm2(mask & ~fluid, scan.grid.spacing_mm)}
     box = bounding_box(mask, margin=1)
     data, names, inside = scan.data[box].astype(np.float64), labels[box], mask[box]
     white, grey = (

@@ -8,11 +8,13 @@ import torch
 
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.postprocess.calibration import predicted_dice, volume_interval
+from tlseg_bids.postprocess.references import widest_side
 from tlseg_bids.zoo.calibration import Calibration
 
 BORDER_FLAG = 0.001
-ASYMMETRY_FLAG = 0.3
-ASYMMETRY_FLAG_CSF = 0.6
+ASYMMETRY_FLAG, ASYMMETRY_ROOM = 0.3, 1.25
+"""Left against right is told beyond the first, and beyond so many times the widest in a person of
+the references."""
 CONFIDENCE_FLAG = 0.7
 SURE_DICE, HOPEFUL_DICE = 0.6, 0.5
 """Expected Dice of a coarse answer from which a brain was found, and from which looking further is
@@ -104,9 +106,23 @@ def volume_table(
 
 
 def quality(
-    table: pd.DataFrame, mask: np.ndarray, protocol: LabelProtocol, voxel_mm3: float
-) -> dict[str, float]:
+    table: pd.DataFrame, mask: np.ndarray, protocol: LabelProtocol, voxel_mm3: float,
+    fluid: np.ndarray | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Quality scores.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `volume_table` gives.
+    mask : ndarray of bool
+        The brain, with what fluid around it is labelled.
+    protocol : LabelProtocol
+        Of the labels.
+    voxel_mm3 : float
+        Volume of a voxel.
+    fluid : ndarray of bool, optional
+        That fluid; none if not given.
 
     Returns
     -------
@@ -114,28 +130,36 @@ def quality(
         ``brain_mm3`` (the mask without the fluid around the brain; NaN for a protocol without
         cortex, whose labels are no whole brain), ``mean_confidence`` (over
         labelled voxels), ``predicted_dice`` (mean over present structures, calibrated where the
-        table is), ``expected_dice`` (the same, never calibrated), ``fov_border_share`` (brain
-        voxels on the scan's outer faces ÷ brain voxels), ``asymmetry_max`` (largest |L − R| ÷
+        table is), ``expected_dice`` (the same, never calibrated), ``fov_border_share`` (voxels
+        of the brain, without that fluid, on the scan's outer faces ÷ those of the brain),
+        ``head_border_share`` (the same with the fluid), ``asymmetry_max`` (largest |L − R| ÷
         mean of L and R over the paired structures, 0 to 2; NaN if there is none),
         ``structures_missing``.
     """
     brain = int(np.count_nonzero(mask))
-    fluid = outer_fluid_mm3(table, protocol)
-    inner = int(np.count_nonzero(mask[1:-1, 1:-1, 1:-1]))
+    around = outer_fluid_mm3(table, protocol)
     labelled = table["voxels"].to_numpy()
     confidence = table["mean_confidence"].to_numpy()
     present = table[labelled > 0]
     asymmetry = asymmetries(table, protocol)["asymmetry"]
     whole = len(protocol.channels(group=CORTEX)) > 0
     return {
-        "brain_mm3": brain * voxel_mm3 - fluid if whole else float("nan"),
+        "brain_mm3": brain * voxel_mm3 - around if whole else float("nan"),
         "mean_confidence": float(confidence @ labelled / max(1, labelled.sum())),
         "predicted_dice": float(present["predicted_dice"].mean()) if len(present) else 0.0,
         "expected_dice": table.attrs["expected_dice"],
-        "fov_border_share": (brain - inner) / max(1, brain),
+        "fov_border_share": border_share(mask if fluid is None else mask & ~fluid),
+        "head_border_share": border_share(mask),
         "asymmetry_max": float(asymmetry.max()),
         "structures_missing": float((labelled == 0).sum()),
     }
+
+
+def border_share(mask: np.ndarray) -> float:
+    """Voxels of a mask on the outer faces of its volume ÷ all of it."""
+    every = int(np.count_nonzero(mask))
+    inner = int(np.count_nonzero(mask[1:-1, 1:-1, 1:-1]))
+    return (every - inner) / max(1, every)
 
 
 def outer_fluid_mm3(table: pd.DataFrame, protocol: LabelProtocol) -> float:
@@ -178,7 +202,7 @@ def intracranial(
         return None, "the scan is skull-stripped, so the fluid around the brain is not all there"
     if not len(protocol.channels(group=OUTER_FLUID)):
         return None, f"the labels of '{protocol.name}' leave out the fluid around the brain"
-    if qc["fov_border_share"] > BORDER_FLAG or qc.get("model_border_share", 0) > BORDER_FLAG:
+    if qc["head_border_share"] > BORDER_FLAG or qc.get("model_border_share", 0) > BORDER_FLAG:
         return None, "the scan or the model's field of view ends inside the head"
     return float(np.count_nonzero(mask)) * voxel_mm3, ""
 
@@ -225,8 +249,7 @@ def flags(table: pd.DataFrame, qc: dict[str, float], protocol: LabelProtocol) ->
     if qc["mean_confidence"] < CONFIDENCE_FLAG:
         out.append(f"The model is unsure: mean confidence {qc['mean_confidence']:.2f}.")
     for row in asymmetries(table, protocol).itertuples():
-        limit = ASYMMETRY_FLAG_CSF if row.group == "csf" else ASYMMETRY_FLAG
-        if row.asymmetry > limit:
+        if row.asymmetry > max(ASYMMETRY_FLAG, ASYMMETRY_ROOM * widest_side(row.name)):
             both = row.name.replace("Left ", "").lower()
             out.append(f"Left and right {both} differ by {row.asymmetry:.0%} of their mean.")
     return tuple(out)

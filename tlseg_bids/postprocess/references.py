@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tlseg_bids.labels.protocol import LabelProtocol
+from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 
 PROTOCOL = "aseg"
 CHANCE = 0.001
@@ -45,10 +45,20 @@ def sides(volumes: pd.DataFrame, protocol: LabelProtocol) -> pd.DataFrame:
 
 @lru_cache
 def load_references() -> pd.DataFrame:
-    """The table: group, youngest and oldest (years), index, n, log_share, sd, side, side_sd."""
+    """The table: group, youngest and oldest (years), index, n, log_share, sd, side, side_sd,
+    widest_side."""
     file = resources.files("tlseg_bids.postprocess") / "references.tsv"
     with file.open(encoding="utf-8") as stream:
         return pd.read_csv(stream, sep="\t", na_values="n/a")
+
+
+@lru_cache
+def widest_side(name: str) -> float:
+    """The widest |R − L| ÷ mean of both in a person of the references, by the name of the left
+    structure in any protocol; 0 if there is none."""
+    known, names = load_references(), load_protocol(PROTOCOL).table.set_index("index")["name"]
+    widest = known.loc[known["index"].map(names) == name, "widest_side"].max()
+    return 0.0 if np.isnan(widest) else float(widest)
 
 
 def compare(

@@ -9,8 +9,8 @@ these adults) to all BrainCOLOR structures, with a head of its own.
 
 A draw puts the persons in a random order: the last ``--test`` are tested on, the first n are
 learned from. ``scratch`` is a recipe here: random weights in place of the parent's. Every share of
-the way from the parent's weights to the child's is measured; ``taken`` marks the one that goes
-furthest and loses at most 0.005 Dice on the synthesised rehearsal heads, as the program asks
+the way from the parent's weights to the child's is measured. The printed table takes the share that
+goes furthest and loses no more on the synthesised rehearsal heads than the program allows
 (`tlseg_bids.adapt.judge`; it also looks at held-out scans). Test scans are labelled as the program
 would, in the frame that the base found, and scored on their own grid. ``adults`` is the mean Dice
 of the 14 sub-cortical structures of some ``malc`` scans.
@@ -167,15 +167,31 @@ def adapt(
         tuning.learn()
     spent = time.process_time() - begun[0], time.monotonic() - begun[1]
     heads = rehearsal_set(material.maps, parent.box_mm, parent.spacing_mm)
-    before, state, taken = rehearsal_dice(material.model, heads), tuning.finish(), False
+    before, state = rehearsal_dice(material.model, heads), tuning.finish()
     for share in sorted(how.shares, reverse=True):
         child = site.work.child(material, blended(parent.network, state, share))
         lost = before - rehearsal_dice(child, heads)
-        first, taken = not taken and lost <= MOST_FORGOTTEN, taken or lost <= MOST_FORGOTTEN
         yield child, {
-            "used": how.name, "share": share, "taken": first or recipe == SCRATCH,
+            "used": how.name, "share": share,
             "rehearsal_lost": lost, "cpu_minutes": spent[0] / 60, "minutes": spent[1] / 60,
         }  # fmt: skip
+
+
+def taken(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of every run the row of the largest share that forgets no more than allowed; without one
+    the base's, as the program would keep it."""
+    keys = ["draw", "scans", "recipe", "steps"]
+    free = rows["share"].isna() | (rows["recipe"] == SCRATCH)
+    allowed = rows[free | (rows["rehearsal_lost"] <= MOST_FORGOTTEN)]
+    best = allowed.sort_values("share").groupby(keys, dropna=False).tail(1)
+    base = rows[rows["scans"] == 0].set_index("draw")
+    runs = rows.drop_duplicates(keys)
+    refused = runs.merge(best[keys], on=keys, how="left", indicator=True).query("_merge != 'both'")
+    kept = refused.drop(columns="_merge")
+    for column in ("dice", "adults"):
+        if column in base:
+            kept[column] = kept["draw"].map(base[column])
+    return pd.concat([best, kept.assign(share=0.0)]).sort_values(keys)
 
 
 class Table:
@@ -235,7 +251,7 @@ def main() -> None:
         base = {"draw": draw, "scans": 0, "recipe": "base", "steps": 0}
         if not table.has(base):
             known = {"adults": adults_dice(site.base, adults)} if new_head else score(site.base)
-            table.add({**base, "taken": True, **known})
+            table.add({**base, **known})
         for count, recipe in product(asked.scans, asked.recipes):
             key = {"draw": draw, "scans": count, "recipe": recipe, "steps": asked.steps}
             if table.has(key):
@@ -244,8 +260,7 @@ def main() -> None:
             people = {"learned": " ".join(order[:count]), "tested": " ".join(order[-asked.test :])}
             for model, said in adapt(site, recipe, shown, asked.steps, draw):
                 table.add({**key, **said, **score(model), **people})
-    taken = table.rows[table.rows["taken"].astype(bool)]
-    grouped = taken.groupby(["recipe", "scans", "steps"])
+    grouped = taken(table.rows).groupby(["recipe", "scans", "steps"])
     print(grouped[["dice", "adults", "minutes"]].agg(["mean", "std"]).round(3).to_string())
 
 

@@ -30,7 +30,9 @@ from tlseg_bids.train.synth import Mix, Random, example
 from tlseg_bids.volume import Grid, Volume
 
 LEAST_GAIN = 0.002
-MOST_FORGOTTEN = 0.005
+MOST_FORGOTTEN = 0.02
+"""Mean Dice on the rehearsal heads. They were synthesised as the base's training was, and fall
+first: children that lost 0.01 to 0.02 there lost at most 0.003 on adults; docs/adaptation.md."""
 FOLDS = 4
 REHEARSAL_HEADS = 3
 SIDES = ("left", "right")

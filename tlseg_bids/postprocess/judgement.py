@@ -55,7 +55,7 @@ RULES = (
         "The image is noisy: signal to noise {value:.1f}, {look:g} expected.",
     ),
     Rule(
-        "explained", -1, 0.2, 0.05,
+        "explained", -1, 0.15, 0.05,
         "The labels do not fit the image: they explain {value:.0%} of its variance.",
     ),
     Rule(
@@ -67,7 +67,7 @@ RULES = (
         "The brain is {factor:.1f} times {size} than at this age: check age and voxel size.",
     ),
     Rule(
-        "expected_dice", -1, 0.7, None,
+        "expected_dice", -1, 0.75, None,
         "The model expects to overlap little with a reference: Dice {value:.2f}.",
     ),
 )  # fmt: skip

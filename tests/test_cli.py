@@ -388,9 +388,14 @@ def test_what_the_system_refuses_is_a_sentence(app, folders, capsys):
     assert run.main(folders) == 74
     said = capsys.readouterr().err
     assert said.startswith("tlseg: reading or writing failed (Input/output error) – /data/gone – ")
-    app.answer = MemoryError()
-    assert run.main(folders) == 74
-    assert "not enough memory – free some" in capsys.readouterr().err
+    for lacking in (MemoryError(), RuntimeError("can't start new thread")):
+        app.answer = lacking
+        assert run.main(folders) == 74
+        assert "not enough memory – free some" in capsys.readouterr().err
+    assert os.environ["RUST_BACKTRACE"] == "0", "with one, safetensors can wait for itself"
+    app.answer = RuntimeError("a defect")
+    with pytest.raises(RuntimeError, match="a defect"):
+        run.main(folders)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon"])

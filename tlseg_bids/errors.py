@@ -6,6 +6,13 @@ of this program. Exit codes follow BEP027 and `sysexits.h`.
 
 from __future__ import annotations
 
+import re
+
+_NO_MEMORY = re.compile(
+    r"(can't|cannot|unable to|failed to) allocate|out of memory|bad_alloc|can't start new thread",
+    re.IGNORECASE,
+)
+
 
 class TlsegError(Exception):
     """A sentence for the user.
@@ -86,3 +93,12 @@ class LockedError(TlsegError):
     """Another run holds the output folder; try again later."""
 
     exit_code = 75
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether an error means that memory was lacking.
+
+    PyTorch says so in a RuntimeError, and Python where a thread finds no room for its stack.
+    """
+    kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return kind or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -13,7 +12,7 @@ from typing import Protocol
 from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.config import Config
-from tlseg_bids.errors import CannotCreateError, LockedError, OutputError, TlsegError
+from tlseg_bids.errors import CannotCreateError, LockedError, OutputError, TlsegError, no_memory
 from tlseg_bids.flow import Job, Outcome, Plan, Skip
 from tlseg_bids.resources import peak_memory_gib
 
@@ -22,7 +21,6 @@ ENDS_THE_RUN = (CannotCreateError, OutputError)
 LOCKED = "locked: "
 PATIENCE_S = 600.0
 """How long a scan that another run is processing is waited for, once nothing else is left to do."""
-NO_MEMORY = re.compile(r"(can't|cannot|unable to|failed to) allocate|out of memory|bad_alloc", re.I)
 
 
 class Progress(Protocol):
@@ -214,12 +212,6 @@ def _skipped(skip: Skip) -> Outcome:
     """A scan that is not tried; a failure unless an option asked for it."""
     status = "skipped" if skip.wanted else "failed"
     return Outcome(skip.scan, status, error=skip.reason, hint=skip.hint)
-
-
-def no_memory(error: BaseException) -> bool:
-    """Whether an error means that memory was lacking; PyTorch says so in a RuntimeError."""
-    kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return kind or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
 
 
 def _sentence(error: Exception, crash: str) -> tuple[str, str]:

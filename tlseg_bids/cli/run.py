@@ -19,7 +19,7 @@ from typing import Any
 
 from tlseg_bids.cli.options import parse
 from tlseg_bids.config import ADAPTATION, OPTIONS, Config, without_home
-from tlseg_bids.errors import OutputError, TlsegError, UsageError
+from tlseg_bids.errors import OutputError, TlsegError, UsageError, no_memory
 
 INTERRUPTED = 130
 EXCLUSIVE = ("dry_run", "reports_only", "boilerplate_only")
@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         Exit code, as ``tlseg --help`` lists them; 130 after Ctrl-C or SIGTERM.
     """
     verbosity = 0
+    # Without memory, a library in Rust that prints a backtrace waits for itself for ever.
+    os.environ["RUST_BACKTRACE"] = "0"
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         command = without_home(shlex.join(["tlseg", *words]))
@@ -59,16 +61,18 @@ def main(argv: list[str] | None = None) -> int:
         return int(stop.code or 0)
     except TlsegError as error:
         return report(error, "tlseg", verbosity)
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not no_memory(error):
+            raise
         return report(system_error(error), "tlseg", verbosity)
     except KeyboardInterrupt:
         print("tlseg: stopped; finished scans are kept", file=sys.stderr)
         return INTERRUPTED
 
 
-def system_error(error: OSError | MemoryError) -> TlsegError:
+def system_error(error: OSError | MemoryError | RuntimeError) -> TlsegError:
     """The sentence for what the system refused outside of any scan: a drive that went, memory."""
-    if isinstance(error, MemoryError):
+    if not isinstance(error, OSError):
         return OutputError(
             "not enough memory", "", "free some, or use a larger machine; finished scans are kept"
         )

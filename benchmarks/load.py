@@ -88,11 +88,10 @@ def run(place: Place, kill_at: int) -> tuple[int, Watched]:
 
 
 def rate(watched: Watched, share: tuple[float, float]) -> float:
-    """Seconds per scan between two shares of what a run did."""
+    """Seconds per scan between two shares of what a run did; reports that follow do not count."""
     done, seconds = np.array(watched.done), np.array(watched.seconds)
-    low, high = (done[0] + part * (done[-1] - done[0]) for part in share)
-    use = (done >= low) & (done <= high)
-    return float(np.ptp(seconds[use]) / max(1, np.ptp(done[use])))
+    first, last = (int(np.argmax(done >= done[0] + part * (done[-1] - done[0]))) for part in share)
+    return float((seconds[last] - seconds[first]) / max(1, done[last] - done[first]))
 
 
 def main() -> int:
@@ -117,7 +116,9 @@ def main() -> int:
             print(f"run {number + 1}: code {code}, {watched.done[-1]} scans finished after it, "
                   f"{watched.seconds[-1]:.0f} s, {label[0]:.0f} MiB at a tenth, {label[1]:.0f} MiB "
                   f"at the end, {rate(watched, (0, 0.3)):.2f} s a scan in the first third, "
-                  f"{rate(watched, (0.7, 1)):.2f} s in the last", flush=True)  # fmt: skip
+                  f"{rate(watched, (0.7, 1)):.2f} s in the last, "
+                  f"{watched.seconds[-1] - watched.seconds[np.argmax(watched.done)]:.0f} s after "
+                  f"the last scan", flush=True)  # fmt: skip
         status = read_status(place.out)
         good = given.subjects - given.broken
         told = {

@@ -221,3 +221,10 @@ def test_memory_of_a_process_and_what_it_started_is_seen() -> None:
     study = load("study")
     assert study.tree_gib(os.getpid()) > 0.05
     assert study.tree_gib(2**22 + 1) == 0  # no such process
+
+
+def test_the_reports_after_the_last_scan_are_no_time_of_scans() -> None:
+    watching = load("load")
+    seen = watching.Watched(seconds=[0.0, 1, 2, 3, 4, 50, 100], done=[0, 2, 4, 6, 8, 8, 8])
+    assert watching.rate(seen, (0, 0.3)) == pytest.approx(0.5)
+    assert watching.rate(seen, (0.7, 1)) == pytest.approx(0.5)

@@ -167,13 +167,15 @@ def adapt(
         tuning.learn()
     spent = time.process_time() - begun[0], time.monotonic() - begun[1]
     heads = rehearsal_set(material.maps, parent.box_mm, parent.spacing_mm)
-    before, state = rehearsal_dice(material.model, heads), tuning.finish()
+    before, state = np.array(rehearsal_dice(material.model, heads)), tuning.finish()
     for share in sorted(how.shares, reverse=True):
         child = site.work.child(material, blended(parent.network, state, share))
         lost = before - rehearsal_dice(child, heads)
+        each = " ".join(f"{one:.4f}" for one in lost)
         yield child, {
             "used": how.name, "share": share,
-            "rehearsal_lost": lost, "cpu_minutes": spent[0] / 60, "minutes": spent[1] / 60,
+            "rehearsal_lost": float(np.mean(lost)), "lost_each": each,
+            "cpu_minutes": spent[0] / 60, "minutes": spent[1] / 60,
         }  # fmt: skip
 
 

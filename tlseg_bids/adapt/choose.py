@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tlseg_bids.adapt.inspect import Inspected
-from tlseg_bids.adapt.judge import FOLDS, REHEARSAL_HEADS, folds
+from tlseg_bids.adapt.judge import FOLDS, REHEARSAL_CONTRASTS, folds
 from tlseg_bids.adapt.reading import Reading
 from tlseg_bids.errors import UsageError
 from tlseg_bids.train.adaptation import Adaptation, load_adaptation
@@ -122,7 +122,7 @@ def plan_course(how: Adaptation, subjects: Sequence[str], costs: Costs, minutes:
     for count in range(most, 1, -1):
         looks = len(how.shares) + 1
         judged = scans * (1 if len(set(subjects)) > 1 else 2)
-        judging = (judged * (looks + 1) + REHEARSAL_HEADS * (looks + 1)) * costs.answer
+        judging = (judged * (looks + 1) + len(REHEARSAL_CONTRASTS) * (looks + 1)) * costs.answer
         left = costs.left - judging - SECONDS_TO_WRITE
         steps = int(min(left / ((count + 1) * costs.step), how.max_steps))
         if best is None or steps > 2 * best[1]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -286,10 +287,10 @@ class Work:
         """Dice on the rehearsal set of the parent (0) and of the final child at every share."""
         parent = material.parent
         heads = rehearsal_set(material.maps, parent.box_mm, parent.spacing_mm)
-        scores = {0.0: rehearsal_dice(material.model, heads)}
+        scores = {0.0: float(np.mean(rehearsal_dice(material.model, heads)))}
         for share in material.how.shares:
             model = self.child(material, blended(parent.network, child, share))
-            scores[share] = rehearsal_dice(model, heads)
+            scores[share] = float(np.mean(rehearsal_dice(model, heads)))
         return scores
 
     def _tested(self, material: Material, fold: Fold, state: dict[str, Tensor]) -> list[Tested]:

@@ -54,8 +54,10 @@ def image_quality(
         Noise is the median absolute finest Haar coefficient ÷ 0.6745, after Donoho & Johnstone
         1994, doi:10.1093/biomet/81.3.425.
     """
-    fluid = np.isin(labels, protocol.indices[protocol.channels(group="outer-csf")])
-    scores = {"cut_mm2": cut_mm2(mask & ~fluid, scan.grid.spacing_mm)}
+    scores = {"cut_mm2": cut_mm2(mask, scan.grid.spacing_mm)}
+    if scores["cut_mm2"]:
+        fluid = np.isin(labels, protocol.indices[protocol.channels(group="outer-csf")])
+        scores["cut_mm2"] = cut_mm2(mask & ~fluid, scan.grid.spacing_mm)
     box = bounding_box(mask, margin=1)
     data, names, inside = scan.data[box].astype(np.float64), labels[box], mask[box]
     white, grey = (
@@ -113,10 +115,9 @@ def haar_noise(data: np.ndarray, mask: np.ndarray, axes: tuple[int, ...]) -> flo
         In the unit of the data; 0 where no block lies inside.
     """
     for axis in range(3):
-        one, other = (np.take(data, range(*ends), axis) for ends in _neighbours(data, axis))
+        one, other = neighbours(data, axis)
         data = (other - one if axis in axes else other + one) * 0.5**0.5
-        one, other = (np.take(mask, range(*ends), axis) for ends in _neighbours(mask, axis))
-        mask = one & other
+        mask = np.logical_and(*neighbours(mask, axis))
     return float(np.median(np.abs(data[mask])) / _MAD) if mask.any() else 0.0
 
 
@@ -128,16 +129,15 @@ def smoothness_mm(data: np.ndarray, mask: np.ndarray, spacing_mm: np.ndarray) ->
     """
     variance, out = float(data[mask].var()), []
     for axis in range(3):
-        first, last = _neighbours(data, axis)
-        both = np.take(mask, range(*first), axis) & np.take(mask, range(*last), axis)
-        step = (np.take(data, range(*last), axis) - np.take(data, range(*first), axis))[both]
+        here, beyond = neighbours(data, axis)
+        step = (beyond - here)[np.logical_and(*neighbours(mask, axis))]
         r = 1 - float((step**2).mean()) / (2 * variance) if variance and step.size else 0.0
         width = np.sqrt(-2 * np.log(2) / np.log(r)) if 0 < r < 1 else 0.0
         out.append(float(spacing_mm[axis] * width))
     return out
 
 
-def _neighbours(data: np.ndarray, axis: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Ranges of the voxels that have a next one along an axis, and of those next ones."""
-    n = data.shape[axis]
-    return (0, n - 1), (1, n)
+def neighbours(data: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """The voxels that have a next one along an axis, and those next ones; views."""
+    before = (slice(None),) * axis
+    return data[(*before, slice(None, -1))], data[(*before, slice(1, None))]

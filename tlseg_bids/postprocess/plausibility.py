@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tlseg_bids.postprocess.image_quality import neighbours
+
 _BIRTH_MM3 = 341_000.0
 _THREE_WEEKS_MM3 = _BIRTH_MM3 * 1.215  # 1 % a day at birth, 0.4 % after 90 days
 _ONE_YEAR_MM3 = _THREE_WEEKS_MM3 * 2.01
@@ -60,8 +62,6 @@ def euler_number(mask: np.ndarray) -> int:
     for axes in ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
         touched = padded
         for axis in axes:
-            n = touched.shape[axis]
-            first, last = (np.take(touched, range(*ends), axis) for ends in ((0, n - 1), (1, n)))
-            touched = first | last
+            touched = np.logical_or(*neighbours(touched, axis))
         count -= (-1) ** len(axes) * int(np.count_nonzero(touched))
     return count

@@ -6,6 +6,7 @@ checked before anything is written, and the model appears whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -66,7 +67,8 @@ def export_model(card: ModelCard, target: Path) -> Path:
                 archive.writestr(entry, data)
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where a folder is a file, there is nothing to remove
+            partial.unlink(missing_ok=True)
         raise CannotCreateError(
             f"the model cannot be exported ({error.strerror})", target, "choose another place"
         ) from error

@@ -32,7 +32,7 @@ from tlseg_bids.volume import Grid, Volume
 LEAST_GAIN = 0.002
 MOST_FORGOTTEN = 0.02
 """Mean Dice on the rehearsal heads. They were synthesised as the base's training was, and fall
-first: children that lost 0.01 to 0.02 there lost at most 0.003 on adults; docs/adaptation.md."""
+before real adults do; see docs/adaptation.md."""
 FOLDS = 4
 REHEARSAL_CONTRASTS = ("t1w", "t2w", "t1w", "t2w", "t1w", "infant_t1w")
 """Of the heads to rehearse on, one label map each: most like the scans of everyone else."""

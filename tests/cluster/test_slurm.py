@@ -121,7 +121,7 @@ def test_workers_that_dask_jobqueue_submits_label_scans(study, plain, slurm, tmp
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed (extra 'dask')")
     page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
-    for old, new in (("jobs = 20", "jobs = 2"), ("cores = 2", "cores = 1"), ('"4GB"', '"1GB"')):
+    for old, new in (("jobs = 20", "jobs = 2"), ("cores = 2", "cores = 1"), ('"4GB"', '"3GB"')):
         assert old in text
         text = text.replace(old, new)
     (tmp_path / "cluster.toml").write_text(text)

@@ -29,7 +29,7 @@ def sbatch(
 ) -> subprocess.CompletedProcess[str]:
     """What Slurm would run, with programs that print their command lines."""
     (tmp_path / "bin").mkdir(exist_ok=True)
-    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho gpu07; echo gpu08\n")
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho gpu07; sleep 0.2; echo gpu08\n")
     (tmp_path / "bin" / "scontrol").chmod(0o755)
     for name in ("tlseg", "apptainer", "srun"):
         program = tmp_path / "bin" / name

@@ -23,6 +23,7 @@ import pandas as pd
 from tlseg_bids.labels.mapping import load_mapping
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.postprocess import references
+from tlseg_bids.postprocess.quality import OUTER_FLUID
 
 PROTOCOL = load_protocol("aseg")
 GROUPS = (
@@ -52,8 +53,7 @@ def brain(file: Path, mapping: str | None) -> float:
     labels = np.asanyarray(image.dataobj).astype(int)
     if mapping:
         labels = load_mapping(mapping).apply(labels)
-    outer = PROTOCOL.indices[PROTOCOL.channels(group="outer-csf")]
-    inside = (labels > 0) & ~np.isin(labels, outer)
+    inside = (labels > 0) & ~np.isin(labels, list(outer()))
     return float(inside.sum() * abs(np.linalg.det(image.affine[:3, :3])))
 
 
@@ -81,7 +81,7 @@ def rows(data: Path) -> pd.DataFrame:
 
 def outer() -> set[int]:
     """Indices of the fluid around the brain."""
-    return set(map(int, PROTOCOL.indices[PROTOCOL.channels(group="outer-csf")]))
+    return set(map(int, PROTOCOL.indices[PROTOCOL.channels(group=OUTER_FLUID)]))
 
 
 def judge(out: Path, age_years: float) -> None:

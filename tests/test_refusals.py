@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 from nibabel.spatialimages import HeaderDataError
 
@@ -292,8 +291,3 @@ def test_a_zip_whose_stream_is_torn(tmp_path, monkeypatch) -> None:
 def test_a_licence_with_a_bracket_too_many_is_not_permissive() -> None:
     assert is_permissive("(MIT)")
     assert not is_permissive("(MIT (MIT)")
-
-
-def test_the_table_of_a_protocol_is_not_changed_by_these_tests() -> None:
-    assert isinstance(ASEG.table, pd.DataFrame)
-    LabelProtocol("p", ASEG.table)

@@ -31,8 +31,8 @@ from tlseg_bids.volume import Grid, Volume
 
 LEAST_GAIN = 0.002
 MOST_FORGOTTEN = 0.02
-"""Mean Dice on the rehearsal heads. They were synthesised as the base's training was, and fall
-before real adults do; see docs/adaptation.md."""
+"""Mean Dice on the rehearsal heads; how little that says of real adults is in
+docs/adaptation.md."""
 FOLDS = 4
 REHEARSAL_CONTRASTS = ("t1w", "t2w", "t1w", "t2w", "t1w", "infant_t1w")
 """Of the heads to rehearse on, one label map each: most like the scans of everyone else."""

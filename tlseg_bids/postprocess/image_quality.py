@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.postprocess.cleaning import bounding_box
+from tlseg_bids.postprocess.quality import OUTER_FLUID
 from tlseg_bids.volume import Volume
 
 LEAST_VOXELS = 500
@@ -56,7 +57,7 @@ def image_quality(
     """
     scores = {"cut_mm2": cut_mm2(mask, scan.grid.spacing_mm)}
     if scores["cut_mm2"]:
-        fluid = np.isin(labels, protocol.indices[protocol.channels(group="outer-csf")])
+        fluid = np.isin(labels, protocol.indices[protocol.channels(group=OUTER_FLUID)])
         scores["cut_mm2"] = cut_mm2(mask & ~fluid, scan.grid.spacing_mm)
     box = bounding_box(mask, margin=1)
     data, names, inside = scan.data[box].astype(np.float64), labels[box], mask[box]

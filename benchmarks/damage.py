@@ -2,15 +2,17 @@
 
 Usage: ``python benchmarks/damage.py DATA WORK [option of tlseg …]``
 
-DATA is the folder of the datasets. `SCANS` are copied to WORK/bids as they are and once more with
-one damage each, the kinds in turn; the program labels all of them with the models that ship. A scan
-that it refuses counts as excluded.
+DATA is the folder of the datasets. Every T1w and T2w scan is copied to WORK/bids as it is and once
+more with one damage, the kinds in turn; the program labels all of them with the models that ship. A
+scan that it refuses counts as excluded. `SCANS` come first: their damaged copies were looked at
+while the verdict was built, those of the others (`others`) were not. The scans of `ages` are
+labelled once: their own headers turn the brain, so they are neither intact nor damaged on purpose.
 
 Prints, for each kind of damage and for all: the verdicts, the area under the ROC curve (Hanley &
 McNeil 1982, doi:10.1148/radiology.143.1.7063747) of the verdict (use < look < exclude, ties count
 half) against all intact scans, its 95 % interval of the bootstrap over persons, and how harmful the
-damage was: the mean Dice of the labels with those of the intact scan, where both lie on one grid. A
-second call goes on with what is in WORK.
+damage was: the mean Dice of the labels with those of the intact scan, where both lie on one grid;
+then the area of `SCANS` and of the others alone. A second call goes on with what is in WORK.
 
 ``python benchmarks/damage.py DATA --scores`` prints, instead, the range of the image's scores with
 the reference labels of `malc` and `infant`, intact, with noise and with motion, over the persons
@@ -59,12 +61,14 @@ SCANS = {
     ],
     "heads": ["sub-thick/anat/sub-thick_T2w", "sub-chris/anat/sub-chris_T1w"],
 }  # fmt: skip
-"""Intact scans of each dataset. The headers of `ages` turn the brain: none of them is intact."""
+"""The scans whose damaged copies the verdict was built on. Lists, so that they stay the same."""
+TURNED = "ages"
+"""The dataset whose headers turn the brain."""
 KINDS = (
     "noise", "motion", "wrap", "crop", "crop", "thick", "header", "age", "thick", "header", "age",
     "noise", "motion", "wrap", "noise", "motion", "wrap", "crop", "thick", "crop",
 )  # fmt: skip
-"""Damage of each scan, in the order of `copies`."""
+"""Damage of each of `SCANS`, in the order of `copies`; the others take `DAMAGES` in turn."""
 INFANT_YEARS, ADULT_YEARS = 0.5, 35.0
 LABELS = "{}/anat/*_dseg.nii.gz"
 BOOTSTRAP = 2000
@@ -216,24 +220,49 @@ def _with_affine(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     return image
 
 
+def others(data: Path) -> list[tuple[str, str]]:
+    """Dataset and name of every T1w and T2w that is not in `SCANS`, `TURNED` left out."""
+    listed = {(dataset, scan) for dataset, scans in SCANS.items() for scan in scans}
+    found = [
+        (dataset, str(file.relative_to(data / dataset)).removesuffix(".nii.gz"))
+        for dataset in SCANS
+        for file in sorted((data / dataset).glob("sub-*/**/*_T[12]w.nii.gz"))
+    ]
+    return [one for one in found if one not in listed]
+
+
 def copies(data: Path) -> list[Copy]:
-    """Every intact scan and its damaged copy."""
+    """Every intact scan and its damaged copy, then the scans of `TURNED`."""
     turns = max(map(len, SCANS.values()))
     order = [
         (dataset, scans[turn]) for turn in range(turns)
         for dataset, scans in SCANS.items() if turn < len(scans)
     ]  # fmt: skip
+    rest, every = others(data), list(DAMAGES)
+    kinds = [*KINDS, *(every[place % len(every)] for place in range(len(rest)))]
     found: list[Copy] = []
-    for place, (dataset, scan) in enumerate(order):
-        table = pd.read_csv(data / dataset / "participants.tsv", sep="\t", index_col=0)
-        person, suffix = scan.split("/")[0], scan.rpartition("_")[2]
-        kind = KINDS[place]
-        years = float(table.loc[person, "age"])
+    for place, (dataset, scan) in enumerate([*order, *rest]):
+        kind, whose, years = kinds[place], _whose(dataset, scan), _age(data, dataset, scan)
         wrong = (ADULT_YEARS if dataset == "infant" else INFANT_YEARS) if kind == "age" else years
-        whose = (f"{dataset}/{scan}.nii.gz", f"{dataset}/{person}", dataset, suffix)
         found.append(Copy(f"{place:02d}intact", *whose, "intact", years))
         found.append(Copy(f"{place:02d}{kind}", *whose, kind, wrong))
+    for place, file in enumerate(sorted((data / TURNED).glob("sub-*/**/*_T[12]w.nii.gz"))):
+        scan = str(file.relative_to(data / TURNED)).removesuffix(".nii.gz")
+        years = _age(data, TURNED, scan)
+        found.append(Copy(f"{place:02d}turned", *_whose(TURNED, scan), "turned", years))
     return found
+
+
+def _whose(dataset: str, scan: str) -> tuple[str, str, str, str]:
+    person, suffix = scan.split("/", maxsplit=1)[0], scan.rpartition("_")[2]
+    return f"{dataset}/{scan}.nii.gz", f"{dataset}/{person}", dataset, suffix
+
+
+def _age(data: Path, dataset: str, scan: str) -> float:
+    """Years; `ages` counts in months."""
+    table = pd.read_csv(data / dataset / "participants.tsv", sep="\t", index_col=0)
+    age = float(table.loc[scan.split("/", maxsplit=1)[0], "age"])
+    return age / 12 if dataset == "ages" else age
 
 
 def make(data: Path, bids: Path, listed: list[Copy]) -> None:
@@ -254,7 +283,7 @@ def make(data: Path, bids: Path, listed: list[Copy]) -> None:
         sidecars = (data / copy.dataset / f"{copy.suffix}.json", _json(source))
         known = [json.loads(one.read_text(encoding="utf-8")) for one in sidecars if one.is_file()]
         _json(file).write_text(json.dumps({k: v for one in known for k, v in one.items()}))
-        if copy.kind == "intact":
+        if copy.kind in ("intact", "turned"):
             file.write_bytes(source.read_bytes())
         else:
             image = nib.load(source)
@@ -301,6 +330,8 @@ def areas(table: pd.DataFrame, kinds: Sequence[str]) -> tuple[float, float, floa
 
 def harm(copy: Copy, work: Path, listed: list[Copy]) -> float:
     """Mean Dice over structures with the labels of the intact copy; NaN on another grid."""
+    if copy.kind == "turned":
+        return np.nan
     twin = next(c for c in listed if c.kind == "intact" and c.origin == copy.origin)
     maps = []
     for one in (copy, twin):
@@ -322,19 +353,26 @@ def main(data: Path, work: Path, options: list[str]) -> int:
     command = [sys.executable, str(ROOT / "bids_app_entry.py"), str(work / "bids")]
     command += [str(work / "out"), "participant", "--skip-bids-validation", *options]
     subprocess.run(command, check=False)  # a refused scan makes it fail
-    columns = ("person", "kind", "level", "dice")
-    rows = [(c.person, c.kind, level_of(c, work), harm(c, work, listed)) for c in listed]
+    columns = ("person", "kind", "level", "dice", "listed")
+    known = {f"{dataset}/{scan}.nii.gz" for dataset, scans in SCANS.items() for scan in scans}
+    rows = [
+        (c.person, c.kind, level_of(c, work), harm(c, work, listed), c.origin in known)
+        for c in listed
+    ]
     table = pd.DataFrame(rows, columns=columns).dropna(subset="level")
     print(f"{len(table)} of {len(rows)} scans judged")
-    for kind in ("intact", *DAMAGES):
+    for kind in ("intact", "turned", *DAMAGES):
         some = table[table["kind"] == kind]
         told = ", ".join(f"{name} {(some['level'] == n).sum()}" for n, name in enumerate(LEVELS))
         line = f"{kind}: {told}"
-        if kind != "intact" and len(some):
+        if kind in DAMAGES and len(some):
             line += ", area {:.3f} ({:.3f} to {:.3f})".format(*areas(table, [kind]))
             line += f", Dice with intact {some['dice'].mean():.3f}"
         print(line)
-    print("all: area {:.3f} ({:.3f} to {:.3f})".format(*areas(table, list(DAMAGES))))
+    for name, some in (
+        ("all", table), ("SCANS", table[table["listed"]]), ("the others", table[~table["listed"]]),
+    ):  # fmt: skip
+        print(name + ": area {:.3f} ({:.3f} to {:.3f})".format(*areas(some, list(DAMAGES))))
     return 0
 
 

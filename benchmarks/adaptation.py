@@ -1,7 +1,7 @@
 """What a model gains by a few labelled scans, and what it forgets.
 
 ``python benchmarks/adaptation.py DATA OUT TASK [--recipes auto …] [--scans 1 3 7] [--draws 0 1 2]
-[--steps 300] [--test 5] [--adults 3]``
+[--steps 300 | --minutes M] [--test 5] [--adults 3] [--until-kept]``
 
 TASK is ``infant``: from `benchmarks/start/any-adult.toml`, which saw adult label maps and adult
 contrasts alone, to infants' T2w; or ``malc``: from the default model (which saw none of
@@ -15,7 +15,7 @@ goes furthest and loses no more on the synthesised rehearsal heads than the prog
 would, in the frame that the base found, and scored on their own grid. ``adults`` is the mean Dice
 of the 14 sub-cortical structures of some ``malc`` scans.
 
-Rows of a draw, n and recipe are appended to OUT/TASK.tsv; what is there is not run again.
+Rows of a draw, n, recipe and length are appended to OUT/TASK.tsv; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ from tlseg_bids.zoo.weights import load_weights
 
 HERE = Path(__file__).parent
 SCRATCH = "scratch"
+TRIAL_STEPS = 9
 TASKS = {
     "infant": ("infant", "derivatives/jlf", "T2w", ("any-adult", HERE / "start")),
     "malc": ("malc", "derivatives/manual", "T1w", ("any", None)),
@@ -149,8 +151,18 @@ def how_to(recipe: str, site: Site, shown: list[Inspected]):
     return choose_recipe(recipe, shown, site.reading)[0]
 
 
+def steps_of(trial: FineTuning, minutes: float) -> int:
+    """Steps that a recipe takes in so much processor time, from a short run that is thrown away."""
+    trial.learn()
+    trial.step = 0
+    begun = time.process_time()
+    while trial.step < trial.steps:
+        trial.learn()
+    return round(60 * minutes * trial.steps / (time.process_time() - begun))
+
+
 def adapt(
-    site: Site, recipe: str, shown: list[Inspected], steps: int, seed: int
+    site: Site, recipe: str, shown: list[Inspected], asked: argparse.Namespace, seed: int
 ) -> Iterator[tuple[Model, dict[str, Any]]]:
     """Train one child; yields it at every share, the furthest first, with what is said of it."""
     how = how_to(recipe, site, shown)
@@ -161,7 +173,9 @@ def adapt(
         torch.manual_seed(seed)
         fresh = build(**site.base.card.networks["segmenter"], out_channels=sizes)
         parent = replace(parent, network=fresh.to(parent.device).eval())
-    tuning = FineTuning(how, parent, material.samples, material.maps, steps, seed)
+    make = partial(FineTuning, how, parent, material.samples, material.maps, seed=seed)
+    steps = steps_of(make(steps=TRIAL_STEPS), asked.minutes) if asked.minutes else asked.steps
+    tuning = make(steps=steps)
     begun = time.process_time(), time.monotonic()
     while tuning.step < steps:
         tuning.learn()
@@ -173,16 +187,18 @@ def adapt(
         lost = before - rehearsal_dice(child, heads)
         each = " ".join(f"{one:.4f}" for one in lost)
         yield child, {
-            "used": how.name, "share": share,
+            "steps": steps, "used": how.name, "share": share,
             "rehearsal_lost": float(np.mean(lost)), "lost_each": each,
             "cpu_minutes": spent[0] / 60, "minutes": spent[1] / 60,
         }  # fmt: skip
+        if asked.until_kept and np.mean(lost) <= MOST_FORGOTTEN:
+            return
 
 
 def taken(rows: pd.DataFrame) -> pd.DataFrame:
     """Of every run the row of the largest share that forgets no more than allowed; without one
     the base's, as the program would keep it."""
-    keys = ["draw", "scans", "recipe", "steps"]
+    keys = ["draw", "scans", "recipe", "length"]
     free = rows["share"].isna() | (rows["recipe"] == SCRATCH)
     allowed = rows[free | (rows["rehearsal_lost"] <= MOST_FORGOTTEN)]
     best = allowed.sort_values("share").groupby(keys, dropna=False).tail(1)
@@ -228,6 +244,8 @@ def main() -> None:
     parser.add_argument("--scans", nargs="+", type=int, default=[1, 3, 7])
     parser.add_argument("--draws", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--until-kept", action="store_true")
     parser.add_argument("--test", type=int, default=5)
     parser.add_argument("--adults", type=int, default=3)
     asked = parser.parse_args()
@@ -239,6 +257,7 @@ def main() -> None:
     check = (*TASKS["malc"][:3], TASKS[asked.task][3])
     adults = Site(asked.data, kept, check, False, asked.adults)
     table = Table(asked.out / f"{asked.task}.tsv")
+    length = f"{asked.minutes:g} min" if asked.minutes else f"{asked.steps} steps"
     for draw in asked.draws:
         order = [str(p) for p in np.random.default_rng(draw).permutation(sorted(site.scans))]
         test = [site.scans[p] for p in order[-asked.test :]]
@@ -250,20 +269,20 @@ def main() -> None:
                 "adults": adults_dice(model, adults),
             }  # fmt: skip
 
-        base = {"draw": draw, "scans": 0, "recipe": "base", "steps": 0}
+        base = {"draw": draw, "scans": 0, "recipe": "base", "length": "none"}
         if not table.has(base):
             known = {"adults": adults_dice(site.base, adults)} if new_head else score(site.base)
             table.add({**base, **known})
         for count, recipe in product(asked.scans, asked.recipes):
-            key = {"draw": draw, "scans": count, "recipe": recipe, "steps": asked.steps}
+            key = {"draw": draw, "scans": count, "recipe": recipe, "length": length}
             if table.has(key):
                 continue
             shown = [site.scans[p] for p in order[:count]]
             people = {"learned": " ".join(order[:count]), "tested": " ".join(order[-asked.test :])}
-            for model, said in adapt(site, recipe, shown, asked.steps, draw):
+            for model, said in adapt(site, recipe, shown, asked, draw):
                 table.add({**key, **said, **score(model), **people})
-    grouped = taken(table.rows).groupby(["recipe", "scans", "steps"])
-    print(grouped[["dice", "adults", "minutes"]].agg(["mean", "std"]).round(3).to_string())
+    grouped = taken(table.rows).groupby(["recipe", "scans", "length"])
+    print(grouped[["dice", "adults", "cpu_minutes"]].agg(["mean", "std"]).round(3).to_string())
 
 
 if __name__ == "__main__":

@@ -212,6 +212,30 @@ def taken(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([best, kept.assign(share=0.0)]).sort_values(keys)
 
 
+def summary(rows: pd.DataFrame) -> str:
+    """Gain, adults' fall and time of the taken rows by recipe, scans and length: mean over draws
+    (least to most). A task whose base cannot answer in the labels' protocol has no gain."""
+    base = rows[rows["scans"] == 0].set_index("draw")
+    kept = taken(rows).query("scans > 0")
+    kept = kept.assign(
+        gain=kept["dice"] - kept["draw"].map(base.get("dice", pd.Series(dtype=float))),
+        adults_fall=kept["draw"].map(base["adults"]) - kept["adults"],
+    )
+    lines = ["| recipe | scans | length | draws | share | Dice | gain | adults' fall | CPU min |"]
+    lines.append("|---|--:|---|--:|---|---|---|---|---|")
+    for (recipe, scans, length), part in kept.groupby(["recipe", "scans", "length"]):
+        cells = [
+            f"{part[c].mean():.3f} ({part[c].min():.3f} to {part[c].max():.3f})"
+            for c in ("dice", "gain", "adults_fall")
+        ]
+        shares = ", ".join(f"{share:g}" for share in sorted(part["share"].unique()))
+        minutes = f"{part['cpu_minutes'].mean():.1f} |"
+        lines.append(
+            " | ".join((f"| {recipe}", str(scans), length, str(len(part)), shares, *cells, minutes))
+        )
+    return "\n".join(lines)
+
+
 class Table:
     """The rows so far, in a file."""
 
@@ -248,7 +272,12 @@ def main() -> None:
     parser.add_argument("--until-kept", action="store_true")
     parser.add_argument("--test", type=int, default=5)
     parser.add_argument("--adults", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="print what was measured")
     asked = parser.parse_args()
+    table = Table(asked.out / f"{asked.task}.tsv")
+    if asked.table:
+        print(summary(table.rows))
+        return
     asked.out.mkdir(parents=True, exist_ok=True)
     kept = asked.out / "base"
     kept.mkdir(exist_ok=True)
@@ -256,7 +285,6 @@ def main() -> None:
     site = Site(asked.data, kept, TASKS[asked.task], new_head)
     check = (*TASKS["malc"][:3], TASKS[asked.task][3])
     adults = Site(asked.data, kept, check, False, asked.adults)
-    table = Table(asked.out / f"{asked.task}.tsv")
     length = f"{asked.minutes:g} min" if asked.minutes else f"{asked.steps} steps"
     for draw in asked.draws:
         order = [str(p) for p in np.random.default_rng(draw).permutation(sorted(site.scans))]
@@ -281,8 +309,7 @@ def main() -> None:
             people = {"learned": " ".join(order[:count]), "tested": " ".join(order[-asked.test :])}
             for model, said in adapt(site, recipe, shown, asked, draw):
                 table.add({**key, **said, **score(model), **people})
-    grouped = taken(table.rows).groupby(["recipe", "scans", "length"])
-    print(grouped[["dice", "adults", "cpu_minutes"]].agg(["mean", "std"]).round(3).to_string())
+    print(summary(table.rows))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+"""The comparison of adaptations: which share counts, and what the table says."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+
+from tlseg_bids.adapt.judge import MOST_FORGOTTEN
+
+ROOT = Path(__file__).resolve().parents[1]
+MUCH, LITTLE = MOST_FORGOTTEN + 0.01, MOST_FORGOTTEN - 0.01
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    path = ROOT / "benchmarks" / "adaptation.py"
+    spec = importlib.util.spec_from_file_location("adaptation_benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(recipe: str, share: float | None, lost: float | None, dice: float, adults: float) -> dict:
+    base = recipe == "base"
+    return {
+        "draw": 0, "scans": 0 if base else 3, "recipe": recipe, "share": share,
+        "length": "none" if base else "300 steps", "rehearsal_lost": lost, "dice": dice,
+        "adults": adults, "cpu_minutes": None if base else 5.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    return pd.DataFrame([
+        row("base", None, None, 0.60, 0.73),
+        row("auto", 1.0, MUCH, 0.80, 0.70),
+        row("auto", 0.6, LITTLE, 0.75, 0.72),
+        row("auto", 0.3, 0.0, 0.65, 0.73),
+        row("new-only", 1.0, MUCH, 0.82, 0.60),
+        row("scratch", 1.0, MUCH, 0.50, 0.10),
+    ])  # fmt: skip
+
+
+def test_the_furthest_share_that_forgets_little_counts(benchmark, rows):
+    kept = benchmark.taken(rows).set_index("recipe")
+    assert kept.loc["auto", "share"] == 0.6
+    assert kept.loc["auto", "dice"] == 0.75
+
+
+def test_without_such_a_share_the_base_stays(benchmark, rows):
+    kept = benchmark.taken(rows).set_index("recipe").loc["new-only"]
+    assert kept["share"] == 0
+    assert (kept["dice"], kept["adults"]) == (0.60, 0.73)
+
+
+def test_what_starts_from_scratch_forgets_nothing_that_counts(benchmark, rows):
+    assert benchmark.taken(rows).set_index("recipe").loc["scratch", "dice"] == 0.50
+
+
+def test_the_table_tells_gain_and_fall(benchmark, rows):
+    lines = benchmark.summary(rows).splitlines()
+    found = {line.split(" | ")[0].strip("| "): line for line in lines[2:]}
+    assert set(found) == {"auto", "new-only", "scratch"}
+    assert "| 0.6 | 0.750 (0.750 to 0.750) | 0.150 (0.150 to 0.150) | 0.010" in found["auto"]
+    assert "| 0 | 0.600 (0.600 to 0.600) | 0.000" in found["new-only"]
+
+
+def test_a_task_without_the_base_dice_has_no_gain(benchmark, rows):
+    line = benchmark.summary(rows.assign(dice=rows["dice"].where(rows["scans"] > 0)))
+    assert "nan (nan to nan)" in line

@@ -64,7 +64,8 @@ class Setup:
     """A system in the comparison: recipe, description of its card, what is narrowed.
 
     `before` is a stage that takes a third of the minutes first; `suffixes` the infants' images it
-    is shown; `start` the weights that it begins from; `network` what of our network is another.
+    is shown; `start` the weights that it begins from; `network` what of our network is another;
+    `own` what of the dataset's rules is another.
     """
 
     recipe: str
@@ -77,6 +78,7 @@ class Setup:
     start: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, Any] = field(default_factory=dict)
 
 
 FULL = {"stem": 1, "detail": 0, "features": [16, 32, 64, 96, 128], "design": {"shortcut": "input"}}
@@ -112,6 +114,17 @@ NETWORKS = {
 """Other networks for our engine, all from random weights: a stem that folds 2 mm into channels and
 answers in sub-voxels; the same without the sub-voxels; a residual encoder at 1 mm throughout. They
 run where they are asked for (``--systems stem coarse full``) and are compared with ``stem``."""
+BUDGETS = {
+    f"budget-{name}": Setup("infant", "any", start=str(START), own=own)
+    for name, own in {
+        "whole": {"first": 3},
+        **{a: {"budget": {"axis": a, "share": 0.33}} for a in
+           ("random", "sagittal", "coronal", "axial")},
+    }.items()
+}  # fmt: skip
+"""Label budgets of the neonatal paper for our engine, from the same start as ``ours``: whole labels
+of three scans, or a third of the slices of nine. Asked for like `NETWORKS`."""
+MORE = {**SYSTEMS, **NETWORKS, **BUDGETS}
 # The papers' own mean Dice, on their data with their training: (dataset, structures) to figure.
 PAPERS = {
     "neonatal": {("infant", "all"): "0.917 (8 tissues, dHCP)"},
@@ -135,7 +148,7 @@ def rules(dataset: str, setup: Setup) -> dict[str, Any]:
     """How a system reads the dataset."""
     known = load_recipe(TRAIN / "recipes" / ("infant.toml" if dataset == "infant" else
                                              "adult-t1w.toml")).datasets[dataset]  # fmt: skip
-    own = {**known, "real": 1.0, "weight": 1.0}
+    own = {**known, "real": 1.0, "weight": 1.0, **setup.own}
     if dataset == "infant":
         own["images"] = list(setup.suffixes)
     if setup.protocol:
@@ -197,7 +210,7 @@ def trained(recipe: Recipe, data: Path, out: Path, minutes: float) -> Path:
 
 def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd.DataFrame:
     """Train, label and score one system on one fold."""
-    setup, name = {**SYSTEMS, **NETWORKS}[system], f"{system}-{dataset}-f{fold}"
+    setup, name = MORE[system], f"{system}-{dataset}-f{fold}"
     out = options.work / "runs"
     out.mkdir(parents=True, exist_ok=True)
     share, start = 1.0, setup.start
@@ -289,7 +302,7 @@ def markdown(table: pd.DataFrame) -> str:
     """The comparison: mean ± standard deviation over scans, and each system against ours."""
     lines = []
     for (dataset, structures), part in table.groupby(["dataset", "structures"]):
-        present = [n for n in (*SYSTEMS, *NETWORKS) if n in set(part["system"])]
+        present = [n for n in MORE if n in set(part["system"])]
         first = OURS if OURS in present else present[0]
         minutes = "/".join(f"{m:g}" for m in sorted(part["minutes"].unique()))
         lines += [
@@ -333,7 +346,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--folds", nargs="+", type=int, default=[0])
-    parser.add_argument("--systems", nargs="+", choices=[*SYSTEMS, *NETWORKS],
+    parser.add_argument("--systems", nargs="+", choices=MORE,
                         default=list(SYSTEMS))  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, help="label only so many scans of a fold")

@@ -27,7 +27,7 @@ def benchmark() -> ModuleType:
 
 
 def test_every_system_is_put_on_every_dataset_without_the_fold(benchmark):
-    for system, setup in benchmark.SYSTEMS.items():
+    for system, setup in benchmark.MORE.items():
         for dataset, spec in benchmark.DATASETS.items():
             recipe = benchmark.on_dataset(setup, dataset, 1)
             assert recipe.fold == [1, spec["folds"]], system
@@ -41,6 +41,14 @@ def test_every_system_is_put_on_every_dataset_without_the_fold(benchmark):
             assert recipe.places.kind == own.places.kind
             if recipe.network.get("prior_channels"):
                 assert recipe.prior_heads[-1] == recipe.heads[-1]
+
+
+def test_a_budget_is_the_datasets_only_change(benchmark):
+    plain = benchmark.on_dataset(benchmark.SYSTEMS[benchmark.OURS], "infant", 0)
+    for setup in benchmark.BUDGETS.values():
+        recipe = benchmark.on_dataset(setup, "infant", 0)
+        assert recipe.datasets["infant"] == {**plain.datasets["infant"], **setup.own}
+        assert recipe.datasets["labelmaps"] == plain.datasets["labelmaps"]
 
 
 def test_the_stage_before_sees_no_scan_of_the_dataset(benchmark):

@@ -174,7 +174,7 @@ def nifti_of(content: bytes, rng: Random) -> bytes:
         at = int(rng.integers(352, len(data) - 64))
         data[at : at + 64] = rng.bytes(64)
     if rng.random() < 0.3:
-        packed = bytearray(gzip.compress(bytes(data), 1))
+        packed = bytearray(gzip.compress(bytes(data), 1, mtime=0))
         if rng.random() < 0.5:
             packed = bytearray(bytes_of(bytes(packed), rng))
         return bytes(packed)

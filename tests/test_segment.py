@@ -404,6 +404,41 @@ def test_expected_dice_follows_the_probabilities():
     assert expected_dice(nothing) == 0
 
 
+@pytest.mark.parametrize("detail", [0, 2])
+def test_the_age_is_read_with_every_window_of_the_fine_answer(detail):
+    networks = {**CARD.networks, "segmenter": {
+        **CARD.networks["segmenter"], "detail": detail, "design": {"age": 3},
+    }}  # fmt: skip
+    card = replace(CARD, networks=networks, strategy={"name": "sliding", "window": 16})
+    given = tensors(card)
+    given["segmenter.age.centre"], given["segmenter.age.scale"] = map(torch.tensor, (30.0, 8.0))
+    model = load_model(card, given)
+    image = np.random.default_rng(0).normal(size=(1, 16, 16, 32)).astype(np.float32)
+    scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
+    grid = Grid((16, 16, 32), scan.grid.affine)
+    prepared = Prepared(image, grid, scan, np.eye(4), True, ())
+    seen: list[torch.Tensor] = []
+    known = model.networks["segmenter"].predicted_age
+    model.networks["segmenter"].predicted_age = lambda x: seen.append(x) or known(x)
+    found = segment(model, prepared, Ask())
+    assert len(seen) > 1
+    with torch.inference_mode():
+        wanted = float(known(torch.cat(seen)).mean())
+    assert found.age == pytest.approx(wanted, abs=1e-3)
+    assert found.age != 30.0
+    assert to_native(found, scan, PROTOCOL).qc["predicted_age"] == found.age
+    assert segment(model, prepared, Ask(fine=False)).age is None
+
+
+def test_no_age_is_made_up_without_an_age_head():
+    model = load_model(CARD, tensors())
+    image = np.zeros((1, 16, 16, 16), np.float32)
+    scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
+    found = segment(model, Prepared(image, scan.grid, scan, np.eye(4), True, ()), Ask())
+    assert found.age is None
+    assert "predicted_age" not in to_native(found, scan, PROTOCOL).qc
+
+
 def test_windows_may_have_sides_of_their_own():
     shown = []
 

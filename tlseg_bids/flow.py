@@ -90,10 +90,14 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Class probabilities on the model's output grid: float16 (channels, I, J, K)."""
+    """Class probabilities on the model's output grid: float16 (channels, I, J, K).
+
+    `age` is what a network with an age head reads from the image, in years.
+    """
 
     probabilities: np.ndarray
     grid: Grid
+    age: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

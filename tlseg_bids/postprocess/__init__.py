@@ -60,7 +60,8 @@ def to_native(
     -------
     Segmentation
         `volumes` as `tlseg_bids.postprocess.quality.volume_table`, `qc` as `quality` there and
-        ``icv_mm3`` where it can be measured; where not, `unmeasured` says why.
+        ``icv_mm3`` where it can be measured; where not, `unmeasured` says why. ``predicted_age``
+        (years) where the model reads one from the image.
     """
     if len(prediction.probabilities) != len(protocol):
         raise ValueError(
@@ -83,6 +84,8 @@ def to_native(
     icv, why = intracranial(mask, qc, protocol, native.grid.voxel_mm3, skull_stripped)
     if icv is not None:
         qc["icv_mm3"] = icv
+    if prediction.age is not None:
+        qc["predicted_age"] = prediction.age
     channel[box] = protocol.indices[channel[box]]
     return Segmentation(
         labels=Volume(channel, native.grid), confidence=confidence, brain_mask=mask,

@@ -250,7 +250,8 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
     Notes
     -----
     ``merged`` in the card's strategy numbers the networks that cannot tell left from right (those
-    of sagittal slices): what they find is shared out evenly between the sides.
+    of sagittal slices): what they find is shared out evenly between the sides. A network with an
+    age head is asked with every window of the fine answer; the mean is the scan's age.
     """
     own = ("name", "mirror", "merged")
     strategy = {k: v for k, v in model.card.strategy.items() if k not in own}
@@ -260,12 +261,30 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
     network = model.networks["segmenter"]
     factor = network.factor if ask.fine else network.stem
     image = torch.from_numpy(prepared.image)[None]
+    ages: list[float] = []
+    if ask.fine and getattr(getattr(network, "design", None), "age", 0):
+        walk = partial(_hearing_ages, model, walk, ages)
     fine = ask.fine and not network.coarse_only and hasattr(network, "body")
     probabilities = (_fine if fine else _plain)(model, ask, image, walk)
     step = np.diag([factor, factor, factor, 1.0])
     step[:3, 3] = (factor - 1) / 2
     grid = Grid(tuple(probabilities.shape[1:]), prepared.grid.affine @ step)
-    return Prediction(probabilities.numpy(), grid)
+    age = float(np.mean(ages)) if ages else None
+    return Prediction(probabilities.numpy(), grid, age)
+
+
+def _hearing_ages(
+    model: Model, walk: Callable[..., Tensor], ages: list[float], predict: Callable[..., Tensor],
+    image: Tensor, **options: Any,
+) -> Tensor:  # fmt: skip
+    """A walk that also notes the age, in years, that the segmenter reads from each window."""
+
+    def heard(window: Tensor, *place: Any) -> Tensor:
+        with torch.inference_mode():
+            ages.extend(model.networks["segmenter"].predicted_age(window.to(model.device)).tolist())
+        return predict(window, *place)
+
+    return walk(heard, image, **options)
 
 
 def _plain(model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]) -> Tensor:

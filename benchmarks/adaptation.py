@@ -221,18 +221,25 @@ def summary(rows: pd.DataFrame) -> str:
         gain=kept["dice"] - kept["draw"].map(base.get("dice", pd.Series(dtype=float))),
         adults_fall=kept["draw"].map(base["adults"]) - kept["adults"],
     )
+    columns = ["dice", "gain", "adults_fall", "cpu_minutes"]
     lines = ["| recipe | scans | length | draws | share | Dice | gain | adults' fall | CPU min |"]
     lines.append("|---|--:|---|--:|---|---|---|---|---|")
     for (recipe, scans, length), part in kept.groupby(["recipe", "scans", "length"]):
         cells = [
             f"{part[c].mean():.3f} ({part[c].min():.3f} to {part[c].max():.3f})"
-            for c in ("dice", "gain", "adults_fall")
+            for c in columns[:3]
         ]
         shares = ", ".join(f"{share:g}" for share in sorted(part["share"].unique()))
         minutes = f"{part['cpu_minutes'].mean():.1f} |"
         lines.append(
             " | ".join((f"| {recipe}", str(scans), length, str(len(part)), shares, *cells, minutes))
         )
+    for (scans, length), part in kept.groupby(["scans", "length"]):
+        middle = part.groupby("recipe")[columns].mean().median()
+        if part["recipe"].nunique() > 2:
+            cells = [f"{middle[c]:.3f}" for c in columns[:3]]
+            lines.append(" | ".join((f"| median of the recipes | {scans}", length, "", "", *cells,
+                                     f"{middle['cpu_minutes']:.1f} |")))  # fmt: skip
     return "\n".join(lines)
 
 

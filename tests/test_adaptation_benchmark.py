@@ -66,7 +66,8 @@ def test_what_starts_from_scratch_forgets_nothing_that_counts(benchmark, rows):
 def test_the_table_tells_gain_and_fall(benchmark, rows):
     lines = benchmark.summary(rows).splitlines()
     found = {line.split(" | ")[0].strip("| "): line for line in lines[2:]}
-    assert set(found) == {"auto", "new-only", "scratch"}
+    assert set(found) == {"auto", "new-only", "scratch", "median of the recipes"}
+    assert "| 0.600 | 0.000 | 0.010 | 5.0 |" in found["median of the recipes"]
     assert "| 0.6 | 0.750 (0.750 to 0.750) | 0.150 (0.150 to 0.150) | 0.010" in found["auto"]
     assert "| 0 | 0.600 (0.600 to 0.600) | 0.000" in found["new-only"]
 

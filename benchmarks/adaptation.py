@@ -51,7 +51,6 @@ from tlseg_bids.adapt.work import Asked, Work
 from tlseg_bids.app import answer
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.config import Config
-from tlseg_bids.networks import build
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.segment.model import Ask, Model, load_model, segment
 from tlseg_bids.train.adaptation import load_adaptation
@@ -169,10 +168,8 @@ def adapt(
     material = site.work.material(how, shown, site.base)
     parent = material.parent
     if recipe == SCRATCH:
-        sizes = [len(protocol) for protocol in material.model.heads]
         torch.manual_seed(seed)
-        fresh = build(**site.base.card.networks["segmenter"], out_channels=sizes)
-        parent = replace(parent, network=fresh.to(parent.device).eval())
+        parent = replace(parent, network=site.work.new_network(material.model).eval())
     make = partial(FineTuning, how, parent, material.samples, material.maps, seed=seed)
     steps = steps_of(make(steps=TRIAL_STEPS), asked.minutes) if asked.minutes else asked.steps
     tuning = make(steps=steps)

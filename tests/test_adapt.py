@@ -28,6 +28,7 @@ from tlseg_bids.preprocess.prepare import prepare
 from tlseg_bids.segment.model import Ask, load_model, segment
 from tlseg_bids.train import finetune
 from tlseg_bids.train.dataset import Sample, load_classes
+from tlseg_bids.train.draw import atlas
 from tlseg_bids.volume import load_volume
 from tlseg_bids.zoo.card import Domain
 from tlseg_bids.zoo.card_file import write_card
@@ -378,7 +379,15 @@ def test_the_domain_is_that_of_the_scans():
     assert domain_of([scan, replace(other, age=Age())], Domain()).age_years is None
 
 
-def test_a_sites_own_protocol_gets_a_new_head_that_the_next_run_knows(tmp_path, base):
+def test_a_sites_own_protocol_gets_a_new_head_that_the_next_run_knows(tmp_path, base, monkeypatch):
+    atlases: list[tuple[str, ...]] = []
+
+    def noted(samples, *place):
+        atlases.append(tuple(one.name for one in samples))
+        return atlas(samples, *place)
+
+    monkeypatch.setattr(work, "atlas", noted)
+
     def own(labels: np.ndarray) -> np.ndarray:
         """Two structures of the site's own: white matter alone, and all nuclei together."""
         names = PROTOCOL.table.set_index("index")["name"].str.lower()
@@ -405,9 +414,17 @@ def test_a_sites_own_protocol_gets_a_new_head_that_the_next_run_knows(tmp_path, 
     protocol = card.protocol_of("lab")
     assert protocol.table["index"].tolist() == [0, 1, 2, 11, 12]
     assert protocol.mirror.tolist() == [0, 2, 1, 4, 3]
-    model = load_model(card, load_weights(card))
+    weights = load_weights(card)
+    model = load_model(card, weights)
     assert [len(p) for p in model.heads] == [5, len(PROTOCOL)]
-    check_proof(card, load_weights(card))
+    check_proof(card, weights)
+    assert card.networks["segmenter"]["prior_channels"] == 5 + len(PROTOCOL)
+    assert len(weights["prior.lab"]) == 5
+    scans = set(atlases[0])
+    assert len(scans) == 2
+    assert [set(one) for one in atlases[1:]] == [scans - {one} for one in sorted(scans)], (
+        "the atlas of a fold is made without the scan that it holds out"
+    )
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,22 @@ def test_a_new_head_starts_from_the_structures_that_its_own_are_in():
     torch.testing.assert_close(new[:, 1:3].sum(1), old[:, 1])
 
 
+def test_an_atlas_of_the_new_head_changes_nothing_of_the_old_one():
+    torch.manual_seed(1)
+    arguments = {"network": "unet", "features": [4, 8], "stem": 2}
+    parent = build(**arguments, out_channels=[3], prior_channels=3).eval()
+    child = build(**arguments, out_channels=[4, 3], prior_channels=7).eval()
+    image, prior = torch.randn(1, 1, 16, 16, 16), torch.rand(1, 3, 8, 8, 8)
+    own = torch.tensor([0.9, 0.05, 0.03, 0.02]).view(1, 4, 1, 1, 1).expand(1, 4, 8, 8, 8)
+    with torch.no_grad():
+        grown(child, parent, torch.tensor([0, 1, 1, 2]))
+        both = torch.cat([own, prior], 1)
+        old = parent(image, prior).softmax(1)
+        torch.testing.assert_close(child(image, both, head=1).softmax(1), old)
+        new = child(image, both).softmax(1)
+    assert bool((new[:, 1] > new[:, 2]).all()), "of two with one source the atlas prefers the first"
+
+
 def test_a_reset_head_has_forgotten(parent):
     before = {k: v.clone() for k, v in parent.network.state_dict().items()}
     reset_head(parent.network)

@@ -79,6 +79,7 @@ class Outcome:
     seed: int
     curves: dict[str, list[tuple[float, ...]]]
     heads: tuple[str, ...]
+    segmenter: dict[str, Any]
 
 
 def finished(folder: Path, key: str) -> dict[str, Any] | None:
@@ -103,7 +104,8 @@ def write_model(
     folder : Path
         ``OUT/models/SITE``.
     base : mapping
-        The parent's tensors; locator, atlases and template are taken over.
+        The parent's tensors, and the atlas of a new head; locator, atlases and template are taken
+        over.
     child : mapping
         Parameters of the child's segmenter.
     """
@@ -259,6 +261,7 @@ def _card(outcome: Outcome, weights: Any, version: str) -> ModelCard:
         domain=domain_of([one.scan for one in outcome.scans], base.domain),
         protocol=outcome.heads[0],
         heads=outcome.heads,
+        networks={**base.networks, "segmenter": outcome.segmenter},
         weights=weights,
         training={
             **base.training,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tlseg_bids.adapt.choose import AUTO, Costs, Course, choose_recipe, plan_course
 from tlseg_bids.adapt.evidence import why_wrong
@@ -50,8 +50,10 @@ from tlseg_bids.runner import Progress
 from tlseg_bids.segment.model import Model, load_model
 from tlseg_bids.train.adaptation import Adaptation
 from tlseg_bids.train.dataset import Sample
+from tlseg_bids.train.draw import atlas
 from tlseg_bids.train.finetune import FineTuning, Parent, blended, grown, measure_step, run
 from tlseg_bids.train.rehearsal import rehearsal_samples
+from tlseg_bids.zoo.assemble import stored_atlases
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.weights import load_weights
 
@@ -136,10 +138,12 @@ class Work:
             (*reasons, *course.reasons), tested, verdict, course.steps,
             time.monotonic() - self.begun, self.config.random_seed, curves,
             tuple(protocol.name for protocol in material.model.heads),
+            self.segmenter_options(material.model),
         )  # fmt: skip
         files = [write_page(folder, outcome)]
         if verdict.kept:
-            card = write_model(folder, outcome, tensors, child)
+            taken = {**tensors, **stored_atlases(material.model.priors)}
+            card = write_model(folder, outcome, taken, child)
             files += [card.path, folder / card.weights.file]
         else:
             remove_model(folder, self.config.site)
@@ -181,25 +185,65 @@ class Work:
 
     def material(self, how: Adaptation, inspected: list[Inspected], base: Model) -> Material:
         """The parent, with one head more where the labels need one, and what it is shown."""
+        samples = [_on(sample_of(one, self.reading), base.device) for one in inspected]
         model = base
         if self.reading.new_head:
             heads = (self.reading.target, *base.heads)
-            old = base.networks["segmenter"]
-            sizes = [len(protocol) for protocol in heads]
-            network = build(**self.card.networks["segmenter"], out_channels=sizes)
-            network = channels_last(network).to(base.device)
+            model = replace(base, heads=heads, priors=self._atlases(base, samples))
+            network = self.new_network(model)
+            sources = overlap(inspected, len(heads[0])).to(base.device)
             with torch.no_grad():
-                grown(network, old, overlap(inspected, sizes[0]).to(base.device))
-            model = with_network(base, network, heads)
+                grown(network, base.networks["segmenter"], sources)
+            model = with_network(model, network, heads)
         options = self.card.preprocess
         parent = Parent(
             model.networks["segmenter"], tuple(protocol.name for protocol in model.heads),
             [prior[0] for prior in model.priors.values()], options["box_mm"],
             float(options["spacing_mm"]), model.precision,
         )  # fmt: skip
-        samples = [_on(sample_of(one, self.reading), base.device) for one in inspected]
         maps = [_on(one, base.device) for one in rehearsal_samples(base.template)]
         return Material(how, tuple(inspected), samples, maps, parent, model)
+
+    def shown(self, material: Material, samples: list[Sample]) -> Material:
+        """What a run has that sees these samples alone: the new head's atlas is theirs."""
+        if not self.reading.new_head:
+            return replace(material, samples=samples)
+        model = material.model
+        model = replace(model, priors=self._atlases(model, samples))
+        priors = [prior[0] for prior in model.priors.values()]
+        parent = replace(material.parent, priors=priors)
+        return replace(material, samples=samples, parent=parent, model=model)
+
+    def _atlases(self, model: Model, samples: list[Sample]) -> dict[str, Tensor]:
+        """The model's atlases, and before them one of the labels that a new head learns.
+
+        Its voxels are twice as long as those of the template's atlas. One part in n + 1 of it, of n
+        samples, is the same for every structure: few persons say little of where another's lie.
+        """
+        target = self.reading.target.name
+        known = {name: prior for name, prior in model.priors.items() if name != target}
+        if not known:
+            return known
+        box, shape = self.card.preprocess["box_mm"], next(iter(known.values())).shape[2:]
+        spacing_mm = (box[0][1] - box[0][0]) / shape[0]
+        spacing_mm *= 1 if any(size % 2 for size in shape) else 2
+        found = atlas([_on(one, torch.device("cpu")) for one in samples], box, spacing_mm)
+        found = found.lerp(torch.full_like(found, 1 / len(found)), 1 / (len(samples) + 1))
+        stored = (found * 255).round() / 255  # as the file will have it
+        return {target: stored[None].to(model.device), **known}
+
+    def segmenter_options(self, model: Model) -> dict[str, Any]:
+        """What the segmenter of such a model is built from: as in the card, but for the atlases."""
+        options = dict(self.card.networks["segmenter"])
+        if model.priors:
+            options["prior_channels"] = sum(prior.shape[1] for prior in model.priors.values())
+        return options
+
+    def new_network(self, model: Model) -> nn.Module:
+        """A segmenter for the model's heads and atlases, its parameters not yet set."""
+        sizes = [len(protocol) for protocol in model.heads]
+        network = build(**self.segmenter_options(model), out_channels=sizes)
+        return channels_last(network).to(model.device)
 
     def _course(self, material: Material) -> Course:
         """Folds and steps; what an interrupted run had decided holds."""
@@ -208,7 +252,7 @@ class Work:
             return Course(
                 stored["Folds"], stored["Steps"], stored["LimitSeconds"], tuple(stored["Reasons"])
             )
-        trial = self._run(material, material.samples, steps=1000)
+        trial = self._run(material, steps=1000)
         step = measure_step(trial)
         begun = time.monotonic()
         quick_dice(material.model, material.inspected[0], Fold((0,)))
@@ -231,31 +275,32 @@ class Work:
         parts = folds(subjects, course.folds)
         total, done, curves = (len(parts) + 1) * course.steps, 0, {}
         children, base, quick = [], [], {share: [] for share in material.how.shares}
-        for number, fold in enumerate([*parts, None]):
+        seen = [self.shown(material, visible(material.samples, fold)) for fold in parts]
+        for number, (fold, one) in enumerate(zip([*parts, None], [*seen, material], strict=True)):
             name = FINAL if fold is None else f"fold-{fold.name}"
-            shown = material.samples if fold is None else visible(material.samples, fold)
-            tuning = self._run(material, shown, course.steps)
+            tuning = self._run(one, course.steps)
             report = self._reporter(number, len(parts), done, total)
             child = run(tuning, self.kept / f"{name}.pt", report, course.limit_s)
             curves[name], done = tuning.curve, done + course.steps
             children.append(child)
             if fold is not None:
-                self._judge_fold(material, fold, child, base, quick)
+                self._judge_fold(one, fold, child, base, quick)
         rehearsal = self._rehearse(material, children[-1])
         verdict = decide(base, quick, rehearsal)
         share = verdict.share or max(material.how.shares)
         tested = [
             one
-            for fold, child in zip(parts, children, strict=False)
-            for one in self._tested(material, fold, blended(material.parent.network, child, share))
+            for fold, child, there in zip(parts, children[:-1], seen, strict=True)
+            for one in self._tested(there, fold, blended(material.parent.network, child, share))
         ]
         final = blended(material.parent.network, children[-1], share)
         return tuple(tested), verdict, final, curves
 
-    def _run(self, material: Material, samples: list[Sample], steps: int) -> FineTuning:
+    def _run(self, material: Material, steps: int) -> FineTuning:
         return FineTuning(
-            material.how, material.parent, samples, material.maps, steps, self.config.random_seed
-        )
+            material.how, material.parent, material.samples, material.maps, steps,
+            self.config.random_seed,
+        )  # fmt: skip
 
     def _reporter(self, number: int, runs: int, done: int, total: int):
         """Says which run it is and how long the whole still takes."""
@@ -308,10 +353,9 @@ class Work:
 
     def child(self, material: Material, state: dict[str, Tensor]) -> Model:
         """The base with these parameters of the segmenter."""
-        sizes = [len(protocol) for protocol in material.model.heads]
-        network = build(**self.card.networks["segmenter"], out_channels=sizes)
-        channels_last(network).load_state_dict(state)
-        return with_network(material.model, network.to(material.model.device), material.model.heads)
+        network = self.new_network(material.model)
+        network.load_state_dict(state)
+        return with_network(material.model, network, material.model.heads)
 
 
 def _on(sample: Sample, device: torch.device) -> Sample:

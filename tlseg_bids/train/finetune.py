@@ -89,6 +89,9 @@ def grown(network: nn.Module, parent: nn.Module, sources: Tensor) -> None:
     rows = torch.bincount(sources, minlength=int(sources.max()) + 1)[sources]
     for key, value in network.state_dict().items():
         part, _, rest = key.partition(".")
+        if key == "prior.weight":  # an atlas of the new head comes before the parent's
+            value.zero_()[:, -state[key].shape[1] :] = state[key]
+            continue
         if part not in ANSWERING:
             value.copy_(state[key])
             continue
@@ -390,6 +393,7 @@ def _mark(
     digest = hashlib.sha256(repr((asdict(how), parent.heads, steps, seed)).encode())
     for name, found in pools.items():
         digest.update(repr((name, [(s.name, s.sha256) for s in found])).encode())
-    for key, value in parent.network.state_dict().items():
-        digest.update(f"{key}{float(value.double().sum()):.6e}".encode())
+    priors = {f"prior {n}": prior for n, prior in enumerate(parent.priors)}
+    for key, value in {**parent.network.state_dict(), **priors}.items():
+        digest.update(f"{key}{tuple(value.shape)}{float(value.double().sum()):.6e}".encode())
     return digest.hexdigest()

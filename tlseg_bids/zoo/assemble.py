@@ -77,6 +77,14 @@ def atlases(card: ModelCard, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def stored_atlases(priors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Probabilities (1, channels, i, j, k) by protocol to the tensors that `atlases` reads."""
+    return {
+        PRIOR + name: (prior[0] * 255).round().to(torch.uint8).cpu()
+        for name, prior in priors.items()
+    }
+
+
 def _check_tensors(card: ModelCard, tensors: dict[str, Tensor], where: object) -> None:
     """Refuse what belongs to nothing, mixed precisions and numbers that are none."""
     known = (*(f"{role}." for role in card.networks), PROOF)

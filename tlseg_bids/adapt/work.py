@@ -222,7 +222,7 @@ class Work:
         """
         target = self.reading.target.name
         known = {name: prior for name, prior in model.priors.items() if name != target}
-        if not known:
+        if not known or not hasattr(model.networks["segmenter"], "prior"):
             return known
         box, shape = self.card.preprocess["box_mm"], next(iter(known.values())).shape[2:]
         spacing_mm = (box[0][1] - box[0][0]) / shape[0]

@@ -145,8 +145,9 @@ def how_to(recipe: str, site: Site, shown: list[Inspected]):
     if recipe == SCRATCH:
         like = load_adaptation(OWN_LABELS if site.reading.new_head else "new-only")
         return replace(
-            like, name=SCRATCH, scope="all", rehearsal=0.0, distillation=0.0, shares=(1.0,)
-        )
+            like, name=SCRATCH, scope="all", rehearsal=0.0, distillation=0.0, division=0.0,
+            shares=(1.0,),
+        )  # fmt: skip
     return choose_recipe(recipe, shown, site.reading)[0]
 
 
@@ -193,25 +194,24 @@ def adapt(
 
 
 def taken(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of every run the row of the largest share that forgets no more than allowed; without one
-    the base's, as the program would keep it."""
+    """Of every run the row of the largest share that forgets no more than allowed.
+
+    Where there is none, the row of its smallest share, with `kept` false: the program would refuse
+    it, and the base would stay.
+    """
     keys = ["draw", "scans", "recipe", "length"]
     free = rows["share"].isna() | (rows["recipe"] == SCRATCH)
-    allowed = rows[free | (rows["rehearsal_lost"] <= MOST_FORGOTTEN)]
-    best = allowed.sort_values("share").groupby(keys, dropna=False).tail(1)
-    base = rows[rows["scans"] == 0].set_index("draw")
-    runs = rows.drop_duplicates(keys)
-    refused = runs.merge(best[keys], on=keys, how="left", indicator=True).query("_merge != 'both'")
-    kept = refused.drop(columns="_merge")
-    for column in ("dice", "adults"):
-        if column in base:
-            kept[column] = kept["draw"].map(base[column])
-    return pd.concat([best, kept.assign(share=0.0)]).sort_values(keys)
+    rows = rows.assign(kept=free | (rows["rehearsal_lost"] <= MOST_FORGOTTEN))
+    rank = rows["share"].fillna(0).where(rows["kept"], -rows["share"])
+    return rows.loc[rank.groupby([rows[key] for key in keys]).idxmax()].sort_values(keys)
 
 
 def summary(rows: pd.DataFrame) -> str:
-    """Gain, adults' fall and time of the taken rows by recipe, scans and length: mean over draws
-    (least to most). A task whose base cannot answer in the labels' protocol has no gain."""
+    """Gain, adults' fall and time of the taken rows by recipe, scans and length.
+
+    Means over draws (least to most), how many of them the program would keep, and the medians over
+    recipes. A task whose base cannot answer in the labels' protocol has no gain.
+    """
     base = rows[rows["scans"] == 0].set_index("draw")
     kept = taken(rows).query("scans > 0")
     kept = kept.assign(
@@ -219,8 +219,10 @@ def summary(rows: pd.DataFrame) -> str:
         adults_fall=kept["draw"].map(base["adults"]) - kept["adults"],
     )
     columns = ["dice", "gain", "adults_fall", "cpu_minutes"]
-    lines = ["| recipe | scans | length | draws | share | Dice | gain | adults' fall | CPU min |"]
-    lines.append("|---|--:|---|--:|---|---|---|---|---|")
+    lines = [
+        "| recipe | scans | length | kept | share | Dice | gain | adults' fall | CPU min |",
+        "|---|--:|---|---|---|---|---|---|---|",
+    ]
     for (recipe, scans, length), part in kept.groupby(["recipe", "scans", "length"]):
         cells = [
             f"{part[c].mean():.3f} ({part[c].min():.3f} to {part[c].max():.3f})"
@@ -228,8 +230,9 @@ def summary(rows: pd.DataFrame) -> str:
         ]
         shares = ", ".join(f"{share:g}" for share in sorted(part["share"].unique()))
         minutes = f"{part['cpu_minutes'].mean():.1f} |"
+        kept_of = f"{part['kept'].sum()} of {len(part)}"
         lines.append(
-            " | ".join((f"| {recipe}", str(scans), length, str(len(part)), shares, *cells, minutes))
+            " | ".join((f"| {recipe}", str(scans), length, kept_of, shares, *cells, minutes))
         )
     for (scans, length), part in kept.groupby(["scans", "length"]):
         middle = part.groupby("recipe")[columns].mean().median()

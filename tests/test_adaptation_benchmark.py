@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -53,10 +53,13 @@ def test_the_furthest_share_that_forgets_little_counts(benchmark, rows):
     assert kept.loc["auto", "dice"] == 0.75
 
 
-def test_without_such_a_share_the_base_stays(benchmark, rows):
-    kept = benchmark.taken(rows).set_index("recipe").loc["new-only"]
-    assert kept["share"] == 0
-    assert (kept["dice"], kept["adults"]) == (0.60, 0.73)
+def test_without_such_a_share_the_smallest_is_told_as_refused(benchmark, rows):
+    rows = pd.concat([rows, pd.DataFrame([row("new-only", 0.5, MUCH, 0.70, 0.68)])])
+    found = benchmark.taken(rows.reset_index(drop=True)).set_index("recipe")
+    assert found["kept"].to_dict() == {
+        "auto": True, "base": True, "new-only": False, "scratch": True,
+    }  # fmt: skip
+    assert tuple(found.loc["new-only", ["share", "dice", "adults"]]) == (0.5, 0.70, 0.68)
 
 
 def test_what_starts_from_scratch_forgets_nothing_that_counts(benchmark, rows):
@@ -67,11 +70,29 @@ def test_the_table_tells_gain_and_fall(benchmark, rows):
     lines = benchmark.summary(rows).splitlines()
     found = {line.split(" | ")[0].strip("| "): line for line in lines[2:]}
     assert set(found) == {"auto", "new-only", "scratch", "median of the recipes"}
-    assert "| 0.600 | 0.000 | 0.010 | 5.0 |" in found["median of the recipes"]
-    assert "| 0.6 | 0.750 (0.750 to 0.750) | 0.150 (0.150 to 0.150) | 0.010" in found["auto"]
-    assert "| 0 | 0.600 (0.600 to 0.600) | 0.000" in found["new-only"]
+    assert "| 0.750 | 0.150 | 0.130 | 5.0 |" in found["median of the recipes"]
+    assert "1 of 1 | 0.6 | 0.750 (0.750 to 0.750) | 0.150 (0.150 to 0.150)" in found["auto"]
+    assert "0 of 1 | 1 | 0.820 (0.820 to 0.820) | 0.220" in found["new-only"]
 
 
 def test_a_task_without_the_base_dice_has_no_gain(benchmark, rows):
     line = benchmark.summary(rows.assign(dice=rows["dice"].where(rows["scans"] > 0)))
     assert "nan (nan to nan)" in line
+
+
+def test_what_is_there_is_known_again(benchmark, tmp_path):
+    table = benchmark.Table(tmp_path / "t.tsv")
+    key = {"draw": 0, "scans": 3, "recipe": "auto", "length": "300 steps"}
+    assert not table.has(key)
+    table.add({**key, "share": 1.0, "dice": 0.7})
+    again = benchmark.Table(tmp_path / "t.tsv")
+    assert again.has(key)
+    assert not again.has({**key, "length": "2 min"})
+
+
+def test_from_scratch_nothing_is_rehearsed_or_averaged(benchmark):
+    reading = SimpleNamespace(new_head=False)
+    how = benchmark.how_to("scratch", SimpleNamespace(reading=reading), [])
+    assert (how.name, how.scope, how.rehearsal) == ("scratch", "all", 0)
+    assert (how.distillation, how.division) == (0, 0), "random weights have nothing to teach"
+    assert how.shares == (1.0,)

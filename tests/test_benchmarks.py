@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import nibabel as nib
 import numpy as np
@@ -150,46 +150,6 @@ def test_labels_that_lie_on_each_other_agree_and_a_shifted_person_does_not() -> 
     alike = registration.agreement(maps)
     assert alike[:3] == pytest.approx([1, 1, 1])
     assert alike[3] == pytest.approx(0, abs=0.2)
-
-
-# Adaptation --------------------------------------------------------------------------------------
-
-
-def test_a_run_that_is_in_the_table_is_known_after_a_restart(tmp_path, capsys) -> None:
-    adaptation = load("adaptation")
-    table = adaptation.Table(tmp_path / "t.tsv")
-    key = {"draw": 1, "scans": 3, "recipe": "auto", "steps": 300}
-    assert not table.has(key)
-    table.add({**key, "dice": 0.76543})
-    again = adaptation.Table(tmp_path / "t.tsv")
-    assert again.has(key)
-    assert not again.has({**key, "draw": 2})
-    assert again.rows["dice"].tolist() == [0.7654]
-    assert "dice=0.76543" in capsys.readouterr().out
-
-
-def test_the_largest_share_that_forgets_little_is_taken_and_else_the_base() -> None:
-    adaptation = load("adaptation")
-    run = {"recipe": "auto", "steps": 9, "draw": 0}
-    rows = pd.DataFrame([
-        {"recipe": "base", "steps": 0, "draw": 0, "scans": 0, "dice": 0.6, "adults": 0.7},
-        {**run, "scans": 1, "share": 1.0, "rehearsal_lost": 0.5, "dice": 0.9, "adults": 0.2},
-        {**run, "scans": 1, "share": 0.4, "rehearsal_lost": 0.01, "dice": 0.7, "adults": 0.69},
-        {**run, "scans": 1, "share": 0.7, "rehearsal_lost": 0.01, "dice": 0.8, "adults": 0.68},
-        {**run, "scans": 3, "share": 1.0, "rehearsal_lost": 0.5, "dice": 0.9, "adults": 0.2},
-    ])  # fmt: skip
-    found = adaptation.taken(rows)
-    assert found["dice"].tolist() == [0.6, 0.8, 0.6]
-    assert found["adults"].tolist() == [0.7, 0.68, 0.7]
-    assert found["share"].fillna(0).tolist() == [0, 0.7, 0]
-
-
-def test_from_scratch_nothing_is_rehearsed_or_averaged() -> None:
-    adaptation = load("adaptation")
-    reading = SimpleNamespace(new_head=False)
-    how = adaptation.how_to("scratch", SimpleNamespace(reading=reading), [])
-    assert (how.name, how.scope, how.rehearsal, how.distillation) == ("scratch", "all", 0, 0)
-    assert how.shares == (1.0,)
 
 
 # Growth of a study -------------------------------------------------------------------------------

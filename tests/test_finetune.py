@@ -116,6 +116,25 @@ def test_distillation_adds_to_the_loss_where_labels_say_nothing(parent):
     assert float(one._kept(replace(shown, group=group), logits).detach()) > 0
 
 
+@pytest.mark.parametrize(
+    ("source", "weights", "asked"),
+    [
+        (SITE, {"division": 0.0, "distillation": 1.0}, False),
+        (SITE, {"division": 1.0, "distillation": 0.0}, True),
+        ("rehearsal", {"division": 1.0, "distillation": 0.0}, False),
+        ("rehearsal", {"division": 0.0, "distillation": 1.0}, True),
+    ],
+)
+def test_the_parent_is_asked_for_what_has_a_weight(parent, monkeypatch, source, weights, asked):
+    one = tuning(parent, **weights)
+    told = []
+    monkeypatch.setattr(one, "_kept", lambda *_: told.append(1) or torch.zeros(()))
+    draw = one.draw
+    monkeypatch.setattr(one, "draw", lambda rng: replace(draw(rng), source=source))
+    one.learn()
+    assert bool(told) is asked
+
+
 def test_a_new_head_starts_from_the_structures_that_its_own_are_in():
     torch.manual_seed(1)
     arguments = {"network": "unet", "features": [4, 8], "stem": 2, "detail": 4}

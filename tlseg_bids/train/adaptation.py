@@ -46,8 +46,10 @@ class Adaptation:
         of the soft Dice beside the cross-entropy.
     distillation : float
         Weight of the cross-entropy to the parent's answer on rehearsal examples (Li & Hoiem 2018,
-        doi:10.1109/TPAMI.2017.2773081), and, on the new scans, to how the parent divides what
-        their labels merge.
+        doi:10.1109/TPAMI.2017.2773081).
+    division : float
+        Weight of the cross-entropy to how the parent divides what the labels of the new scans
+        merge: nothing else tells that.
     pull : float
         Strength of the pull toward the parent's weights (L2-SP: Li et al. 2018, arXiv 1802.01483).
     shares : tuple of float
@@ -71,6 +73,7 @@ class Adaptation:
     ema: float = 0.98
     dice_weight: float = 0.3
     distillation: float = 0.0
+    division: float = 1.0
     pull: float = 0.0
     shares: tuple[float, ...] = (1.0,)
     rank: int = 4

@@ -169,8 +169,9 @@ class FineTuning:
         loss, dice = segmentation_loss(
             logits, one.target, one.known, one.group, Weights(dice=self.how.dice_weight)
         )
-        if self.how.distillation:
-            loss = loss + self.how.distillation * self._kept(one, logits)
+        weight = self.how.distillation if one.source == REHEARSAL else self.how.division
+        if weight:
+            loss = loss + weight * self._kept(one, logits)
         loss.backward()
         self._pull()
         nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)

@@ -244,6 +244,7 @@ def test_one_person_is_divided_in_halves_and_a_killed_run_goes_on(tmp_path, base
 
 def test_a_resumed_run_ends_where_an_uncut_one_does(tmp_path, base, monkeypatch):
     monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("tlseg_bids.adapt.choose.SLOWER", 1e6)  # however busy the machine is
     states = []
     for name, stop in (("a", ""), ("b", "final")):
         site = write_site(tmp_path / name, {"sub-00": head(0)})
@@ -354,7 +355,7 @@ def test_halves_are_those_of_the_template():
 
 
 def test_the_child_is_kept_only_where_it_gains_and_forgets_nothing():
-    kept = decide([0.7, 0.8], {1.0: [0.8, 0.9], 0.5: [0.75, 0.86]}, {0: 0.9, 1.0: 0.88, 0.5: 0.9})
+    kept = decide([0.7, 0.8], {1.0: [0.8, 0.9], 0.5: [0.75, 0.86]}, {0: 0.9, 1.0: 0.85, 0.5: 0.9})
     assert kept.kept and kept.share == 0.5
     assert kept.gain == pytest.approx(0.055)
     forgetful = decide([0.7], {1.0: [0.9]}, {0: 0.9, 1.0: 0.8})

@@ -259,10 +259,10 @@ def _whose(dataset: str, scan: str) -> tuple[str, str, str, str]:
 
 
 def _age(data: Path, dataset: str, scan: str) -> float:
-    """Years; `ages` counts in months."""
+    """Years; `TURNED` counts in months."""
     table = pd.read_csv(data / dataset / "participants.tsv", sep="\t", index_col=0)
     age = float(table.loc[scan.split("/", maxsplit=1)[0], "age"])
-    return age / 12 if dataset == "ages" else age
+    return age / 12 if dataset == TURNED else age
 
 
 def make(data: Path, bids: Path, listed: list[Copy]) -> None:

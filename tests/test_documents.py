@@ -53,3 +53,9 @@ def test_every_page_is_listed() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert {page for page in pages if f"]({page})" not in index} == set()
+
+
+def test_every_benchmark_is_listed() -> None:
+    told = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    missing = [file.name for file in (ROOT / "benchmarks").glob("*.py") if file.name not in told]
+    assert not missing

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from tests.scripts import load_benchmark
 from tlseg_bids.adapt.judge import MOST_FORGOTTEN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,12 +17,7 @@ MUCH, LITTLE = MOST_FORGOTTEN + 0.01, MOST_FORGOTTEN - 0.01
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    path = ROOT / "benchmarks" / "adaptation.py"
-    spec = importlib.util.spec_from_file_location("adaptation_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("adaptation")
 
 
 def row(recipe: str, share: float | None, lost: float | None, dice: float, adults: float) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -13,24 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.scripts import load_benchmark
 from tlseg_bids.labels.protocol import load_protocol
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def acceptance() -> ModuleType:
-    return load("acceptance")
+    return load_benchmark("acceptance")
 
 
 @pytest.fixture
@@ -115,7 +105,7 @@ def test_the_volumes_of_one_person_are_compared(tmp_path: Path, capsys) -> None:
         ("sub-2_ses-1_space-T1w", table),
     ):
         content.to_csv(folder / f"{name}_seg-aseg_desc-volumes_dseg.tsv", sep="\t", index=False)
-    assert load("repeat").main([str(tmp_path)]) == 0
+    assert load_benchmark("repeat").main([str(tmp_path)]) == 0
     said = capsys.readouterr().out.splitlines()
     heads = [line for line in said if not line.startswith("  ")]
     assert [line.split(",")[0] for line in heads] == [
@@ -131,7 +121,7 @@ def test_the_volumes_of_one_person_are_compared(tmp_path: Path, capsys) -> None:
 
 
 def test_an_affine_of_itk_is_turned_round_and_into_ras() -> None:
-    registration = load("registration")
+    registration = load_benchmark("registration")
     turn = np.array([[0.0, -1.1, 0], [0.9, 0, 0], [0, 0, 1.2]])
     centre, shift = np.array([5.0, -3, 2]), np.array([1.0, 2, 3])
     there = registration.itk_matrix(turn, shift, centre)
@@ -142,7 +132,7 @@ def test_an_affine_of_itk_is_turned_round_and_into_ras() -> None:
 
 
 def test_labels_that_lie_on_each_other_agree_and_a_shifted_person_does_not() -> None:
-    registration = load("registration")
+    registration = load_benchmark("registration")
     labels = np.zeros((12, 12, 12), np.int16)
     for number, index in enumerate(registration.DEEP):
         labels[number % 12 : number % 12 + 2, number // 12 * 6 : number // 12 * 6 + 4, 2:8] = index
@@ -156,7 +146,7 @@ def test_labels_that_lie_on_each_other_agree_and_a_shifted_person_does_not() -> 
 
 
 def test_thirds_of_a_run_are_told_apart() -> None:
-    study = load("study")
+    study = load_benchmark("study")
     done = [0, 0, *range(1, 10)]
     seconds = [0.0, 5, *np.cumsum([1, 1, 1, 2, 2, 2, 4, 4, 4]) + 5.0]
     run = study.Run(9, seconds=seconds, gib=[1.0] * 8 + [3, 3, 2], done=done)
@@ -165,7 +155,7 @@ def test_thirds_of_a_run_are_told_apart() -> None:
 
 
 def test_a_study_links_to_its_scans_in_turn(tmp_path) -> None:
-    study = load("study")
+    study = load_benchmark("study")
     scans = [tmp_path / "a_T1w.nii.gz", tmp_path / "b_T2w.nii.gz"]
     for scan in scans:
         scan.touch()
@@ -178,13 +168,13 @@ def test_a_study_links_to_its_scans_in_turn(tmp_path) -> None:
 
 
 def test_memory_of_a_process_and_what_it_started_is_seen() -> None:
-    study = load("study")
+    study = load_benchmark("study")
     assert study.tree_gib(os.getpid()) > 0.05
     assert study.tree_gib(2**22 + 1) == 0  # no such process
 
 
 def test_the_reports_after_the_last_scan_are_no_time_of_scans() -> None:
-    watching = load("load")
+    watching = load_benchmark("load")
     seen = watching.Watched(seconds=[0.0, 1, 2, 3, 4, 50, 100], done=[0, 2, 4, 6, 8, 8, 8])
     assert watching.rate(seen, (0, 0.3)) == pytest.approx(0.5)
     assert watching.rate(seen, (0.7, 1)) == pytest.approx(0.5)

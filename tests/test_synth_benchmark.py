@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.scripts import load_benchmark
 from tlseg_bids.train.dataset import default_protocol
 from tlseg_bids.train.loop import Training
 from tlseg_bids.train.recipe import Recipe
@@ -21,12 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("synthesis", ROOT / "benchmarks" / "synthesis.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("synthesis")
 
 
 @pytest.fixture

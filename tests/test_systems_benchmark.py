@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.scripts import load_benchmark
 from tlseg_bids.train.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,12 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    path = ROOT / "benchmarks" / "systems.py"
-    spec = importlib.util.spec_from_file_location("systems_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("systems")
 
 
 def test_every_system_is_put_on_every_dataset_without_the_fold(benchmark):

@@ -235,7 +235,7 @@ class Work:
     def segmenter_options(self, model: Model) -> dict[str, Any]:
         """What the segmenter of such a model is built from: as in the card, but for the atlases."""
         options = dict(self.card.networks["segmenter"])
-        if model.priors:
+        if "prior_channels" in options:
             options["prior_channels"] = sum(prior.shape[1] for prior in model.priors.values())
         return options
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.test_benchmarks import load
+from tests.scripts import load_benchmark
 from tlseg_bids.bids.validate import find_validator
 from tlseg_bids.cli.run import main
 from tlseg_bids.labels.protocol import load_protocol
@@ -110,7 +110,7 @@ def test_every_structure_is_there_and_of_a_plausible_size(finished):
 
 
 def test_the_labels_are_those_of_the_golden_set(finished):
-    golden = load("golden")
+    golden = load_benchmark("golden")
     labels, volumes, sha256 = golden.read_golden()
     assert golden.differences(golden.read_run(finished[1]), (labels, volumes, sha256)) == [], (
         "if the change is meant: python benchmarks/golden.py, and a line under Numbers"

@@ -85,7 +85,7 @@ def both_ways(scan: Volume, model: Model) -> tuple[list[np.ndarray], np.ndarray]
         card=plain, scan=SimpleNamespace(skull_stripped=None, suffix=""), companions=()
     )
     prepared, straight = label(scan, job, once, frame)
-    found = [straight.probabilities]
+    found = [np.asarray(straight.probabilities)]
     if alone:
         found.append(in_the_mirror(once, prepared))
     return found, straight.grid.index_from(scan.grid)
@@ -98,7 +98,7 @@ def in_the_mirror(model: Model, prepared: Prepared) -> np.ndarray:
         for name, prior in model.priors.items()
     }
     turned = replace(prepared, image=np.ascontiguousarray(prepared.image[:, ::-1]))
-    back = segment(replace(model, priors=swapped), turned, Ask()).probabilities
+    back = np.asarray(segment(replace(model, priors=swapped), turned, Ask()).probabilities)
     return back[:, ::-1][model.protocol.mirror]
 
 

@@ -106,7 +106,8 @@ def test_the_card_softens_the_answer_and_leaves_the_frame_alone(detail: int) -> 
     asked = {}
     for name, one in (("cold", card), ("hot", hot)):
         model = load_model(one, tensors)
-        asked[name] = [segment(model, prepared, Ask(fine=f)).probabilities for f in (True, False)]
+        both = (segment(model, prepared, Ask(fine=fine)) for fine in (True, False))
+        asked[name] = [np.asarray(one.probabilities) for one in both]
     cold = asked["cold"][0].astype(np.float64)
     expected = np.sqrt(cold) / np.sqrt(cold).sum(axis=0)
     assert np.abs(expected - cold).max() > 0.05

@@ -60,9 +60,9 @@ def test_both_passes_are_those_that_the_program_averages(benchmarks) -> None:
     image = random.normal(size=(1, 24, 16, 20)).astype(np.float32)
     grid = Grid(image.shape[1:], np.eye(4))
     prepared = Prepared(image, grid, Volume(image[0], grid), np.eye(4), True, ())
-    straight = segment(model, prepared, Ask()).probabilities.astype(np.float32)
+    straight = np.asarray(segment(model, prepared, Ask()).probabilities, np.float32)
     mirrored = benchmarks[1].in_the_mirror(model, prepared).astype(np.float32)
-    both = segment(model, prepared, Ask(mirror=True)).probabilities.astype(np.float32)
+    both = np.asarray(segment(model, prepared, Ask(mirror=True)).probabilities, np.float32)
     assert np.abs(straight - mirrored).max() > 0.3
     np.testing.assert_allclose((straight + mirrored) / 2, both, atol=4e-3)
 

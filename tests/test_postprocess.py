@@ -7,7 +7,7 @@ import pytest
 from phantom import PROTOCOL, Phantom, grid_over
 from scipy import ndimage
 
-from tlseg_bids.flow import Prediction
+from tlseg_bids.flow import Prediction, SharedRows
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.postprocess import (
     ProbabilityField,
@@ -397,6 +397,33 @@ def test_a_thick_slice_takes_the_mean_of_what_lies_in_it() -> None:
     thick[2, 3] = 1.5
     found = ProbabilityField(field, grid, Grid((4, 4, 2), thick)).at(np.arange(32))
     np.testing.assert_allclose(found[:, 1], 0.25, atol=1e-6)
+
+
+def test_shared_rows_are_the_array_that_they_stand_for() -> None:
+    field, grid, native = _random_field()
+    index = np.random.default_rng(1).integers(0, 40, grid.shape, np.int32)
+    rows = np.ascontiguousarray(field.reshape(len(field), -1)[:, :40].T.astype(np.float16))
+    shared = SharedRows(rows, index)
+    dense = np.asarray(shared)
+    assert dense.dtype == np.float16
+    assert shared.shape == dense.shape == (len(field), *grid.shape)
+    np.testing.assert_array_equal(dense[:, 1, 2, 3], rows[index[1, 2, 3]])
+    for one in (shared, dense):
+        np.testing.assert_array_equal(Prediction(one, grid).channel, dense.argmax(0))
+    with pytest.raises(ValueError, match="only by being copied"):
+        np.asarray(shared, copy=False)
+    found = [list(ProbabilityField(one, grid, native).slabs()) for one in (shared, dense)]
+    for one, other in zip(*found, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 6), (5, 1, 6), (5, 6, 1)])
+def test_an_answer_of_one_layer_is_read_as_it_is(shape: tuple[int, int, int]) -> None:
+    field = np.random.default_rng(0).dirichlet(np.ones(3), shape).transpose(3, 0, 1, 2)
+    grid = Grid(shape, np.eye(4))
+    found = ProbabilityField(field.astype(np.float32), grid, grid).at(np.arange(30))
+    np.testing.assert_allclose(found, field.reshape(3, -1).T, atol=1e-6)
 
 
 def test_half_precision_is_enough() -> None:

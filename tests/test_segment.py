@@ -162,7 +162,7 @@ def test_the_mirror_is_undone(card, monkeypatch):
         straight = _answer(model, Ask(), window, prior)[0].float().numpy()
         turned = _mirrored(model, Ask(), window, prior)[0].float().numpy()
         assert np.abs(turned - straight).max() > 0.3
-        found = segment(model, prepared, Ask(mirror=True)).probabilities.astype(np.float32)
+        found = np.asarray(segment(model, prepared, Ask(mirror=True)).probabilities, np.float32)
         wanted = (turned + straight) / 2
         if card is DETAILED:  # the logits are averaged there
             wanted = np.sqrt(turned * straight)
@@ -185,7 +185,8 @@ def test_sub_voxels_are_those_of_the_whole_answer():
         body = network.body(image, head=1)[0].permute(1, 2, 3, 0)
         where = torch.ones(body.shape[:3]).nonzero()
         found = Quarters(body[..., :5])(where)
-        found += network.corrections(body[..., 5:].reshape(-1, 7), head=1)
+        weight, bias = network.corrections(head=1)
+        found += torch.einsum("vd,scd->vsc", body[..., 5:].reshape(-1, 7), weight) + bias
     found = found.reshape(4, 6, 8, 2, 2, 2, 5).permute(6, 0, 3, 1, 4, 2, 5).reshape(whole.shape)
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
 
@@ -209,7 +210,7 @@ def test_sub_voxels_are_found_where_the_coarse_answer_is_open(mirror, monkeypatc
 
     def run(where) -> np.ndarray:
         monkeypatch.setattr("tlseg_bids.segment.fine.open_voxels", where)
-        found = segment(model, prepared, Ask(mirror=mirror)).probabilities
+        found = np.asarray(segment(model, prepared, Ask(mirror=mirror)).probabilities)
         assert found.dtype == np.float16
         np.testing.assert_allclose(found.sum(0, dtype=np.float32), 1, atol=1e-2)
         return found
@@ -251,7 +252,7 @@ def test_the_fine_answer_lies_where_the_coarse_one_lies():
     assert coarse.probabilities.shape[1:] == (8, 8, 8)
     middle = coarse.grid.affine @ [3, 3, 3, 1]
     np.testing.assert_allclose(middle, fine.grid.affine @ [6.5, 6.5, 6.5, 1], atol=1e-4)
-    centre = fine.probabilities[:, 6:8, 6:8, 6:8].astype(np.float32).mean((1, 2, 3))
+    centre = np.asarray(fine.probabilities, np.float32)[:, 6:8, 6:8, 6:8].mean((1, 2, 3))
     apart = [np.abs(centre - coarse.probabilities[:, i, i, i]).sum() for i in (3, 0)]
     assert apart[0] < apart[1]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,15 +90,51 @@ class Prepared:
 
 
 @dataclass(frozen=True, eq=False)
+class SharedRows:
+    """Class probabilities of a volume in which many voxels have the same ones.
+
+    `rows` float16 (n, channels); `index` int32 (I, J, K): each voxel's row. As an array, float16
+    (channels, I, J, K), they are several times as large.
+    """
+
+    rows: np.ndarray
+    index: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the array."""
+        return (self.rows.shape[1], *self.index.shape)
+
+    def __len__(self) -> int:
+        return self.rows.shape[1]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("shared rows become an array only by being copied")
+        found = np.moveaxis(self.rows[self.index], 3, 0)
+        return found if dtype is None else found.astype(dtype)
+
+    def argmax(self) -> np.ndarray:
+        """Each voxel's likeliest channel, (I, J, K)."""
+        return self.rows.argmax(1)[self.index]
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """Class probabilities on the model's output grid: float16 (channels, I, J, K).
 
     `age` is what a network with an age head reads from the image, in years.
     """
 
-    probabilities: np.ndarray
+    probabilities: np.ndarray | SharedRows
     grid: Grid
     age: float | None = None
+
+    @property
+    def channel(self) -> np.ndarray:
+        """Each voxel's likeliest channel, (I, J, K)."""
+        known = self.probabilities
+        return known.argmax() if isinstance(known, SharedRows) else known.argmax(0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,7 +108,7 @@ def quick_dice(model: Model, one: Inspected, fold: Fold) -> float:
     wanted = resample(
         Volume(_wanted(one, fold), one.labelled.grid), prediction.grid, order="nearest"
     )
-    found = one.labelled.group[prediction.probabilities.argmax(0)]
+    found = one.labelled.group[prediction.channel]
     return mean(dice_per_channel(found, wanted))
 
 
@@ -175,7 +175,7 @@ def rehearsal_dice(model: Model, heads: Sequence[tuple[Prepared, np.ndarray]]) -
     for prepared, channels in heads:
         prediction = segment(model, prepared, Ask(head=len(model.heads) - 1, fine=False))
         wanted = _nearest(channels, prepared.grid, prediction)
-        found = prediction.probabilities.argmax(0).astype(np.uint8)
+        found = prediction.channel.astype(np.uint8)
         scores.append(mean(dice_per_channel(found, wanted)))
     return scores
 

@@ -336,44 +336,63 @@ class UNet(nn.Module):
         ]
         return depth_to_space(found, 2) if parts is None else torch.cat(found, 2)
 
-    def body(self, image: Tensor, prior: Tensor | None = None, head: int = 0) -> Tensor:
+    def body(
+        self, image: Tensor, seen: Tensor | None = None, head: int = 0, detail: bool = True
+    ) -> Tensor:
         """What a sub-voxel answer is made from, as `forward` would find it.
-
-        Returns
-        -------
-        Tensor, shape (N, channels + detail, I/stem, J/stem, K/stem)
-            The coarse logits, then the features that correct them.
-        """
-        skips, prior = self._encode(image, prior)
-        x = self._decode(skips, head)[-1]
-        edges = F.leaky_relu(self.edges(x), 0.01)
-        return torch.cat([self._coarse(x, prior, head).to(edges.dtype), edges], 1)
-
-    def corrections(self, edges: Tensor, head: int = 0) -> Tensor:
-        """What the sub-voxels of some voxels add to the coarse logits at their places.
 
         Parameters
         ----------
-        edges : Tensor, float32, shape (n, detail)
-            Features of these voxels, as `body` gives them.
+        seen : Tensor, shape (N, features, I/stem, J/stem, K/stem)
+            What the first block sees of the prior: `prior_features`. None means an even prior.
+        detail : bool
+            Whether the features are wanted beside the logits.
+
+        Returns
+        -------
+        Tensor, shape (N, channels [+ detail], I/stem, J/stem, K/stem)
+            The coarse logits without what `prior_logits` adds, then the features that correct them.
+        """
+        x = self._decode(self._encode(image, None, seen)[0], head)[-1]
+        logits = self.heads[head](x)
+        if not detail:
+            return logits
+        edges = F.leaky_relu(self.edges(x), 0.01)
+        return torch.cat([logits.to(edges.dtype), edges], 1)
+
+    def prior_features(self, prior: Tensor) -> Tensor:
+        """What the first block sees of a prior (N, prior_channels, i, j, k): (N, 8, i, j, k)."""
+        return self.prior(prior)
+
+    def prior_logits(self, prior: Tensor, head: int = 0) -> Tensor | None:
+        """What a prior (N, prior_channels, i, j, k) adds to a head's logits; None for nothing."""
+        if (place := self.places[head]) is None:
+            return None
+        return self.prior_weight * torch.log(prior[:, place] + PRIOR_FLOOR)
+
+    def corrections(self, head: int = 0) -> tuple[Tensor, Tensor]:
+        """How the features of a voxel become what its sub-voxels add to its coarse logits.
+
+        Parameters
+        ----------
         head : int
             Which head answers.
 
         Returns
         -------
-        Tensor, float32, shape (n, 8, channels)
-            Sub-voxels in the order (0, 0, 0), (0, 0, 1) … (1, 1, 1).
+        weight : Tensor, float32, shape (8, channels, detail)
+        bias : Tensor, float32, shape (8, channels)
+            A linear layer on the features that `body` gives; sub-voxels in the order (0, 0, 0),
+            (0, 0, 1) … (1, 1, 1).
         """
         detail = self.details[head]
-        found = F.linear(edges, detail.weight[:, :, 0, 0, 0], detail.bias)
-        return found.reshape(len(edges), 8, detail.out_channels // 8)
+        return detail.weight.reshape(8, -1, detail.in_channels), detail.bias.reshape(8, -1)
 
     def _coarse(self, x: Tensor, prior: Tensor | None, head: int) -> Tensor:
         """Logits at the stem's resolution."""
         logits = self.heads[head](x)
-        if prior is not None and (place := self.places[head]) is not None:
-            logits = logits + self.prior_weight * torch.log(prior[:, place] + PRIOR_FLOOR)
-        return logits
+        added = None if prior is None else self.prior_logits(prior, head)
+        return logits if added is None else logits + added
 
     def _correction(self, edges: Tensor, head: int, part: int) -> Tensor:
         """What is added to the logits of one sub-voxel."""
@@ -381,8 +400,13 @@ class UNet(nn.Module):
         rows = slice(part * detail.out_channels // 8, (part + 1) * detail.out_channels // 8)
         return F.conv3d(edges, detail.weight[rows], detail.bias[rows])
 
-    def _encode(self, image: Tensor, prior: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-        """The encoder's levels, coarsest last, and the prior (an even one where it is missing)."""
+    def _encode(
+        self, image: Tensor, prior: Tensor | None, seen: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The encoder's levels, coarsest last, and the prior (an even one where it is missing).
+
+        `seen` are the prior's features where they are known already.
+        """
         mean = image.mean((2, 3, 4), keepdim=True)
         scale = image.std((2, 3, 4), keepdim=True) + 1e-4
         x = space_to_depth((image - mean) / scale, self.stem)
@@ -390,7 +414,8 @@ class UNet(nn.Module):
             if prior is None:
                 shape = (x.shape[0], self.prior_channels, *x.shape[2:])
                 prior = x.new_full(shape, 1 / self.prior_channels)
-            x = torch.cat([x, self.prior(prior).to(x.dtype)], 1)
+            seen = self.prior_features(prior) if seen is None else seen
+            x = torch.cat([x, seen.to(x.dtype)], 1)
         else:
             prior = None
         levels = []

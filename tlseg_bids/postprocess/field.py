@@ -1,8 +1,8 @@
 """Class probabilities that can be asked at any voxel of the scan.
 
-A network's output is rows of a table, one per model voxel, channels side by side; a trilinear
-value is then a weighted sum of eight rows. Only model voxels around which something else than
-background is possible enter the table, and only native voxels that touch them are looked at.
+A network's output is rows of a table, channels side by side, one per model voxel or shared by
+several; a trilinear value is then a weighted sum of eight rows. Only native voxels that touch model
+voxels in which something else than background is possible are looked at.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tlseg_bids.flow import SharedRows
 from tlseg_bids.volume import Grid
 
 _CERTAIN = 1 - 1 / 512
-_POINTS_PER_SLAB = 2**17
+_POINTS_PER_SLAB = 2**16
 
 
 class ProbabilityField:
@@ -25,19 +26,28 @@ class ProbabilityField:
 
     Parameters
     ----------
-    probabilities : ndarray, shape (channels, I, J, K)
-        float16 or float32, channel 0 the background; sums to 1 over the channels.
+    probabilities : ndarray or SharedRows, shape (channels, I, J, K)
+        float16 or float32, channel 0 the background; sums to 1 over the channels. An array whose
+        channels lie side by side in memory is not copied.
     grid : Grid
         Where they lie; `affine` leads to native millimetres.
     native : Grid
         The grid of the scan.
     """
 
-    def __init__(self, probabilities: np.ndarray, grid: Grid, native: Grid) -> None:
+    def __init__(self, probabilities: np.ndarray | SharedRows, grid: Grid, native: Grid) -> None:
         self.channels, self.native, self.shape = len(probabilities), native, grid.shape
-        field = torch.from_numpy(probabilities)
-        possible = field[0] < _CERTAIN
-        self.border_share = _border_share(field[0])
+        self._index: torch.Tensor | None = None
+        if isinstance(probabilities, SharedRows):
+            self._table = torch.from_numpy(probabilities.rows)
+            self._index = torch.from_numpy(probabilities.index).reshape(-1)
+            background = self._table[:, 0][self._index].reshape(grid.shape)
+        else:
+            field = torch.from_numpy(probabilities)
+            self._table = field.permute(1, 2, 3, 0).reshape(-1, self.channels)
+            background = field[0]
+        possible = background < _CERTAIN
+        self.border_share = _border_share(background)
         self.is_empty = not bool(possible.any())
         if self.is_empty:
             return
@@ -49,10 +59,8 @@ class ProbabilityField:
         self._reaches_edge = bool(
             (self._low == 0).any() or (high == torch.tensor(grid.shape)).any()
         )
-        self._table = self._rows(field[(slice(None), *box)])
         cells = F.pad(possible[box][None, None].float(), (0, 1) * 3)
-        cells = F.max_pool3d(cells, 2, 1)[0, 0] > 0
-        self._cells = F.pad(cells, (0, 1) * 3).reshape(-1)
+        self._cells = (F.max_pool3d(cells, 2, 1)[0, 0] > 0).reshape(-1)
         self._matrix = grid.index_from(native)
         self._matrix[:3, 3] -= self._low.numpy()
         self._sub_points = self._offsets()
@@ -77,8 +85,8 @@ class ProbabilityField:
             centre = self._lattice(begin, end)
             hit = torch.zeros(centre[0].numel(), dtype=torch.bool)
             for offset in self._sub_points:
-                cell = [self._clamped(c, axis, offset).int() for axis, c in enumerate(centre)]
-                hit |= self._cells[self._flat(cell).reshape(-1)]
+                x, y, z = (self._clamped(c, axis, offset).int() for axis, c in enumerate(centre))
+                hit |= self._cells[((x * self._size[1] + y) * self._size[2] + z).reshape(-1)]
             found = hit.nonzero()[:, 0]
             if len(found):
                 index = np.unravel_index(found.numpy(), tuple(end - begin))
@@ -101,16 +109,6 @@ class ProbabilityField:
             out[part] = self._interpolate(points).numpy()
         return out
 
-    def _rows(self, field: torch.Tensor) -> torch.Tensor:
-        """Channels side by side, one row per model voxel; the far faces are repeated once."""
-        size = (*(n + 1 for n in field.shape[1:]), self.channels)
-        table = torch.empty(size, dtype=field.dtype)
-        table[:-1, :-1, :-1] = field.permute(1, 2, 3, 0)
-        table[-1] = table[-2]
-        table[:, -1] = table[:, -2]
-        table[:, :, -1] = table[:, :, -2]
-        return table.reshape(-1, self.channels)
-
     def _offsets(self) -> list[np.ndarray]:
         """Steps, in model voxels, to the places in a native voxel whose mean stands for it."""
         ratio = np.linalg.norm(self._matrix[:3, :3], axis=0)
@@ -128,7 +126,7 @@ class ProbabilityField:
         return first, last if (last > first).all() else first
 
     def _lattice(self, begin: np.ndarray, end: np.ndarray) -> list[torch.Tensor]:
-        """Table positions of a box of native voxels: three float32 arrays (I, J, K)."""
+        """Positions in the box of a lattice of native voxels: three float32 arrays (I, J, K)."""
         index = [np.arange(a, b) for a, b in zip(begin, end, strict=True)]
         out = []
         for row in self._matrix[:3]:
@@ -137,13 +135,9 @@ class ProbabilityField:
         return out
 
     def _clamped(self, position: torch.Tensor, axis: int, offset: np.ndarray) -> torch.Tensor:
-        """Positions along an axis, moved by the offset and held inside the table."""
+        """Positions along an axis, moved by the offset and held inside the box."""
         moved = position + float(offset[axis]) if offset[axis] else position
         return moved.clamp(0, self._size[axis] - 1)
-
-    def _flat(self, index: list[torch.Tensor]) -> torch.Tensor:
-        """Row of the table for whole positions along the three axes."""
-        return (index[0] * (self._size[1] + 1) + index[1]) * (self._size[2] + 1) + index[2]
 
     def _interpolate(self, points: list[torch.Tensor]) -> torch.Tensor:
         """Mean over the sub-points of a voxel, float32 (n, channels)."""
@@ -155,17 +149,22 @@ class ProbabilityField:
     def _trilinear(self, points: list[torch.Tensor], offset: np.ndarray) -> torch.Tensor:
         """One weighted sum of eight rows per point; background outside the model's grid."""
         position = [self._clamped(p, axis, offset) for axis, p in enumerate(points)]
-        cell = [p.int() for p in position]
+        last = [max(n - 2, 0) for n in self._size]  # a cell has a far side, but for a flat box
+        cell = [p.int().clamp_max(n) for p, n in zip(position, last, strict=True)]
         share = [p - c for p, c in zip(position, cell, strict=True)]
         (x, y, z) = (torch.stack((1 - f, f), dim=-1) for f in share)
         weights = (x[:, :, None] * y[:, None, :])[..., None] * z[:, None, None, :]
         weights = weights.reshape(-1, 8)
-        strides = ((self._size[1] + 1) * (self._size[2] + 1), self._size[2] + 1, 1)
-        corners = [int(np.dot(c, strides)) for c in product((0, 1), repeat=3)]
+        strides = (self.shape[1] * self.shape[2], self.shape[2], 1)
+        steps = [s if n > 1 else 0 for s, n in zip(strides, self._size, strict=True)]
+        corners = [int(np.dot(c, steps)) for c in product((0, 1), repeat=3)]
         outside = self._outside(points, offset) if self._reaches_edge else None
         if outside is not None:
             weights.masked_fill_(outside[:, None], 0)
-        rows = self._flat(cell)[:, None] + torch.tensor(corners, dtype=torch.int32)
+        first = sum((c + int(n)) * s for c, n, s in zip(cell, self._low, strides, strict=True))
+        rows = first[:, None] + torch.tensor(corners, dtype=torch.int32)
+        if self._index is not None:
+            rows = self._index[rows]
         kind = self._table.dtype
         out = F.embedding_bag(
             rows, self._table, per_sample_weights=weights.to(kind), mode="sum"
@@ -191,13 +190,15 @@ def _border_share(background: torch.Tensor) -> float:
 
 
 def resample_probabilities(
-    probabilities: np.ndarray, grid: Grid, native: Grid
+    probabilities: np.ndarray | SharedRows, grid: Grid, native: Grid
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`ProbabilityField(...).slabs()`: flat native voxels and their probabilities, by slabs."""
     return ProbabilityField(probabilities, grid, native).slabs()
 
 
-def probability_maps(probabilities: np.ndarray, grid: Grid, native: Grid) -> Iterator[np.ndarray]:
+def probability_maps(
+    probabilities: np.ndarray | SharedRows, grid: Grid, native: Grid
+) -> Iterator[np.ndarray]:
     """Every channel's probability on the native grid, one after the other.
 
     The interpolation is done once; what it found is held as bytes, for the voxels alone that may

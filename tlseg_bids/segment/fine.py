@@ -3,20 +3,24 @@
 A network with a sub-voxel answer gives logits and features at the stem's resolution. These are
 blended over the windows; then the eight sub-voxels of a coarse voxel are computed one by one where
 the voxel is not settled: near a border between structures, or where the network is in doubt.
-Elsewhere all eight take the coarse probabilities. On a brain that is a fifth of the voxels.
+Elsewhere all eight share the coarse probabilities. On a brain that is a fifth of the voxels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from tlseg_bids.flow import SharedRows
+
 SETTLED = 0.98
-_VOXELS_AT_ONCE = 2**14
+_VOXELS_AT_ONCE = 2**11
+"""So few that what is made of them stays in the processor's cache, and in memory that is reused."""
 _SHARES = [a * b * c for a, b, c in product((0.75, 0.25), repeat=3)]
 """Of a voxel and its neighbours at a point a quarter of a voxel off its centre, as `product`."""
 
@@ -38,7 +42,7 @@ def open_voxels(coarse: Tensor) -> Tensor:
     return ((highest != lowest)[0, 0] | (top.values < SETTLED)).nonzero()
 
 
-def refine(coarse: Tensor, sub: Sub, heat: float) -> Tensor:
+def refine(coarse: Tensor, sub: Sub, heat: float) -> SharedRows:
     """Probabilities at twice the resolution.
 
     Parameters
@@ -52,19 +56,34 @@ def refine(coarse: Tensor, sub: Sub, heat: float) -> Tensor:
 
     Returns
     -------
-    Tensor, float16, shape (channels, 2I, 2J, 2K)
-        On the CPU; the channels of a voxel lie side by side in memory.
+    SharedRows
+        Of (channels, 2I, 2J, 2K): a row for each coarse voxel, which its sub-voxels share if it is
+        settled, then the rows of the sub-voxels of the open ones.
     """
-    i, j, k, channels = coarse.shape
-    settled = F.softmax(coarse / heat, 3)
+    shape, channels = coarse.shape[:3], coarse.shape[3]
+    settled = likely(coarse, heat)
     where = open_voxels(settled)
-    out = torch.empty((i, 2, j, 2, k, 2, channels), dtype=torch.float16)
-    out[:] = settled.half().cpu()[:, None, :, None, :, None]
-    for some in where.split(_VOXELS_AT_ONCE):
-        found = F.softmax(sub(some) / heat, 2).half().cpu().reshape(-1, 2, 2, 2, channels)
-        x, y, z = some.cpu().T
-        out[x, :, y, :, z] = found
-    return out.reshape(2 * i, 2 * j, 2 * k, channels).permute(3, 0, 1, 2)
+    count = settled[..., 0].numel()
+    rows = torch.empty((count + 8 * len(where), channels), dtype=torch.float16)
+    rows[:count] = settled.reshape(-1, channels)
+    for start in range(0, len(where), _VOXELS_AT_ONCE):
+        some = where[start : start + _VOXELS_AT_ONCE]
+        first = count + 8 * start
+        found = F.softmax(sub(some).div_(heat), 2)
+        rows[first : first + 8 * len(some)] = found.reshape(-1, channels)
+    index = torch.arange(count, dtype=torch.int32).reshape(shape)
+    index = index[:, None, :, None, :, None].repeat(1, 2, 1, 2, 1, 2)
+    x, y, z = where.cpu().T
+    index[x, :, y, :, z] = torch.arange(count, len(rows), dtype=torch.int32).reshape(-1, 2, 2, 2)
+    return SharedRows(rows.numpy(), index.reshape([2 * n for n in shape]).numpy())
+
+
+def likely(logits: Tensor, heat: float = 1.0) -> Tensor:
+    """Probabilities, float16 on the logits' device, of logits (I, J, K, channels)."""
+    out = torch.empty_like(logits, dtype=torch.float16)
+    for plane, found in zip(logits, out, strict=True):
+        found.copy_(F.softmax(plane / heat, 2))
+    return out
 
 
 class Quarters:
@@ -78,76 +97,96 @@ class Quarters:
 
     def __init__(self, volume: Tensor) -> None:
         *shape, channels = volume.shape
-        for axis, n in enumerate(shape):
-            around = torch.arange(-1, n + 1, device=volume.device).clamp(0, n - 1)
-            volume = volume.index_select(axis, around)
         self._table = volume.reshape(-1, channels)
-        steps = ((shape[1] + 2) * (shape[2] + 2), shape[2] + 2, 1)
-        self._steps = torch.tensor(steps, device=volume.device)
-        towards = torch.tensor(list(product((-1, 1), repeat=3)), device=volume.device)
+        self._steps = (shape[1] * shape[2], shape[2], 1)
+        self._last = torch.tensor(shape, device=volume.device) - 1
+        self._sides = torch.arange(-1, 2, device=volume.device)
+        towards = torch.tensor(list(product((0, 2), repeat=3)), device=volume.device)
         far = torch.tensor(list(product((0, 1), repeat=3)), device=volume.device)
-        self._corners = (towards[:, None] * far[None] * self._steps).sum(2).int()
+        corners = torch.where(far[None] == 1, towards[:, None], 1)
+        self._corners = [corner.reshape(-1) for corner in corners.unbind(2)]
         self._shares = volume.new_tensor(_SHARES)
 
     def __call__(self, where: Tensor) -> Tensor:
         """Around some voxels, int64 (n, 3), the eight points (n, 8, channels) as `product` has
         them."""
-        rows = ((where + 1) * self._steps).sum(1).int()[:, None, None] + self._corners
-        rows = rows.reshape(-1, 8)
+        near = (where[:, :, None] + self._sides).clamp_min(0).minimum(self._last[:, None])
+        x, y, z = (
+            (near[:, axis] * self._steps[axis])[:, corner]
+            for axis, corner in enumerate(self._corners)
+        )
+        rows = (x + y + z).reshape(-1, 8)
         shares = self._shares.expand(len(rows), 8).contiguous()
         found = F.embedding_bag(rows, self._table, mode="sum", per_sample_weights=shares)
         return found.reshape(len(where), 8, found.shape[1])
 
 
 def both_sides(
-    network: nn.Module, head: int, straight: Tensor, mirrored: Tensor | None, swap: Tensor
-) -> tuple[Tensor, Sub]:
+    straight: Tensor,
+    mirrored: Tensor | None,
+    swap: Tensor,
+    prior: Tensor | None,
+    corrections: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Sub | None]:
     """Coarse logits and the way to the fine ones, the mean of an image's and its mirror image's.
 
     Parameters
     ----------
-    network : Module
-        With `corrections`.
-    head : int
-        Which head answers.
-    straight : Tensor, shape (channels + detail, I, J, K)
+    straight : Tensor, shape (channels [+ detail], I, J, K)
         What the network's `body` gave for the image.
     mirrored : Tensor or None
         The same for the image turned over along the first axis, as it came.
     swap : Tensor of int, shape (channels,)
         The channel on the other side of each.
+    prior : Tensor or None, shape (I, J, K, channels)
+        What a prior adds to the logits.
+    corrections : (Tensor, Tensor) or None
+        What the network's `corrections` gave; None where only the coarse logits are wanted.
 
     Returns
     -------
-    coarse : Tensor, shape (I, J, K, channels)
+    coarse : Tensor, float32, shape (I, J, K, channels)
     sub : callable
-        As `refine` takes it.
+        As `refine` takes it; None without `corrections`.
     """
     channels = len(swap)
-    coarse, edges = _split(straight, channels)
-    if mirrored is None:
-        between = Quarters(coarse)
-        return coarse, lambda where: between(where) + _corrected(network, head, edges, where)
-    turned, turned_edges = _split(mirrored, channels)
-    last = len(coarse) - 1
-    coarse = (coarse + turned.flip(0)[..., swap]) / 2
-    between = Quarters(coarse)  # linear, so that of the mean is the mean of both
+    straight = straight.permute(1, 2, 3, 0)
+    coarse = torch.empty((*straight.shape[:3], channels), device=straight.device)
+    if mirrored is not None:
+        mirrored = mirrored.permute(1, 2, 3, 0)
+    for i, plane in enumerate(coarse):  # one by one: no copy of the whole is made
+        plane.copy_(straight[i, ..., :channels])
+        if mirrored is not None:
+            plane.add_(mirrored[-1 - i][..., swap]).div_(2)
+        if prior is not None:
+            plane.add_(prior[i])
+    if corrections is None:
+        return coarse, None
+    sides: list[tuple[Tensor, int | None]] = [(straight, None)]
+    if mirrored is not None:
+        # The corrections are linear: those of both sides are one product with both weights.
+        weight, bias = corrections
+        turned = weight.reshape(2, 4, channels, -1).flip(0)[:, :, swap].reshape(weight.shape)
+        turned_bias = bias.reshape(2, 4, channels).flip(0)[:, :, swap].reshape(bias.shape)
+        corrections = torch.cat((weight, turned), 2) / 2, (bias + turned_bias) / 2
+        sides.append((mirrored, len(coarse) - 1))
+    return coarse, partial(_sub, Quarters(coarse), sides, corrections)
 
-    def sub(where: Tensor) -> Tensor:
-        other = torch.stack((last - where[:, 0], where[:, 1], where[:, 2]), 1)
-        found = _corrected(network, head, turned_edges, other).reshape(-1, 2, 4, channels)
-        found = found.flip(1).reshape(-1, 8, channels)[..., swap]
-        return between(where).add_(_corrected(network, head, edges, where).add_(found), alpha=0.5)
 
-    return coarse, sub
+def _sub(
+    between: Quarters, sides: list[tuple[Tensor, int | None]], corrections: tuple[Tensor, Tensor],
+    where: Tensor,
+) -> Tensor:  # fmt: skip
+    """Logits (n, 8, channels) of the sub-voxels of some coarse voxels (n, 3).
 
-
-def _corrected(network: nn.Module, head: int, edges: Tensor, where: Tensor) -> Tensor:
-    """The corrections (n, 8, channels) of some voxels of a volume of features."""
-    return network.corrections(edges[where[:, 0], where[:, 1], where[:, 2]], head)
-
-
-def _split(body: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Coarse logits (I, J, K, channels) and features (I, J, K, detail), each contiguous."""
-    rows = body.permute(1, 2, 3, 0)
-    return rows[..., :channels].contiguous(), rows[..., channels:].contiguous()
+    `sides`: bodies (I, J, K, channels + detail), each with the last index along the first axis if
+    it is mirrored; `corrections`: weights (8, channels, sides · detail) and bias (8, channels).
+    """
+    weight, bias = corrections
+    x, y, z = where.T
+    channels = bias.shape[1]
+    edges = torch.cat(
+        [body[x if last is None else last - x, y, z][:, channels:] for body, last in sides], 1
+    ).float()
+    out = torch.addmm(bias.flatten(), edges, weight.flatten(0, 1).T)
+    return out.reshape(len(where), 8, channels).add_(between(where))

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlseg_bids.errors import DataError
-from tlseg_bids.flow import Prediction, Prepared
+from tlseg_bids.flow import Prediction, Prepared, SharedRows
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.networks import channels_last
 from tlseg_bids.segment import STRATEGIES
-from tlseg_bids.segment.fine import both_sides, refine
+from tlseg_bids.segment.fine import both_sides, likely, refine
 from tlseg_bids.volume import Grid
 from tlseg_bids.zoo.assemble import assemble, atlases
 from tlseg_bids.zoo.card import ModelCard
@@ -36,7 +36,8 @@ class Model:
     `heads`: protocols that the segmenter answers in, the primary one first. `template`
     (channels, 3): centroids in template mm, NaN where there is none; `priors` (1, channels, I, J,
     K) float32 each: probabilities over the card's box, for the heads that have them, in their
-    order; `atlas` keeps them side by side at the sizes that were asked for.
+    order; `atlas` and `seen` keep them, and what the network makes of them, at the sizes that were
+    asked for.
     """
 
     card: ModelCard
@@ -47,6 +48,7 @@ class Model:
     device: torch.device
     precision: torch.dtype
     atlas: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+    seen: dict[tuple[int, ...], Seen] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def protocol(self) -> LabelProtocol:
@@ -172,28 +174,63 @@ def locate(model: Model) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def _atlas(model: Model, shape: list[int]) -> Tensor | None:
-    """The atlases at the coarse voxels of the card's box, float16 (1, channels, i, j, k)."""
-    if not model.priors:
-        return None
-    size = (1, 1, *(n // model.networks["segmenter"].stem for n in shape))
-    if size not in model.atlas:
-        theta = torch.eye(3, 4, device=model.device)[None]
-        grid = F.affine_grid(theta, size, align_corners=False)
-        model.atlas[size] = torch.cat([
-            F.grid_sample(prior, grid, padding_mode="border", align_corners=False).half()
+def _at(model: Model, shape: Sequence[int]) -> Tensor:
+    """The atlases side by side at the coarse voxels of the card's box, (1, channels, i, j, k)."""
+    theta = torch.eye(3, 4, device=model.device)[None]
+    grid = F.affine_grid(theta, [1, 1, *shape], align_corners=False)
+    with torch.inference_mode():
+        return torch.cat([
+            F.grid_sample(prior, grid, padding_mode="border", align_corners=False)
             for prior in model.priors.values()
         ], 1)  # fmt: skip
+
+
+def _atlas(model: Model, shape: list[int]) -> Tensor | None:
+    """`_at` for an image of some shape, float16, found once for each."""
+    if not model.priors:
+        return None
+    size = tuple(n // model.networks["segmenter"].stem for n in shape)
+    if size not in model.atlas:
+        model.atlas[size] = _at(model, size).half()
     return model.atlas[size]
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a network makes of the atlases, whatever the image, at the coarse voxels of the box.
+
+    `features` (1, features, i, j, k), of the atlases and of the atlases in the mirror; `logits`
+    float16 (i, j, k, channels) for each head, None where it has no atlas.
+    """
+
+    features: tuple[Tensor, Tensor]
+    logits: tuple[Tensor | None, ...]
+
+
+def _seen(model: Model, shape: list[int]) -> Seen | None:
+    """Found once for every size (i, j, k) of the box; None without an atlas."""
+    if not model.priors:
+        return None
+    if (size := tuple(shape)) not in model.seen:
+        network, prior = model.networks["segmenter"], _at(model, shape)
+        turned = _mirror(model, prior)
+        with _fast(model):
+            features = [network.prior_features(one) for one in (prior, turned)]
+            features = [f.contiguous(memory_format=torch.channels_last_3d) for f in features]
+            logits = [network.prior_logits(prior, head) for head in range(len(model.heads))]
+        rows = [None if one is None else one[0].permute(1, 2, 3, 0).half() for one in logits]
+        rows = [None if one is None else one.contiguous() for one in rows]
+        model.seen[size] = Seen(tuple(features), tuple(rows))
+    return model.seen[size]
+
+
 def _part(atlas: Tensor | None, corner: Sequence[int], window: Tensor, stem: int) -> Tensor | None:
-    """The atlases at the coarse voxels of a window, float32 (1, channels, i, j, k)."""
+    """What lies at the coarse voxels of a window of (1, channels, i, j, k)."""
     if atlas is None:
         return None
     ends = zip(corner, window.shape[2:], strict=True)
     some = [slice(c // stem, (c + n) // stem) for c, n in ends]
-    return atlas[(slice(None), slice(None), *some)].float()
+    return atlas[(slice(None), slice(None), *some)]
 
 
 def _answer(
@@ -264,13 +301,13 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
     ages: list[float] = []
     if ask.fine and getattr(getattr(network, "design", None), "age", 0):
         walk = partial(_hearing_ages, model, walk, ages)
-    fine = ask.fine and not network.coarse_only and hasattr(network, "body")
-    probabilities = (_fine if fine else _plain)(model, ask, image, walk)
+    blends = hasattr(network, "body") and not network.coarse_only
+    probabilities = (_blended if blends else _plain)(model, ask, image, walk)
     step = np.diag([factor, factor, factor, 1.0])
     step[:3, 3] = (factor - 1) / 2
     grid = Grid(tuple(probabilities.shape[1:]), prepared.grid.affine @ step)
     age = float(np.mean(ages)) if ages else None
-    return Prediction(probabilities.numpy(), grid, age)
+    return Prediction(probabilities, grid, age)
 
 
 def _hearing_ages(
@@ -287,13 +324,14 @@ def _hearing_ages(
     return walk(heard, image, **options)
 
 
-def _plain(model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]) -> Tensor:
+def _plain(model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]) -> np.ndarray:
     """Probabilities (channels, i, j, k) at the resolution that the network itself answers in."""
     network, atlas = model.networks["segmenter"], _atlas(model, list(image.shape[2:]))
     several, merged = hasattr(network, "members"), model.card.strategy.get("merged", ())
 
     def predict(window: Tensor, corner: tuple[int, int, int], number: int = 0) -> Tensor:
         prior = _part(atlas, corner, window, network.stem)
+        prior = None if prior is None else prior.float()
         member = number if several else None
         found = _answer(model, ask, window, prior, member)
         if ask.mirror:
@@ -302,25 +340,33 @@ def _plain(model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]) -
             found = (found + found[:, torch.as_tensor(model.heads[ask.head].mirror)]) / 2
         return found
 
-    return walk(predict, image, factor=network.factor if ask.fine else network.stem)
+    return walk(predict, image, factor=network.factor if ask.fine else network.stem).numpy()
 
 
-def _fine(model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]) -> Tensor:
-    """Probabilities (channels, I, J, K) of a network with a sub-voxel answer."""
-    network, atlas = model.networks["segmenter"], _atlas(model, list(image.shape[2:]))
+def _blended(
+    model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]
+) -> np.ndarray | SharedRows:
+    """Probabilities (channels, i, j, k) of a network whose logits and features can be blended."""
+    network = model.networks["segmenter"]
+    prior = _seen(model, [n // network.stem for n in image.shape[2:]])
+    # Seams are blended in half floats, which are finer than the bfloat16 that comes in.
+    kept = torch.float32 if model.precision == torch.float32 else torch.float16
 
     def side(turned: bool) -> Tensor:
-        there = _mirror(model, atlas) if turned else atlas
-
         def predict(window: Tensor, corner: tuple[int, int, int]) -> Tensor:
-            prior = _part(there, corner, window, network.stem)
+            seen = None if prior is None else prior.features[int(turned)]
+            part = _part(seen, corner, window, network.stem)
             with _fast(model):
-                return network.body(window.to(model.device), prior, ask.head).float()
+                return network.body(window.to(model.device), part, ask.head, ask.fine).to(kept)
 
         return walk(predict, image.flip(2) if turned else image, factor=network.stem)
 
     swap = torch.as_tensor(model.heads[ask.head].mirror, device=model.device)
     straight, mirrored = side(False), side(True) if ask.mirror else None
     with torch.inference_mode():
-        coarse, sub = both_sides(network, ask.head, straight, mirrored, swap)
-        return refine(coarse, sub, _heat(model, ask.head))
+        added = None if prior is None else prior.logits[ask.head]
+        corrections = network.corrections(ask.head) if ask.fine else None
+        coarse, sub = both_sides(straight, mirrored, swap, added, corrections)
+        if sub is not None:
+            return refine(coarse, sub, _heat(model, ask.head))
+        return likely(coarse).cpu().permute(3, 0, 1, 2).numpy()

@@ -250,7 +250,7 @@ def test_stop_on_first_crash_leaves_the_rest_untried(tmp_path, brain):
     broken[0, 0, 0] = np.inf
     add_scan(bids, "01", nib.Nifti1Image(broken, brain.affine))
     add_scan(bids, "02", brain)
-    words = ("--skip-bids-validation", "--stop-on-first-crash")
+    words = ("--skip-bids-validation", "--stop-on-first-crash", "--nprocs", "1")
     assert run(bids, out, "participant", *words) == 1
     status = pd.read_csv(next((out / "logs").glob("status_*.tsv")), sep="\t")
     assert status["status"].tolist() == ["failed", "failed"]

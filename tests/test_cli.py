@@ -124,7 +124,7 @@ def test_help_names_every_exit_code(capsys):
 def test_defaults_are_those_of_config(app, folders, monkeypatch):
     monkeypatch.setattr(run, "available_cpus", lambda: 3)
     config = asked(app, folders)
-    assert config == Config(Path(folders[0]), Path(folders[1]), "participant", nprocs=3, threads=3)
+    assert config == Config(Path(folders[0]), Path(folders[1]), "participant", nprocs=3)
 
 
 EVERY = [
@@ -222,6 +222,21 @@ def test_how_many_scans_at_once():
     assert dataclasses.replace(config, memory_gib=7.0).at_once(3.0) == 2
     assert dataclasses.replace(config, memory_gib=1.0).at_once(3.0) == 1
     assert dataclasses.replace(config, threads=0).at_once(3.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("scans", "memory", "free", "threads"),
+    [
+        (1, None, 100, 8), (3, None, 100, 2), (8, None, 100, 1), (80, None, 100, 1),
+        (80, 7.0, 100, 4), (80, None, 14, 2), (80, None, None, 1), (80, None, 1, 8),
+        (0, None, 9, 8),
+    ],
+)  # fmt: skip
+def test_scans_share_the_cpus_as_far_as_memory_goes(scans, memory, free, threads):
+    config = Config(Path("/a"), Path("/b"), "participant", nprocs=8, memory_gib=memory)
+    assert config.shared_out(scans, 3.0, free).threads == threads
+    asked_for = dataclasses.replace(config, threads=3)
+    assert asked_for.shared_out(scans, 3.0, free) is asked_for
 
 
 def test_cpus_of_a_container_are_counted(monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.datasets import make_dataset
+from tlseg_bids import resources
 from tlseg_bids.cli import launch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -215,7 +216,7 @@ def test_a_missing_engine_is_a_sentence(capsys, monkeypatch):
 def test_too_little_memory_is_a_sentence(place, capsys, monkeypatch):
     meminfo = place / "meminfo"
     meminfo.write_text("MemTotal: 8000000 kB\nMemAvailable: 2097152 kB\n")
-    monkeypatch.setattr(launch, "MEMORY", meminfo)
+    monkeypatch.setattr(resources, "MEMORY", meminfo)
     words = ("bids", "out", "participant", "--nprocs", "8", "--omp-nthreads", "2")
     said = refused(capsys, 64, *words)
     assert "2.0 GiB of memory are free and 4 scans at once take about 10.0 GiB – --nprocs" in said

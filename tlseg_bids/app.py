@@ -33,7 +33,12 @@ from tlseg_bids.preprocess.register import TURNS
 from tlseg_bids.report.derivatives import all_failures
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.subject import write_subject_report
-from tlseg_bids.resources import peak_memory_gib, restart_peak
+from tlseg_bids.resources import (
+    available_memory_gib,
+    peak_memory_gib,
+    restart_peak,
+    reuse_freed_memory,
+)
 from tlseg_bids.runner import Labour, Progress, Steps, Work, exit_code, run_jobs
 from tlseg_bids.segment.model import Ask, Model, Models, locate, segment
 from tlseg_bids.volume import Grid, Volume, load_scan, load_volume
@@ -71,6 +76,7 @@ def participant(config: Config, progress: Progress) -> int:
     if config.boilerplate_only:
         print(methods_text(cards, __version__))
         return 0
+    config = share_out(config, plan)
     outputs = Derivatives(config.out_dir, config.bids_dir, config.probabilities)
     outputs.write_root(cards, {c.protocol: c.protocol_of(c.protocol).table for c in cards})
     log = RunLog(config.out_dir)
@@ -96,8 +102,16 @@ def group(config: Config) -> int:
     return run_group(config)
 
 
+def share_out(config: Config, plan: Plan) -> Config:
+    """The run with CPUs for one scan; a GPU and a Dask worker label one scan at a time."""
+    local = config.executor == "local" and all(job.device == "cpu" for job in plan.jobs)
+    each_gib = max((job.memory_gib for job in plan.jobs), default=0.0)
+    return config.shared_out(len(plan.jobs) if local else 1, each_gib, available_memory_gib())
+
+
 def workshop(config: Config) -> Work:
     """What a process that labels scans, on this machine or another, sets up once."""
+    reuse_freed_memory()
     torch.set_num_threads(config.threads or config.nprocs)
     torch.manual_seed(config.random_seed)
     models = Models(config.offline)
@@ -125,6 +139,7 @@ def fine_tune(config: Config, progress: Progress) -> int:
     """Adapt a model to labelled scans, and keep it where it is better; returns the exit code."""
     from tlseg_bids.adapt.site import fine_tune as adapt
 
+    reuse_freed_memory()
     return adapt(config, answer, progress)
 
 

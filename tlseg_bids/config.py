@@ -6,8 +6,9 @@ Built by `tlseg_bids.cli.run` from the command line and `--config-file`; passed 
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ NO_OPTIONS = (*ARGUMENTS, "validate", "command")
 DEFAULTS = {"shard": (1, 1), "executor": "local"}
 """Values that are no decision although they are not empty."""
 ADAPTATION = ("fine_tune", "labels_dir", "site", "base", "budget_minutes")
-ALWAYS = ("nprocs", "threads", "device", "random_seed")
+ALWAYS = ("nprocs", "device", "random_seed")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Config:
     ----------
     nprocs, threads : int
         CPUs the run may use in all, and CPUs one scan may use: ``nprocs // threads`` scans can
-        run at once (`at_once`). 0 threads means as many as `nprocs`.
+        run at once (`at_once`). 0 threads means that `shared_out` decides, `nprocs` until then.
     memory_gib : float or None
         Memory the run may use in all; None is no limit.
     filters : dict
@@ -129,6 +130,28 @@ class Config:
         by_cpu = self.nprocs // (self.threads or self.nprocs)
         by_memory = by_cpu if self.memory_gib is None else int(self.memory_gib // memory_gib)
         return max(1, min(by_cpu, by_memory))
+
+    def shared_out(self, scans: int, each_gib: float, free_gib: float | None) -> Config:
+        """With CPUs for one scan, where `threads` leaves that open.
+
+        As many scans side by side as there are CPUs, scans and memory for: several scans on a CPU
+        each are labelled sooner than one after the other on all of them.
+
+        Parameters
+        ----------
+        scans : int
+            Scans to label.
+        each_gib : float
+            Memory that the largest takes.
+        free_gib : float or None
+            Memory that is free, if known; a tenth of it is left alone.
+        """
+        if self.threads:
+            return self
+        free = math.inf if free_gib is None else 0.9 * free_gib
+        room = min(free, self.memory_gib or math.inf) / max(each_gib, 0.1)
+        at_once = max(1, int(min(self.nprocs, scans, room)))
+        return replace(self, threads=max(1, self.nprocs // at_once))
 
     def to_toml(self) -> str:
         """This run as a file for ``--config-file``; the arguments stand in a comment.

@@ -27,11 +27,11 @@ from tlseg_bids.cli import options
 from tlseg_bids.cli.run import make_config, report
 from tlseg_bids.config import Config
 from tlseg_bids.errors import CannotCreateError, NoInputError, TlsegError, UsageError
+from tlseg_bids.resources import available_memory_gib
 
 ENGINES = ("docker", "podman", "apptainer", "singularity")
 IMAGE, SIF = "tlseg", "tlseg.sif"
 GPU_DEVICE = Path("/dev/nvidiactl")
-MEMORY = Path("/proc/meminfo")
 CACHE_VARIABLE = "TLSEG_CACHE"
 TAKEN = (
     "bin", "boot", "dev", "etc", "lib", "lib64", "opt/tlseg", "opt/venv", "proc", "run/secrets",
@@ -366,17 +366,6 @@ def scan_gib(config: Config) -> float:
         if (card["name"] == config.model if config.model else card["protocol"] == protocol)
     ]  # fmt: skip
     return max(allowed, default=MODEL_GIB) + IMAGE_GIB
-
-
-def available_memory_gib() -> float | None:
-    """Memory that a new program can have without swapping, in GiB; None if not known."""
-    try:
-        for line in MEMORY.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 2**20
-    except (OSError, ValueError):
-        pass
-    return None
 
 
 def check_disk(config: Config) -> None:

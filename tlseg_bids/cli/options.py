@@ -162,7 +162,7 @@ def _resources(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--omp-nthreads", type=count, dest="threads", metavar="N",
-        help="CPUs for one scan (default: as --nprocs)",
+        help="CPUs for one scan (default: --nprocs, shared by the scans that memory has room for)",
     )  # fmt: skip
     group.add_argument(
         "--mem", "--mem-mb", type=memory, dest="memory_gib", metavar="SIZE",

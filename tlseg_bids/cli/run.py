@@ -123,10 +123,9 @@ def make_config(values: dict[str, Any]) -> Config:
     for name in TUPLES:
         values[name] = tuple(values.get(name, ()))
     values.setdefault("nprocs", available_cpus())
-    threads = values.setdefault("threads", values["nprocs"])
-    if threads > values["nprocs"]:
+    if values.get("threads", 0) > values["nprocs"]:
         raise UsageError(
-            f"one scan would use {threads} CPUs and the whole run {values['nprocs']}",
+            f"one scan would use {values['threads']} CPUs and the whole run {values['nprocs']}",
             "--omp-nthreads and --nprocs", "lower the first or raise the second",
         )  # fmt: skip
     if (values.get("executor") == "dask") != ("dask" in values):
@@ -198,7 +197,7 @@ def check_folders(config: Config) -> None:
 def _run(config: Config) -> int:
     """Prepare the process and hand over to the program."""
     for variable in THREAD_VARIABLES:
-        os.environ.setdefault(variable, str(config.threads))
+        os.environ.setdefault(variable, str(config.threads or config.nprocs))
     for variable in NO_TELEMETRY:
         os.environ[variable] = "1"
     _log(config.verbosity)

@@ -90,7 +90,7 @@ def run(tmp_path, address):
         )  # fmt: skip
         log.write_config(asked)
         labour = Labour(asked, log.run_id, prepare)
-        return run_jobs(plan, labour, log, Progress(), choose_executor(asked))
+        return run_jobs(plan, labour, log.record, Progress(), choose_executor(asked))
 
     run.log, run.plan = log, plan
     return run

@@ -68,7 +68,7 @@ def run(setting: Setting, prepare, minutes: float = 0.5):
     asked = replace(Config(setting.raw, setting.out, "participant"), scan_timeout_minutes=minutes)
     progress = Steps()
     labour = Labour(asked, setting.log.run_id, prepare)
-    return run_jobs(setting.plan, labour, setting.log, progress, in_processes), progress.told
+    return run_jobs(setting.plan, labour, setting.log.record, progress, in_processes), progress.told
 
 
 def test_a_scan_that_hangs_is_given_up_and_the_next_is_done(tmp_path):
@@ -126,5 +126,5 @@ def test_after_a_failure_no_other_scan_is_tried_where_that_was_asked_for(tmp_pat
     asked = replace(Config(setting.raw, setting.out, "participant"), scan_timeout_minutes=1.0,
                     stop_on_first_crash=True)  # fmt: skip
     labour = Labour(asked, setting.log.run_id, failing)
-    outcomes = run_jobs(setting.plan, labour, setting.log, Steps(), in_processes)
+    outcomes = run_jobs(setting.plan, labour, setting.log.record, Steps(), in_processes)
     assert [o.error for o in outcomes] == ["it is upside down", "not tried"]

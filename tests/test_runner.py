@@ -34,7 +34,7 @@ class Setting:
     def run(self, work, **options) -> list[Outcome]:
         asked = replace(config(self.raw), out_dir=self.out, **options)
         labour = Labour(asked, self.log.run_id, lambda _: work)
-        return run_jobs(self.plan, labour, self.log, Progress())
+        return run_jobs(self.plan, labour, self.log.record, Progress())
 
     def crashes(self) -> list[str]:
         return [path.read_text() for path in sorted((self.out / "logs").glob("crash_*"))]

@@ -30,9 +30,8 @@ from tlseg_bids.postprocess.quality import HOPEFUL_DICE, SURE_DICE, expected_dic
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.preprocess.register import TURNS
-from tlseg_bids.report.derivatives import all_failures
 from tlseg_bids.report.methods import methods_text
-from tlseg_bids.report.subject import write_subject_report
+from tlseg_bids.report.pages import Pages
 from tlseg_bids.resources import (
     available_memory_gib,
     peak_memory_gib,
@@ -83,17 +82,18 @@ def participant(config: Config, progress: Progress) -> int:
     log.write_config(config)
     log.write_plan(plan)
     log.write_citation(methods_text(cards, __version__))
-    subjects = {entry.scan.subject for entry in (*plan.jobs, *plan.skips)}
+    pages = Pages(config.out_dir, config.command, [e.scan for e in (*plan.jobs, *plan.skips)])
     if config.reports_only:
-        report(config, subjects, ())
+        for subject in sorted({entry.scan.subject for entry in (*plan.jobs, *plan.skips)}):
+            pages.write(subject)
         return 0
 
+    def record(outcome: Outcome, model: str) -> None:
+        log.record(outcome, model)
+        pages.ended(outcome)
+
     labour = Labour(config, log.run_id, workshop)
-    outcomes = run_jobs(plan, labour, log, progress, choose_executor(config))
-    unchanged = {o.scan.subject for o in outcomes if o.status == "reused"}
-    unchanged -= {o.scan.subject for o in outcomes if o.status != "reused"}
-    unchanged = {s for s in unchanged if (config.out_dir / f"sub-{s}.html").is_file()}
-    report(config, subjects - unchanged, tuple(o for o in outcomes if o.status == "failed"))
+    outcomes = run_jobs(plan, labour, record, progress, choose_executor(config))
     return exit_code(outcomes)
 
 
@@ -285,11 +285,3 @@ def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame])
         prepared, _ = settle(template, replace(job, scan=alone), model, frame)
         frames[key] = template.grid, prepared.template_from_native
     return frames[key]
-
-
-def report(config: Config, subjects: set[str], failed: tuple[Outcome, ...]) -> None:
-    """Write the page of every subject named."""
-    recorded = all_failures(config.out_dir)  # once: with many runs the logs are many
-    for subject in sorted(subjects):
-        path = write_subject_report(config.out_dir, subject, config.command, failed, recorded)
-        LOG.info("report: %s", path)

@@ -157,8 +157,11 @@ def _each(
         yield waiting.pop(future), future.result()
 
 
+Record = Callable[[Outcome, str], None]
+
+
 def run_jobs(
-    plan: Plan, labour: Labour, log: RunLog, progress: Progress, execute: Executor = in_threads
+    plan: Plan, labour: Labour, record: Record, progress: Progress, execute: Executor = in_threads
 ) -> list[Outcome]:
     """Run every job of the plan.
 
@@ -166,6 +169,8 @@ def run_jobs(
     ----------
     labour : Labour
         What a job needs.
+    record : callable
+        Told of every outcome as soon as there is one, with the model's name.
     execute : callable
         Who does the jobs, and where.
 
@@ -182,9 +187,9 @@ def run_jobs(
     progress.begin(len(plan.jobs) + len(plan.skips))
 
     def end(outcome: Outcome, model: str = "") -> Outcome:
-        log.record(outcome, model)
         note = " – ".join(filter(None, (outcome.error, outcome.hint)))
         progress.finish(outcome.scan.path.name, outcome.status, note)
+        record(outcome, model)
         return outcome
 
     outcomes = [end(_skipped(skip)) for skip in plan.skips]

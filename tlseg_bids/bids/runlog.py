@@ -75,7 +75,7 @@ def plan_rows(plan: PlanLike) -> list[dict[str, Any]]:
     rows = []
     for job in plan.jobs:
         rows.append({
-            "scan": _name(job.scan), "status": "planned", "model": job.card.name,
+            "scan": scan_name(job.scan), "status": "planned", "model": job.card.name,
             "version": job.card.version, "reason": job.reason,
             "refused": "; ".join(f"{no.model}: {no.reason}" for no in job.refused),
             "warnings": "; ".join(job.warnings), "device": job.device,
@@ -84,7 +84,7 @@ def plan_rows(plan: PlanLike) -> list[dict[str, Any]]:
     for skip in plan.skips:
         row: dict[str, Any] = dict.fromkeys(PLAN_COLUMNS)
         reason = " – ".join(part for part in (skip.reason, skip.hint) if part)
-        rows.append({**row, "scan": _name(skip.scan), "status": "skipped", "reason": reason})
+        rows.append({**row, "scan": scan_name(skip.scan), "status": "skipped", "reason": reason})
     return rows
 
 
@@ -118,7 +118,7 @@ class RunLog:
         table = write_text(self.folder / f"plan_{self.run_id}.tsv", _tsv(lines))
         jobs = [
             {
-                "Scan": _name(job.scan), "Model": job.card.name, "Version": job.card.version,
+                "Scan": scan_name(job.scan), "Model": job.card.name, "Version": job.card.version,
                 "Reason": job.reason,
                 "Refused": [{"Model": no.model, "Reason": no.reason} for no in job.refused],
                 "Warnings": job.warnings, "Device": job.device, "MemoryGib": job.memory_gib,
@@ -129,7 +129,7 @@ class RunLog:
             for job in plan.jobs
         ]  # fmt: skip
         skips = [
-            {"Scan": _name(skip.scan), "Reason": skip.reason, "Hint": skip.hint}
+            {"Scan": scan_name(skip.scan), "Reason": skip.reason, "Hint": skip.hint}
             for skip in plan.skips
         ]
         content = {"Run": self.run_id, "Version": __version__, "Jobs": jobs, "Skipped": skips}
@@ -149,7 +149,7 @@ class RunLog:
         total = sum(outcome.seconds.values())
         row = (
             datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            _name(outcome.scan), outcome.status, model, f"{total:.1f}",
+            scan_name(outcome.scan), outcome.status, model, f"{total:.1f}",
             f"{outcome.peak_memory_gib:.2f}", outcome.error, outcome.hint,
             " ".join(path.name for path in outcome.files),
         )  # fmt: skip
@@ -166,7 +166,7 @@ class RunLog:
         """Write the traceback of a failed scan to ``crash_<id>_<scan>.txt``."""
         mark = "".join(c if c.isalnum() or c in "-_+" else "_" for c in scan.stem)[:150]
         text = (
-            f"scan: {clean_cell(_name(scan))}\nversion: {__version__}\nrun: {self.run_id}\n"
+            f"scan: {clean_cell(scan_name(scan))}\nversion: {__version__}\nrun: {self.run_id}\n"
             f"process: {os.getpid()}\npython: {platform.python_version()} on "
             f"{platform.platform()}\n\n" + "".join(traceback.format_exception(error))
         )
@@ -178,8 +178,8 @@ class RunLog:
         return write_text(self.folder / "CITATION.md", text)
 
 
-def _name(scan: Scan) -> str:
-    """Path of the scan below its dataset."""
+def scan_name(scan: Scan) -> str:
+    """Path of the scan below its dataset, as the tables of the log have it."""
     return scan.path.relative_to(scan.bids_dir).as_posix()
 
 

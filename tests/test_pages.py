@@ -1,0 +1,63 @@
+"""When the page of a subject is written, and what it is told of failures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tlseg_bids.bids.runlog import RunLog
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.flow import Outcome
+from tlseg_bids.report import pages
+from tlseg_bids.report.pages import Pages
+
+
+def scan(root: Path, subject: str, suffix: str = "T1w") -> Scan:
+    path = root / "raw" / f"sub-{subject}" / "anat" / f"sub-{subject}_{suffix}.nii.gz"
+    return Scan(path, root / "raw", {"sub": subject}, suffix)
+
+
+@pytest.fixture
+def written(monkeypatch) -> list[tuple[str, list[str]]]:
+    """Subjects whose page was written, each with the sentences about failed scans."""
+    calls: list[tuple[str, list[str]]] = []
+
+    def write(out_dir: Path, subject: str, _command: str, *, recorded: dict) -> Path:
+        said = [failure.error for name, failure in recorded.items() if f"sub-{subject}/" in name]
+        calls.append((subject, said))
+        return out_dir / f"sub-{subject}.html"
+
+    monkeypatch.setattr(pages, "write_subject_report", write)
+    return calls
+
+
+def test_a_page_is_written_when_the_last_scan_of_its_subject_has_ended(tmp_path, written):
+    one, other = scan(tmp_path, "01"), scan(tmp_path, "01", "T2w")
+    second = scan(tmp_path, "02")
+    told = Pages(tmp_path / "out", "tlseg", [one, other, second])
+    told.ended(Outcome(one, "done"))
+    assert written == []
+    told.ended(Outcome(second, "failed", error="it is torn"))
+    assert written == [("02", ["it is torn"])]
+    told.ended(Outcome(other, "skipped", error="not wanted"))
+    assert written[1:] == [("01", [])]
+
+
+def test_a_page_stays_as_it_is_where_every_scan_is_reused(tmp_path, written):
+    one, other = scan(tmp_path, "01"), scan(tmp_path, "02")
+    (tmp_path / "sub-01.html").touch()
+    told = Pages(tmp_path, "tlseg", [one, other])
+    for each in (one, other):
+        told.ended(Outcome(each, "reused"))
+    assert written == [("02", [])]
+
+
+def test_an_earlier_failure_is_told_until_the_scan_is_labelled(tmp_path, written):
+    one, other = scan(tmp_path, "01"), scan(tmp_path, "01", "T2w")
+    log = RunLog(tmp_path)
+    for each in (one, other):
+        log.record(Outcome(each, "failed", error=f"{each.suffix} was cut"))
+    told = Pages(tmp_path, "tlseg", [one])
+    told.ended(Outcome(one, "done"))
+    assert written == [("01", ["T2w was cut"])]

@@ -1,0 +1,59 @@
+"""The pages of a run's subjects, each written as soon as nothing more is to come for it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tlseg_bids.bids.runlog import scan_name
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.flow import Outcome
+from tlseg_bids.report.derivatives import FailedScan, all_failures
+from tlseg_bids.report.subject import write_subject_report
+
+LOG = logging.getLogger(__name__)
+
+
+class Pages:
+    """Hears of every scan that has ended, and writes the page of a subject after its last one.
+
+    A subject whose scans were all reused keeps the page that it has.
+
+    Parameters
+    ----------
+    out_dir : Path
+        Root of the derivative dataset; its ``logs/`` are read once.
+    command : str
+        The command line, for the pages.
+    scans : iterable of Scan
+        Every scan of the run.
+    """
+
+    def __init__(self, out_dir: Path, command: str, scans: Iterable[Scan]) -> None:
+        self.out_dir, self.command = out_dir, command
+        self._left = Counter(scan.subject for scan in scans)
+        self._failed = all_failures(out_dir)
+        self._changed: set[str] = set()
+
+    def ended(self, outcome: Outcome) -> None:
+        """Take in what became of a scan; raises as `write_subject_report` where a page is due."""
+        subject, scan = outcome.scan.subject, scan_name(outcome.scan)
+        if outcome.status == "failed":
+            name = outcome.scan.path.name
+            self._failed[scan] = FailedScan(name, outcome.error, outcome.hint)
+        else:
+            self._failed.pop(scan, None)
+        if outcome.status != "reused" or not (self.out_dir / f"sub-{subject}.html").is_file():
+            self._changed.add(subject)
+        self._left[subject] -= 1
+        if self._left[subject] == 0 and subject in self._changed:
+            self.write(subject)
+
+    def write(self, subject: str) -> None:
+        """Write the page of a subject from what is on disk."""
+        path = write_subject_report(
+            self.out_dir, subject, self.command, recorded=dict(sorted(self._failed.items()))
+        )
+        LOG.info("report: %s", path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.datasets import config, made_up_job, make_dataset
-from tlseg_bids import runner
+from tlseg_bids import app, runner
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.bids.write import Derivatives
@@ -134,3 +134,17 @@ def test_a_wanted_skip_is_no_failure(setting):
     assert exit_code(outcomes) == 0
     setting.plan = Plan((), (replace(skips[0], wanted=False),))
     assert exit_code(setting.run(well)) == 1
+
+
+def test_scans_stand_side_by_side_unless_they_share_a_gpu_or_a_worker(tmp_path, monkeypatch):
+    plan = Setting(tmp_path).plan
+    asked = config(tmp_path / "raw", nprocs=4)
+    monkeypatch.setattr(app, "available_memory_gib", lambda: 64.0)
+    assert app.share_out(asked, plan).threads == 2
+    monkeypatch.setattr(app, "available_memory_gib", lambda: 1.5)
+    assert app.share_out(asked, plan).threads == 4
+    monkeypatch.setattr(app, "available_memory_gib", lambda: 64.0)
+    assert app.share_out(replace(asked, executor="dask"), plan).threads == 4
+    on_gpu = Plan(tuple(replace(job, device="cuda") for job in plan.jobs))
+    assert app.share_out(asked, on_gpu).threads == 4
+    assert app.share_out(asked, Plan(())).threads == 4

@@ -3,174 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tlseg_bids.networks.blocks import (
+    AgeHead,
+    Answers,
+    Block,
+    Design,
+    decoder,
+    depth_to_space,
+    normal_head,
+    quarter_step,
+    space_to_depth,
+)
+
 PRIOR_FLOOR = 1e-3
 PRIOR_FEATURES = 8
-
-
-def space_to_depth(image: Tensor, factor: int) -> Tensor:
-    """Fold `factor`³ neighbours into channels: (N, C, fI, fJ, fK) to (N, C·f³, I, J, K)."""
-    if factor == 1:
-        return image
-    n, c, i, j, k = image.shape
-    folded = image.reshape(
-        n, c, i // factor, factor, j // factor, factor, k // factor, factor
-    ).permute(0, 1, 3, 5, 7, 2, 4, 6)
-    return folded.reshape(n, c * factor**3, i // factor, j // factor, k // factor)
-
-
-def depth_to_space(parts: Sequence[Tensor], factor: int) -> Tensor:
-    """Put `factor`³ interleaved volumes (N, C, I, J, K) together: (N, C, fI, fJ, fK)."""
-    n, c, i, j, k = parts[0].shape
-    stacked = torch.stack(tuple(parts), 2).reshape(n, c, factor, factor, factor, i, j, k)
-    ordered = stacked.permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return ordered.reshape(n, c, i * factor, j * factor, k * factor)
-
-
-def quarter_step(x: Tensor, part: Sequence[int]) -> Tensor:
-    """`x` (N, C, I, J, K) read a quarter of a voxel off its centres, linearly.
-
-    `part` holds 0 (towards the lower end) or 1 (towards the upper one) for each axis; beyond the
-    faces the outermost voxels are repeated.
-    """
-    for axis, up in enumerate(part, 2):
-        size = x.shape[axis]
-        edge = x.narrow(axis, size - 1 if up else 0, 1)
-        rest = x.narrow(axis, 1 if up else 0, size - 1)
-        x = torch.lerp(x, torch.cat((rest, edge) if up else (edge, rest), axis), 0.25)
-    return x
-
-
-class Norm(nn.InstanceNorm3d):
-    """Instance norm with scale and shift that keeps channels last where they are.
-
-    The statistics of one example over its voxels are those of a batch of one, so batch norm, which
-    does not copy to another memory format, computes the same.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, affine=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 1:
-            return super().forward(x)
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-
-
-@dataclass(frozen=True)
-class Design:
-    """What of a U-Net differs from one paper to the next.
-
-    Parameters
-    ----------
-    shortcut : str
-        Of a block: ``first`` adds the first convolution's output to the second's, ``input`` the
-        block's own input (residual unit: He et al. 2016, doi:10.1109/CVPR.2016.90), ``none``.
-    down, up : str
-        ``pool`` or ``stride`` (the block's first convolution); ``nearest`` or ``transposed``.
-    slope : float
-        Of the LeakyReLU below 0; 0 is a ReLU.
-    supervised : int
-        How many of the decoder's coarser levels answer, too (deep supervision: Lee et al. 2015,
-        arXiv 1409.5185).
-    decoders : str
-        ``shared``, or ``own``: each head has a decoder of its own.
-    age : int
-        Features of a regression of the age from the bottleneck, pooled over the window; 0 for none.
-    """
-
-    shortcut: str = "first"
-    down: str = "pool"
-    up: str = "nearest"
-    slope: float = 0.01
-    supervised: int = 0
-    decoders: str = "shared"
-    age: int = 0
-
-    def __post_init__(self) -> None:
-        known = {
-            "shortcut": ("first", "input", "none"), "down": ("pool", "stride"),
-            "up": ("nearest", "transposed"), "decoders": ("shared", "own"),
-        }  # fmt: skip
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} is '{getattr(self, name)}', not {' or '.join(values)}")
-
-
-class Answers(NamedTuple):
-    """Everything that a loss can look at.
-
-    `logits`: for each head a list, the answer that was asked for first, then the coarser levels'
-    (N, channels, I/f, J/f, K/f), each half as fine as the one before, from the coarse answer's
-    resolution on. `age` (N,) in years, or None.
-    """
-
-    logits: list[list[Tensor]]
-    age: Tensor | None
-
-
-class Block(nn.Module):
-    """Two 3×3×3 convolutions, each followed by instance norm and LeakyReLU, with a short cut."""
-
-    def __init__(self, inputs: int, outputs: int, design: Design, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.norm1 = Norm(outputs)
-        self.conv2 = nn.Conv3d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = Norm(outputs)
-        self.design, self.match = design, None
-        if design.shortcut == "input" and (inputs != outputs or stride > 1):
-            self.match = nn.Sequential(
-                nn.Conv3d(inputs, outputs, 1, stride, bias=False),
-                Norm(outputs),
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        slope, shortcut = self.design.slope, self.design.shortcut
-        first = F.leaky_relu(self.norm1(self.conv1(x)), slope, inplace=True)
-        second = self.norm2(self.conv2(first))
-        if shortcut != "none":
-            second += first if shortcut == "first" else self.match(x) if self.match else x
-        return F.leaky_relu(second, slope, inplace=True)
-
-
-class Up(Block):
-    """A block of a decoder: the coarser level is brought up and joined with the skip."""
-
-    def __init__(self, deep: int, skip: int, design: Design) -> None:
-        transposed = design.up == "transposed"
-        super().__init__(2 * skip if transposed else deep + skip, skip, design)
-        self.rise = nn.ConvTranspose3d(deep, skip, 2, 2, bias=False) if transposed else None
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
-        x = self.rise(x) if self.rise else F.interpolate(x, scale_factor=2, mode="nearest")
-        return super().forward(torch.cat([x, skip], 1))
-
-
-class AgeHead(nn.Module):
-    """Age in years, (N,), from the bottleneck's features: their mean and maximum over the window.
-
-    `centre` and `scale` (years) are those of the training ages: an untrained head answers about
-    `centre`.
-    """
-
-    def __init__(self, inputs: int, hidden: int) -> None:
-        super().__init__()
-        self.hidden, self.last = nn.Linear(2 * inputs, hidden), nn.Linear(hidden, 1)
-        self.register_buffer("centre", torch.zeros(()))
-        self.register_buffer("scale", torch.ones(()))
-
-    def forward(self, bottleneck: Tensor) -> Tensor:
-        pooled = torch.cat([bottleneck.mean((2, 3, 4)), bottleneck.amax((2, 3, 4))], 1)
-        found = self.last(F.leaky_relu(self.hidden(pooled), 0.01))[:, 0]
-        return self.centre + self.scale * found
 
 
 class UNet(nn.Module):
@@ -234,16 +87,16 @@ class UNet(nn.Module):
             Block(a, b, design, stride if level else 1)
             for level, (a, b) in enumerate(pairwise(widths))
         )
-        self.up = _decoder(features, design)
+        self.up = decoder(features, design)
         self.heads = nn.ModuleList(nn.Conv3d(features[0], n, 1) for n in sizes)
         self.places = _prior_places(sizes, prior_channels)
         for head in self.heads:
-            _init(head, 0.01)
+            normal_head(head, 0.01)
         if detail:
             self.edges = nn.Conv3d(features[0], detail, 3, padding=1)
             self.details = nn.ModuleList(nn.Conv3d(detail, 8 * n, 1) for n in sizes)
             for head in self.details:
-                _init(head, 0.003)
+                normal_head(head, 0.003)
         self._extras(sizes, list(features))
 
     def _extras(self, sizes: list[int], features: list[int]) -> None:
@@ -255,14 +108,14 @@ class UNet(nn.Module):
                 f"{design.supervised} coarser answers need more than {len(features)} levels"
             )
         if design.decoders == "own":
-            self.more_up = nn.ModuleList(_decoder(features, design) for _ in sizes[1:])
+            self.more_up = nn.ModuleList(decoder(features, design) for _ in sizes[1:])
         if design.supervised:
             self.deeper = nn.ModuleList(
                 nn.ModuleList(nn.Conv3d(width, n, 1) for n in sizes)
                 for width in features[1 : design.supervised + 1]
             )
             for head in (one for level in self.deeper for one in level):
-                _init(head, 0.01)
+                normal_head(head, 0.01)
         if design.age:
             self.age = AgeHead(features[-1], design.age)
 
@@ -411,7 +264,7 @@ class UNet(nn.Module):
         scale = image.std((2, 3, 4), keepdim=True) + 1e-4
         x = space_to_depth((image - mean) / scale, self.stem)
         if self.prior_channels:
-            if prior is None:
+            if prior is None and seen is None:
                 shape = (x.shape[0], self.prior_channels, *x.shape[2:])
                 prior = x.new_full(shape, 1 / self.prior_channels)
             seen = self.prior_features(prior) if seen is None else seen
@@ -433,17 +286,6 @@ class UNet(nn.Module):
         ):
             found.append(block(found[-1], skip))
         return found
-
-
-def _decoder(features: Sequence[int], design: Design) -> nn.ModuleList:
-    return nn.ModuleList(
-        Up(deep, skip, design) for deep, skip in zip(features[:0:-1], features[-2::-1], strict=True)
-    )
-
-
-def _init(head: nn.Conv3d, sd: float) -> None:
-    nn.init.normal_(head.weight, std=sd)
-    nn.init.zeros_(head.bias)
 
 
 def _prior_places(sizes: Sequence[int], prior_channels: int) -> list[slice | None]:

@@ -235,6 +235,8 @@ def test_how_many_scans_at_once():
 def test_scans_share_the_cpus_as_far_as_memory_goes(scans, memory, free, threads):
     config = Config(Path("/a"), Path("/b"), "participant", nprocs=8, memory_gib=memory)
     assert config.shared_out(scans, 3.0, free).threads == threads
+    many = dataclasses.replace(config, nprocs=64)
+    assert 64 // many.shared_out(scans, 3.0, free).threads <= 8
     asked_for = dataclasses.replace(config, threads=3)
     assert asked_for.shared_out(scans, 3.0, free) is asked_for
 

@@ -26,6 +26,9 @@ NO_OPTIONS = (*ARGUMENTS, "validate", "command")
 DEFAULTS = {"shard": (1, 1), "executor": "local"}
 """Values that are no decision although they are not empty."""
 ADAPTATION = ("fine_tune", "labels_dir", "site", "base", "budget_minutes")
+AT_ONCE = 8
+"""Scans that share a process where nobody says how many: a tenth of a scan's time is Python's own
+and holds its lock, so more would wait for each other."""
 ALWAYS = ("nprocs", "device", "random_seed")
 
 
@@ -134,8 +137,8 @@ class Config:
     def shared_out(self, scans: int, each_gib: float, free_gib: float | None) -> Config:
         """With CPUs for one scan, where `threads` leaves that open.
 
-        As many scans side by side as there are CPUs, scans and memory for: several scans on a CPU
-        each are labelled sooner than one after the other on all of them.
+        As many scans side by side, up to `AT_ONCE`, as there are CPUs, scans and memory for:
+        several scans on a CPU each are labelled sooner than one after the other on all of them.
 
         Parameters
         ----------
@@ -150,7 +153,7 @@ class Config:
             return self
         free = math.inf if free_gib is None else 0.9 * free_gib
         room = min(free, self.memory_gib or math.inf) / max(each_gib, 0.1)
-        at_once = max(1, int(min(self.nprocs, scans, room)))
+        at_once = max(1, int(min(AT_ONCE, self.nprocs, scans, room)))
         return replace(self, threads=max(1, self.nprocs // at_once))
 
     def to_toml(self) -> str:

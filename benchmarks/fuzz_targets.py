@@ -39,8 +39,9 @@ from tlseg_bids.bids.discover import check_dataset, discover  # noqa: E402
 from tlseg_bids.bids.root import write_root_files  # noqa: E402
 from tlseg_bids.bids.sidecar import SidecarReader, contrast_agent, skull_stripped  # noqa: E402
 from tlseg_bids.bids.status import read_status  # noqa: E402
-from tlseg_bids.cli.options import filters, parser, read_config_file  # noqa: E402
+from tlseg_bids.cli.options import parser, read_config_file  # noqa: E402
 from tlseg_bids.cli.run import main, make_config  # noqa: E402
+from tlseg_bids.cli.values import filters  # noqa: E402
 from tlseg_bids.errors import TlsegError  # noqa: E402
 from tlseg_bids.executors import read_queue_file  # noqa: E402
 from tlseg_bids.group.parameters import FORMAT, read_parameters  # noqa: E402

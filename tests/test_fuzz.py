@@ -17,7 +17,8 @@ from tests.cards import write_model
 from tests.datasets import config, make_dataset, table
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.tables import read_json
-from tlseg_bids.cli.options import filters, parser, read_config_file
+from tlseg_bids.cli.options import parser, read_config_file
+from tlseg_bids.cli.values import filters
 from tlseg_bids.errors import DataError, ScanError, TlsegError, UsageError
 from tlseg_bids.executors import read_queue_file
 from tlseg_bids.group.parameters import FORMAT, read_parameters

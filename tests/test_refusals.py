@@ -23,7 +23,7 @@ from tlseg_bids.bids import age, layout
 from tlseg_bids.bids.discover import _Reader
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.bids.names import BrokenName
-from tlseg_bids.cli import options, run
+from tlseg_bids.cli import run, values
 from tlseg_bids.config import Config
 from tlseg_bids.errors import (
     CannotCreateError,
@@ -144,7 +144,7 @@ def test_the_address_of_a_scheduler() -> None:
     with pytest.raises(
         argparse.ArgumentTypeError, match=r"'ftp://x' is neither an address such as"
     ):
-        options.dask("ftp://x")
+        values.dask("ftp://x")
 
 
 def test_dask_needs_both_of_its_options(tmp_path) -> None:

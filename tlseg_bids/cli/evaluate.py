@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlseg_bids.bids.names import in_standard_space
-from tlseg_bids.cli.options import Parser, absolute
+from tlseg_bids.cli.options import Parser
 from tlseg_bids.cli.run import report
+from tlseg_bids.cli.values import absolute
 from tlseg_bids.errors import NoInputError, NothingSelectedError, TlsegError, UsageError
 
 if TYPE_CHECKING:

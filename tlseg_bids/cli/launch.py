@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlseg_bids.cli import options
+from tlseg_bids.cli import options, values
 from tlseg_bids.cli.run import make_config, report
 from tlseg_bids.config import Config
 from tlseg_bids.errors import CannotCreateError, NoInputError, TlsegError, UsageError
@@ -161,7 +161,7 @@ def understand(words: Sequence[str]) -> tuple[Config, tuple[str, ...], tuple[Mou
     given = vars(it.parse_args(words))
     read = [config.bids_dir, *config.model_dirs, *config.ratings]
     if config.fine_tune and Path(config.fine_tune).is_file():
-        given["fine_tune"] = str(options.absolute(config.fine_tune))
+        given["fine_tune"] = str(values.absolute(config.fine_tune))
         read.append(Path(given["fine_tune"]))
     read += [path for path in (config.group_parameters, config.labels_dir) if path is not None]
     read += [Path(given[name]) for name in ("filters", "config_file") if name in given]
@@ -182,8 +182,8 @@ def _keep_text(action: argparse.Action) -> None:
 
     def keep(text: str) -> str:
         check(text)
-        is_path = check in (options.absolute, options.filters)
-        return str(options.absolute(text)) if is_path else text
+        is_path = check in (values.absolute, values.filters)
+        return str(values.absolute(text)) if is_path else text
 
     action.type = keep
 
@@ -313,7 +313,7 @@ def _image(given: str | None, engine: str) -> str:
         return given or IMAGE
     if given and "://" in given:
         return given
-    path = options.absolute(given or SIF)
+    path = values.absolute(given or SIF)
     if not path.is_file():
         raise NoInputError(
             "there is no such image", path, "build it (docs/container.md), or name it with --image"

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
-import re
 import tomllib
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tlseg_bids import __version__
+from tlseg_bids.cli import values
 from tlseg_bids.errors import DataError, NoInputError, UnknownLevelError, UsageError
 
 LEVELS = ("participant", "group")
-MIN_MEMORY_GIB = 0.5
-MIN_BUDGET_MINUTES = 0.5
 AUTO = "auto"
-UNITS = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10}
 
 DESCRIPTION = """\
 Label the structures of the brain in every T1w and T2w scan of a BIDS dataset. The model is chosen
@@ -50,15 +46,19 @@ def parser() -> Parser:
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    it.add_argument("bids_dir", type=absolute, metavar="BIDS_DIR", help="root of the dataset")
-    it.add_argument("out_dir", type=absolute, metavar="OUT_DIR", help="folder of the derivatives")
+    it.add_argument(
+        "bids_dir", type=values.absolute, metavar="BIDS_DIR", help="root of the dataset"
+    )
+    it.add_argument(
+        "out_dir", type=values.absolute, metavar="OUT_DIR", help="folder of the derivatives"
+    )
     it.add_argument("level", metavar="{" + ",".join(LEVELS) + "}", help="level of the analysis")
     it.add_argument("--version", action="version", version=f"tlseg {__version__}")
     it.add_argument(
         "-v", "--verbose", action="count", dest="verbosity", help="say more; -vv adds tracebacks"
     )
     it.add_argument(
-        "--config-file", type=absolute, metavar="TOML",
+        "--config-file", type=values.absolute, metavar="TOML",
         help="options as TOML, long names without dashes in front; the command line wins",
     )  # fmt: skip
     _selection(it.add_argument_group("which scans"))
@@ -72,19 +72,19 @@ def parser() -> Parser:
 
 def _selection(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--participant-label", nargs="+", type=participant, dest="participants", metavar="LABEL",
-        help="participants, with or without sub-",
+        "--participant-label", nargs="+", type=values.participant, dest="participants",
+        metavar="LABEL", help="participants, with or without sub-",
     )  # fmt: skip
     group.add_argument(
-        "--session-label", nargs="+", type=session, dest="sessions", metavar="LABEL",
+        "--session-label", nargs="+", type=values.session, dest="sessions", metavar="LABEL",
         help="sessions, with or without ses-",
     )  # fmt: skip
     group.add_argument(
-        "--bids-filter-file", type=filters, dest="filters", metavar="JSON",
+        "--bids-filter-file", type=values.filters, dest="filters", metavar="JSON",
         help="pybids filters for t1w and t2w, as in fMRIPrep",
     )  # fmt: skip
     group.add_argument(
-        "--bids-database-dir", type=absolute, dest="database_dir", metavar="DIR",
+        "--bids-database-dir", type=values.absolute, dest="database_dir", metavar="DIR",
         help="folder of a pybids database, kept between runs",
     )  # fmt: skip
     group.add_argument(
@@ -95,7 +95,7 @@ def _selection(group: argparse._ArgumentGroup) -> None:
         help="label every run (default), or the first readable run alone",
     )  # fmt: skip
     group.add_argument(
-        "--shard", type=shard, metavar="I/N",
+        "--shard", type=values.shard, metavar="I/N",
         help="every N-th participant from the I-th on, to divide a dataset among machines",
     )  # fmt: skip
     group.add_argument(
@@ -108,7 +108,7 @@ def _selection(group: argparse._ArgumentGroup) -> None:
 def _models(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", metavar="NAME", help="use this model for every scan")
     group.add_argument(
-        "--models", nargs="+", type=absolute, dest="model_dirs", metavar="DIR",
+        "--models", nargs="+", type=values.absolute, dest="model_dirs", metavar="DIR",
         help="folders with further models (NAME.toml or NAME/card.toml)",
     )  # fmt: skip
     group.add_argument(
@@ -134,11 +134,11 @@ def _adaptation(group: argparse._ArgumentGroup) -> None:
         "OUT_DIR/models; RECIPE is auto (default), a preset, or a TOML file",
     )  # fmt: skip
     group.add_argument(
-        "--labels", type=absolute, dest="labels_dir", metavar="DERIVATIVES",
+        "--labels", type=values.absolute, dest="labels_dir", metavar="DERIVATIVES",
         help="BIDS derivative with label images (seg-…_dseg.nii.gz) and their look-up table",
     )  # fmt: skip
     group.add_argument(
-        "--name", type=model_name, dest="site", metavar="SITE",
+        "--name", type=values.model_name, dest="site", metavar="SITE",
         help="name of the adapted model (default: site)",
     )  # fmt: skip
     group.add_argument(
@@ -146,33 +146,33 @@ def _adaptation(group: argparse._ArgumentGroup) -> None:
         help="model to adapt (default: the one the plan takes for the labelled scans)",
     )  # fmt: skip
     group.add_argument(
-        "--budget", type=minutes, dest="budget_minutes", metavar="MINUTES",
+        "--budget", type=values.minutes, dest="budget_minutes", metavar="MINUTES",
         help="time the adaptation may take (default: 60)",
     )  # fmt: skip
 
 
 def _resources(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--device", type=device, metavar="{auto,cpu,cuda,cuda:N,mps}",
+        "--device", type=values.device, metavar="{auto,cpu,cuda,cuda:N,mps}",
         help="auto (default): the GPU with the most free memory if it suffices, else the CPU",
     )  # fmt: skip
     group.add_argument(
-        "--nprocs", "--n-cpus", type=count, metavar="N",
+        "--nprocs", "--n-cpus", type=values.count, metavar="N",
         help="CPUs for the whole run (default: all that this process may use)",
     )  # fmt: skip
     group.add_argument(
-        "--omp-nthreads", type=count, dest="threads", metavar="N",
+        "--omp-nthreads", type=values.count, dest="threads", metavar="N",
         help="CPUs for one scan (default: --nprocs, shared by the scans that memory has room for)",
     )  # fmt: skip
     group.add_argument(
-        "--mem", "--mem-mb", type=memory, dest="memory_gib", metavar="SIZE",
+        "--mem", "--mem-mb", type=values.memory, dest="memory_gib", metavar="SIZE",
         help="memory for the whole run, such as 8G; a bare number is megabytes, as in fMRIPrep",
     )  # fmt: skip
     group.add_argument(
-        "-w", "--work-dir", type=absolute, metavar="DIR", help="folder for temporary files"
+        "-w", "--work-dir", type=values.absolute, metavar="DIR", help="folder for temporary files"
     )
     group.add_argument(
-        "--scan-timeout", type=time_limit, dest="scan_timeout_minutes", metavar="MINUTES",
+        "--scan-timeout", type=values.time_limit, dest="scan_timeout_minutes", metavar="MINUTES",
         help="give a scan up after that time; each scan is then labelled in a process of its own",
     )  # fmt: skip
     group.add_argument(
@@ -180,7 +180,7 @@ def _resources(group: argparse._ArgumentGroup) -> None:
         help="who labels the scans: this process (default), or the workers of --dask",
     )  # fmt: skip
     group.add_argument(
-        "--dask", type=dask, metavar="WHERE",
+        "--dask", type=values.dask, metavar="WHERE",
         help="address of a Dask scheduler (tcp://host:8786), its scheduler file (.json), or a file "
         "that says how to start workers on Slurm, PBS, LSF (.toml)",
     )  # fmt: skip
@@ -213,7 +213,7 @@ def _run(group: argparse._ArgumentGroup) -> None:
         help="write OUT_DIR/compat too: the names that fMRIPrep, sMRIPrep and NiBabies read as "
         "precomputed (one T1w and one T2w of a session)",
     )  # fmt: skip
-    group.add_argument("--random-seed", type=seed, metavar="N", help="seed (default: 0)")
+    group.add_argument("--random-seed", type=values.seed, metavar="N", help="seed (default: 0)")
 
 
 def _group(group: argparse._ArgumentGroup) -> None:
@@ -241,15 +241,15 @@ def _group(group: argparse._ArgumentGroup) -> None:
         "--combat-reference", metavar="SITE", help="site whose volumes ComBat leaves as they are"
     )
     group.add_argument(
-        "--fit-where", nargs="+", type=condition, metavar="COLUMN=VALUE",
+        "--fit-where", nargs="+", type=values.condition, metavar="COLUMN=VALUE",
         help="fit ComBat and the head-size correction on these scans only, and apply it to all",
     )  # fmt: skip
     group.add_argument(
-        "--group-parameters", type=absolute, metavar="JSON",
+        "--group-parameters", type=values.absolute, metavar="JSON",
         help="apply the fit that an earlier run saved as group_parameters.json",
     )  # fmt: skip
     group.add_argument(
-        "--ratings", nargs="+", type=absolute, metavar="PATH",
+        "--ratings", nargs="+", type=values.absolute, metavar="PATH",
         help="ratings exported by the reports: TSV files, or folders of *_ratings.tsv",
     )  # fmt: skip
 
@@ -305,7 +305,7 @@ def read_config_file(path: Path, it: argparse.ArgumentParser) -> dict[str, Any]:
             f"the configuration file is not TOML ({error})", path, "correct it, or leave it out"
         ) from error
     actions = file_keys(it)
-    values = {}
+    given = {}
     for key, value in table.items():
         name = key.replace("_", "-")
         if name not in actions:
@@ -314,8 +314,8 @@ def read_config_file(path: Path, it: argparse.ArgumentParser) -> dict[str, Any]:
                 f"unknown key '{key}'", path,
                 f"did you mean '{near[0]}'?" if near else f"known are {', '.join(actions)}",
             )  # fmt: skip
-        values[actions[name].dest] = _value(actions[name], value, f"{path}, {key}")
-    return values
+        given[actions[name].dest] = _value(actions[name], value, f"{path}, {key}")
+    return given
 
 
 def file_keys(it: argparse.ArgumentParser) -> dict[str, argparse.Action]:
@@ -331,7 +331,7 @@ def file_keys(it: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 def _value(action: argparse.Action, value: Any, where: str) -> Any:
     """One value of the file as the command line would have given it; filters may stand in it."""
     if action.dest == "filters" and isinstance(value, dict):
-        return checked_filters(value, where)
+        return values.checked_filters(value, where)
     if action.nargs == 0:
         kind = int if action.dest == "verbosity" else bool
         if type(value) is not kind:
@@ -341,8 +341,8 @@ def _value(action: argparse.Action, value: Any, where: str) -> Any:
     if action.nargs == "?" and value is True:
         return action.const
     if action.nargs == "+":
-        values = value if isinstance(value, list) else [value]
-        return [_converted(action, item, where) for item in values]
+        items = value if isinstance(value, list) else [value]
+        return [_converted(action, item, where) for item in items]
     return _converted(action, value, where)
 
 
@@ -358,146 +358,3 @@ def _converted(action: argparse.Action, value: Any, where: str) -> Any:
             f"'{value}' is no choice", where, f"choose from {', '.join(action.choices)}"
         )
     return result
-
-
-def absolute(text: str) -> Path:
-    """An absolute path; links keep their names, so that a DataLad dataset stays as it is."""
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text).expanduser().absolute()
-
-
-def participant(text: str) -> str:
-    """A participant label without ``sub-``."""
-    return _label(text, "sub-")
-
-
-def session(text: str) -> str:
-    """A session label without ``ses-``."""
-    return _label(text, "ses-")
-
-
-def _label(text: str, prefix: str) -> str:
-    label = text.removeprefix(prefix)
-    if not re.fullmatch(r"[0-9A-Za-z+]+", label):
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is no BIDS label; labels are letters and digits, separated by spaces"
-        )
-    return label
-
-
-def condition(text: str) -> str:
-    """``COLUMN=VALUE``, as it stands."""
-    column, equals, value = text.partition("=")
-    if not (column and equals and value):
-        raise argparse.ArgumentTypeError(f"'{text}' is not COLUMN=VALUE, such as group=control")
-    return text
-
-
-def count(text: str) -> int:
-    """A whole number of at least 1."""
-    if not re.fullmatch(r"[0-9]+", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
-
-
-def minutes(text: str) -> float:
-    """A time in minutes."""
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or float(text) < MIN_BUDGET_MINUTES:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is not a number of minutes of at least {MIN_BUDGET_MINUTES:g}"
-        )
-    return float(text)
-
-
-def time_limit(text: str) -> float:
-    """A time in minutes, above 0."""
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or float(text) <= 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of minutes above 0")
-    return float(text)
-
-
-def model_name(text: str) -> str:
-    """A name that a model card and its folder can have."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
-        raise argparse.ArgumentTypeError(
-            f"'{text}' cannot name a model; use letters, digits, '.', '_' and '-'"
-        )
-    return text
-
-
-def seed(text: str) -> int:
-    """A whole number from 0 to 2³² − 1."""
-    if not re.fullmatch(r"[0-9]+", text) or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
-
-
-def shard(text: str) -> tuple[int, int]:
-    """``I/N`` as (I, N), 1 ≤ I ≤ N."""
-    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"'{text}' is not I/N with 1 ≤ I ≤ N, such as 2/8")
-    return int(match[1]), int(match[2])
-
-
-def device(text: str) -> str:
-    """A device as PyTorch names it, or ``auto``."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda|cuda:[0-9]+", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is none of auto, cpu, cuda, cuda:N, mps")
-    return text
-
-
-def dask(text: str) -> str:
-    """The address of a scheduler, or the absolute path of a .json or .toml file."""
-    if re.fullmatch(r"(tcp|tls|ws|wss|ucx)://\S+", text):
-        return text
-    if not text.endswith((".json", ".toml")):
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is neither an address such as tcp://host:8786 nor a .json or .toml file"
-        )
-    return str(absolute(text))
-
-
-def memory(text: str) -> float:
-    """An amount of memory in GiB: ``8G``, ``8000M``, ``8000`` (megabytes). K, M, G, T are 2¹⁰ᵏ."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:I?B)?", text.strip().upper())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"'{text}' is not an amount of memory, such as 8G")
-    gib = float(match[1]) * UNITS[match[2] or "M"]
-    if gib < MIN_MEMORY_GIB:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is {gib:.3g} GiB, less than the {MIN_MEMORY_GIB} GiB the program needs to "
-            "start; a bare number is megabytes, so write 8G for 8 GiB"
-        )
-    return gib
-
-
-def filters(text: str) -> dict[str, dict[str, Any]]:
-    """The content of a filter file: a JSON object of objects."""
-    path = absolute(text)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NoInputError(
-            f"the filter file cannot be read ({error.strerror})", path, "correct the path"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"the filter file is not JSON ({error})", path, "correct it") from error
-    return checked_filters(content, path)
-
-
-def checked_filters(content: Any, where: object) -> dict[str, dict[str, Any]]:
-    """Refuse filters that are not an object of objects.
-
-    Raises
-    ------
-    DataError
-        If they are something else.
-    """
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        raise DataError(
-            "the filters are not an object of objects", where,
-            'write for example {"t1w": {"session": "01", "acquisition": "mprage"}}',
-        )  # fmt: skip
-    return content

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections import Counter
 
-from tlseg_bids.cli.options import Parser, absolute
+from tlseg_bids.cli.options import Parser
 from tlseg_bids.cli.run import one_line, report
+from tlseg_bids.cli.values import absolute
 from tlseg_bids.errors import TlsegError
 
 DESCRIPTION = "What became of every scan, over all runs and shards that share an output folder."

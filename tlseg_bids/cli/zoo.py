@@ -7,8 +7,9 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tlseg_bids.cli.options import Parser, absolute
+from tlseg_bids.cli.options import Parser
 from tlseg_bids.cli.run import report
+from tlseg_bids.cli.values import absolute
 from tlseg_bids.errors import TlsegError
 
 if TYPE_CHECKING:

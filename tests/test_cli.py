@@ -511,6 +511,17 @@ def test_plain_lines_where_there_is_no_terminal():
     ]
 
 
+def test_a_model_to_adapt_is_counted_but_is_no_scan():
+    stream = io.StringIO()
+    with progress_on(stream) as progress:
+        progress.begin(1, models=1)
+        progress.finish("sub-01_T1w", "done")
+        progress.finish("lab", "done")
+    assert stream.getvalue().splitlines() == [
+        "1 scan and 1 model to adapt", "[1/2] sub-01_T1w done", "[2/2] lab done",
+    ]  # fmt: skip
+
+
 def test_verbose_lines_tell_every_step():
     stream = io.StringIO()
     walk(progress_on(stream, verbosity=1))

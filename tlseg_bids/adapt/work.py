@@ -126,7 +126,7 @@ class Work:
         torch.set_num_threads(self.config.threads or self.config.nprocs)
         tensors = load_weights(self.card, self.config.offline)
         base = load_model(self.card, tensors, self.asked.jobs[0].device)
-        self.progress.begin(len(self.asked.collected.usable) + 1)
+        self.progress.begin(len(self.asked.collected.usable), models=1)
         inspected, refused = self._inspect(base)
         how, reasons = choose_recipe(self.config.fine_tune or AUTO, inspected, self.reading)
         material = self.material(how, inspected, base)

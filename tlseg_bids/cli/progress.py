@@ -23,8 +23,9 @@ class Progress:
     and ``finish``, then ``close``. Scans may overlap, and calls may come from several threads.
     """
 
-    def begin(self, scans: int) -> None:
-        """The run has so many scans, those that are skipped or reused included."""
+    def begin(self, scans: int, models: int = 0) -> None:
+        """The run has so many scans, those that are skipped or reused included, and so many
+        models to adapt, each of which has steps and an end as a scan has."""
 
     def step(self, scan: str, name: str, number: int, of: int) -> None:
         """`scan` begins the step `name`, the `number`-th (from 1) of `of`."""
@@ -56,9 +57,10 @@ class Lines(Progress):
         self._started: dict[str, float] = {}
         self._lock = Lock()
 
-    def begin(self, scans: int) -> None:
-        self._scans = scans
-        self._print(f"{scans} scan{'' if scans == 1 else 's'}")
+    def begin(self, scans: int, models: int = 0) -> None:
+        self._scans = scans + models
+        also = f" and {models} model{'' if models == 1 else 's'} to adapt" if models else ""
+        self._print(f"{scans} scan{'' if scans == 1 else 's'}{also}")
 
     def step(self, scan: str, name: str, number: int, of: int) -> None:
         self._started.setdefault(scan, time.monotonic())
@@ -93,12 +95,12 @@ class Bars(Progress):
         self._lock = Lock()
         self._messages = ExitStack()
 
-    def begin(self, scans: int) -> None:
+    def begin(self, scans: int, models: int = 0) -> None:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         self._messages.enter_context(logging_redirect_tqdm())
         self._run = self._tqdm(
-            total=scans, desc="scans", file=self._stream, position=0, bar_format=BAR
+            total=scans + models, desc="scans", file=self._stream, position=0, bar_format=BAR
         )
 
     def step(self, scan: str, name: str, number: int, of: int) -> None:

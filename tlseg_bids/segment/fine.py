@@ -3,7 +3,7 @@
 A network with a sub-voxel answer gives logits and features at the stem's resolution. These are
 blended over the windows; then the eight sub-voxels of a coarse voxel are computed one by one where
 the voxel is not settled: near a border between structures, or where the network is in doubt.
-Elsewhere all eight share the coarse probabilities. On a brain that is a fifth of the voxels.
+Elsewhere all eight share the coarse probabilities. On a brain a fifth of the voxels are open.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from tlseg_bids.flow import SharedRows
 
 SETTLED = 0.98
-_VOXELS_AT_ONCE = 2**11
-"""So few that what is made of them stays in the processor's cache, and in memory that is reused."""
+_VOXELS_AT_ONCE = {"cpu": 2**11, "cuda": 2**16}
+"""On a processor so few that what is made of them stays in its cache."""
 _SHARES = [a * b * c for a, b, c in product((0.75, 0.25), repeat=3)]
 """Of a voxel and its neighbours at a point a quarter of a voxel off its centre, as `product`."""
 
@@ -66,8 +66,9 @@ def refine(coarse: Tensor, sub: Sub, heat: float) -> SharedRows:
     count = settled[..., 0].numel()
     rows = torch.empty((count + 8 * len(where), channels), dtype=torch.float16)
     rows[:count] = settled.reshape(-1, channels)
-    for start in range(0, len(where), _VOXELS_AT_ONCE):
-        some = where[start : start + _VOXELS_AT_ONCE]
+    at_once = _VOXELS_AT_ONCE.get(coarse.device.type, 2**11)
+    for start in range(0, len(where), at_once):
+        some = where[start : start + at_once]
         first = count + 8 * start
         found = F.softmax(sub(some).div_(heat), 2)
         rows[first : first + 8 * len(some)] = found.reshape(-1, channels)

@@ -37,7 +37,7 @@ class PerScan:
     Seconds are core seconds. Files without their 3 folders.
     """
 
-    core_s_bf16: float = 26.8
+    core_s_bf16: float = 14.3
     core_s_fp32: float = 63.0
     output_mib: float = 7.1
     output_files: float = 10.0

@@ -219,10 +219,10 @@ def test_too_little_memory_is_a_sentence(place, capsys, monkeypatch):
     monkeypatch.setattr(resources, "MEMORY", meminfo)
     words = ("bids", "out", "participant", "--nprocs", "8", "--omp-nthreads", "2")
     said = refused(capsys, 64, *words)
-    assert "2.0 GiB of memory are free and 4 scans at once take about 10.0 GiB – --nprocs" in said
+    assert "2.0 GiB of memory are free and 4 scans at once take about 8.0 GiB – --nprocs" in said
     assert "lower --nprocs" in said
     for more in (("--model", "adult-t1w"), ("--protocol", "braincolor")):
-        assert "4 scans at once take about 22.0 GiB" in refused(capsys, 64, *words, *more)
+        assert "4 scans at once take about 14.0 GiB" in refused(capsys, 64, *words, *more)
     assert "at once take about 10.0 GiB" in refused(capsys, 64, *words, "--model", "my-site")
 
 

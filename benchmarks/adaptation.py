@@ -12,8 +12,8 @@ learned from. ``scratch`` is a recipe here: random weights in place of the paren
 the way from the parent's weights to the child's is measured. The printed table takes the share that
 goes furthest and loses no more on the synthesised rehearsal heads than the program allows
 (`tlseg_bids.adapt.judge`; it also looks at held-out scans). Test scans are labelled as the program
-would, in the frame that the base found, and scored on their own grid. ``adults`` is the mean Dice
-of the 14 sub-cortical structures of some ``malc`` scans.
+would, in the frame that the model itself finds, and scored on their own grid. ``adults`` is the
+mean Dice of the 14 sub-cortical structures of some ``malc`` scans.
 
 Rows of a draw, n, recipe and length are appended to OUT/TASK.tsv; what is there is not run again.
 """
@@ -41,14 +41,14 @@ from tlseg_bids.adapt.judge import (
     dice_per_channel,
     held_out_dice,
     mean,
-    native_labels,
+    program_labels,
     rehearsal_dice,
     rehearsal_set,
 )
 from tlseg_bids.adapt.labels import collect, match
 from tlseg_bids.adapt.site import base_jobs
 from tlseg_bids.adapt.work import Asked, Work
-from tlseg_bids.app import answer
+from tlseg_bids.app import answer, find
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.config import Config
 from tlseg_bids.postprocess import to_native
@@ -109,12 +109,12 @@ class Site:
         collected = collect(matched, protocol, new_head)
         self.work = Work(Asked(config, tuple(jobs), collected, ""), answer, Silent(), out)
         self.base = load_model(jobs[0].card, load_weights(jobs[0].card, True), jobs[0].device)
-        by_name = {f"{job.scan.stem}_{job.scan.suffix}": job for job in jobs}
+        self.jobs = {f"{job.scan.stem}_{job.scan.suffix}": job for job in jobs}
         self.scans: dict[str, Inspected] = {}
         for one in collected.usable:
             kept = out / f"{base}-{one.name}.npz"
             self.scans[one.scan.subject] = inspect(
-                one, by_name[one.name], self.base, collected.reading, answer, kept
+                one, self.jobs[one.name], self.base, collected.reading, answer, kept
             )
         self.reading = collected.reading
 
@@ -124,7 +124,8 @@ def adults_dice(model: Model, site: Site) -> float:
     deep = np.flatnonzero(site.base.protocol.table["subcortical14"].to_numpy(int) == 1)
     scores = []
     for one in site.scans.values():
-        prediction = segment(model, one.prepared, Ask(head=len(model.heads) - 1))
+        prepared = find(one.prepared.native, site.jobs[one.name], model)
+        prediction = segment(model, prepared, Ask(head=len(model.heads) - 1))
         protocol = model.heads[-1]
         labels = to_native(prediction, one.prepared.native, protocol).labels.data
         table = np.zeros(int(protocol.indices.max()) + 1, np.uint8)
@@ -134,10 +135,13 @@ def adults_dice(model: Model, site: Site) -> float:
     return float(np.mean(scores))
 
 
-def site_dice(model: Model, scans: list[Inspected]) -> list[float]:
+def site_dice(model: Model, site: Site, scans: list[Inspected]) -> list[float]:
     """Mean Dice over all labelled structures of every scan, on its own grid."""
     fold = Fold((0,))
-    return [mean(held_out_dice(native_labels(model, one), one, fold)) for one in scans]
+    return [
+        mean(held_out_dice(program_labels(model, one, site.jobs[one.name], answer), one, fold))
+        for one in scans
+    ]
 
 
 def how_to(recipe: str, site: Site, shown: list[Inspected]):
@@ -298,7 +302,7 @@ def main() -> None:
         test = [site.scans[p] for p in order[-asked.test :]]
 
         def score(model: Model, test: list[Inspected] = test) -> dict[str, float]:
-            found = site_dice(model, test)
+            found = site_dice(model, site, test)
             return {
                 "dice": float(np.mean(found)), "dice_sd": float(np.std(found, ddof=1)),
                 "adults": adults_dice(model, adults),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -14,22 +15,24 @@ from safetensors.torch import load_file, save_file
 
 from tests.cards import small_card
 from tests.datasets import config, make_dataset
+from tlseg_bids.adapt import inspect as adapt_inspect
 from tlseg_bids.adapt import work
-from tlseg_bids.adapt.judge import decide, folds, half
+from tlseg_bids.adapt.judge import decide, folds, half, program_labels
+from tlseg_bids.adapt.reading import IGNORE
 from tlseg_bids.adapt.record import domain_of, joined_licence
 from tlseg_bids.adapt.site import fine_tune
 from tlseg_bids.bids.scan import Age, Scan
 from tlseg_bids.cli.progress import Progress
-from tlseg_bids.errors import DataError, NoInputError, UsageError
+from tlseg_bids.errors import DataError, NoInputError, ScanError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.networks import build
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess.prepare import prepare
 from tlseg_bids.segment.model import Ask, load_model, segment
 from tlseg_bids.train import finetune
-from tlseg_bids.train.dataset import Sample, load_classes
+from tlseg_bids.train.dataset import Sample, label_centroids, load_classes
 from tlseg_bids.train.draw import atlas
-from tlseg_bids.volume import load_volume
+from tlseg_bids.volume import Grid, Volume, load_volume
 from tlseg_bids.zoo.card import Domain
 from tlseg_bids.zoo.card_file import write_card
 from tlseg_bids.zoo.proof import check_proof
@@ -418,6 +421,7 @@ def test_a_sites_own_protocol_gets_a_new_head_that_the_next_run_knows(tmp_path, 
     weights = load_weights(card)
     model = load_model(card, weights)
     assert [len(p) for p in model.heads] == [5, len(PROTOCOL)]
+    assert model.frame_head == 1
     check_proof(card, weights)
     assert card.networks["segmenter"]["prior_channels"] == 5 + len(PROTOCOL)
     assert len(weights["prior.lab"]) == 5
@@ -426,6 +430,51 @@ def test_a_sites_own_protocol_gets_a_new_head_that_the_next_run_knows(tmp_path, 
     assert [set(one) for one in atlases[1:]] == [scans - {one} for one in sorted(scans)], (
         "the atlas of a fold is made without the scan that it holds out"
     )
+
+
+@pytest.mark.parametrize(
+    ("what", "by_labels"),
+    [("all", True), ("few", False), ("part", False), ("far", False), ("own", False)],
+)
+def test_a_sample_lies_where_its_labels_say_if_they_say_enough(what, by_labels, monkeypatch):
+    monkeypatch.setattr(adapt_inspect, "MANY_LANDMARKS", 12 if what == "few" else 10)
+    table = np.zeros(256, np.uint8)
+    table[PROTOCOL.indices] = np.arange(len(PROTOCOL))
+    channels = table[head(0)]
+    points, mass = label_centroids(channels, len(PROTOCOL), affine())
+    template = np.where(mass[:, None] > 0, points, np.nan)
+    template[0] = np.nan
+    if what == "part":
+        channels[:, :, 0] = IGNORE
+    frame = np.eye(4)
+    frame[1, 3] = 30.0 if what == "far" else 4.0
+    native = Volume(paint(head(0), 0), Grid(channels.shape, affine()))
+    labelled = SimpleNamespace(
+        name="sub-00_T1w", channels=channels, scan=SimpleNamespace(suffix="T1w"),
+        group=np.arange(len(PROTOCOL)), sha256="0" * 64,
+    )  # fmt: skip
+    seen = SimpleNamespace(native=native, template_from_native=frame)
+    reading = SimpleNamespace(target=PROTOCOL, new_head=what == "own")
+    one = SimpleNamespace(labelled=labelled, prepared=seen)
+    sample = adapt_inspect.sample_of(one, reading, template)
+    expected = affine() if by_labels else frame @ affine()
+    np.testing.assert_allclose(sample.template_from_voxel, expected, atol=1e-3)
+
+
+def test_a_scan_without_a_brain_for_the_model_is_all_background():
+    channels = np.ones((2, 2, 2), np.uint8)
+    one = SimpleNamespace(labelled=SimpleNamespace(channels=channels))
+    model = SimpleNamespace(protocol=PROTOCOL)
+
+    def lost(_job, _model):
+        raise ScanError("no brain found", "", "")
+
+    def found(_job, _model):
+        labels = np.full((2, 2, 2), PROTOCOL.indices[5], np.int16)
+        return None, SimpleNamespace(labels=SimpleNamespace(data=labels))
+
+    assert (program_labels(model, one, None, lost) == 0).all()
+    assert (program_labels(model, one, None, found) == 5).all()
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_a_recipe_that_keeps_the_head_refuses_labels_of_their_own() -> None:
 def test_labels_without_a_training_class(monkeypatch) -> None:
     monkeypatch.setattr(adapt_inspect, "load_classes", lambda _: SimpleNamespace(index=[0, 2]))
     with pytest.raises(DataError, match=r"labels \[3, .* have no training class – protocol 'aseg'"):
-        adapt_inspect.sample_of(SimpleNamespace(), SimpleNamespace(target=ASEG))
+        adapt_inspect.sample_of(SimpleNamespace(), SimpleNamespace(target=ASEG), np.zeros((1, 3)))
 
 
 def test_labels_that_show_no_structure_of_the_model() -> None:
@@ -95,7 +95,7 @@ def test_a_scan_that_could_not_be_planned_is_no_example(tmp_path) -> None:
     work = Work.__new__(Work)
     work.progress, work.kept, work.config = silent, tmp_path, fine_tuning(tmp_path)
     collected = SimpleNamespace(usable=[one], refused=())
-    work.asked = SimpleNamespace(jobs=(), collected=collected)
+    work.asked, work.jobs = SimpleNamespace(jobs=(), collected=collected), {}
     with pytest.raises(DataError, match="sub-01_T1w: the scan cannot be read"):
         work._inspect(None)
 

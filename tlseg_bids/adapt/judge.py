@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from tlseg_bids.adapt.inspect import Inspected
+from tlseg_bids.adapt.inspect import Answer, Inspected
 from tlseg_bids.adapt.reading import IGNORE
-from tlseg_bids.flow import Prediction, Prepared
+from tlseg_bids.errors import ScanError
+from tlseg_bids.flow import Job, Prediction, Prepared
+from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.metrics import dice
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess.geometry import resample
@@ -102,23 +104,30 @@ def with_network(model: Model, network: nn.Module, heads: Sequence) -> Model:
     return replace(model, networks=networks, heads=tuple(heads))
 
 
-def quick_dice(model: Model, one: Inspected, fold: Fold) -> float:
-    """Mean Dice of what a fold holds out, at the model's own grid and without the mirror."""
-    prediction = segment(model, one.prepared, Ask())
-    wanted = resample(
-        Volume(_wanted(one, fold), one.labelled.grid), prediction.grid, order="nearest"
-    )
-    found = one.labelled.group[prediction.channel]
-    return mean(dice_per_channel(found, wanted))
+def program_labels(model: Model, one: Inspected, job: Job, answer: Answer) -> np.ndarray:
+    """Channels uint8 on the scan's grid, as the program would write them with this model.
+
+    The model finds the brain and its frame itself, as it will have to; where it finds no brain,
+    everything is background.
+    """
+    try:
+        _, segmentation = answer(job, model)
+    except ScanError:
+        return np.zeros(one.labelled.channels.shape, np.uint8)
+    return _channels(segmentation.labels.data, model.protocol)
 
 
 def native_labels(model: Model, one: Inspected) -> np.ndarray:
-    """Channels uint8 on the scan's grid, as the program would write them."""
+    """Channels uint8 on the scan's grid, labelled in the frame that the base found."""
     mirror = model.card.strategy.get("mirror", False)
     prediction = segment(model, one.prepared, Ask(mirror=mirror))
-    labels = to_native(prediction, one.prepared.native, model.protocol).labels.data
-    table = np.zeros(int(model.protocol.indices.max()) + 1, np.uint8)
-    table[model.protocol.indices] = np.arange(len(model.protocol))
+    return _channels(to_native(prediction, one.prepared.native, model.protocol).labels.data,
+                     model.protocol)  # fmt: skip
+
+
+def _channels(labels: np.ndarray, protocol: LabelProtocol) -> np.ndarray:
+    table = np.zeros(int(protocol.indices.max()) + 1, np.uint8)
+    table[protocol.indices] = np.arange(len(protocol))
     return table[labels]
 
 

@@ -23,8 +23,9 @@ from tlseg_bids.adapt.judge import (
     decide,
     folds,
     held_out_dice,
+    mean,
     native_labels,
-    quick_dice,
+    program_labels,
     rehearsal_dice,
     rehearsal_set,
     visible,
@@ -118,6 +119,7 @@ class Work:
         self.asked, self.answer, self.progress, self.kept = asked, answer, progress, kept
         self.config, self.card = asked.config, asked.jobs[0].card
         check_adaptable(self.card)
+        self.jobs = {f"{job.scan.stem}_{job.scan.suffix}": job for job in asked.jobs}
         self.reading = asked.collected.reading
         self.begun = time.monotonic()
 
@@ -153,15 +155,16 @@ class Work:
 
     def _inspect(self, base: Model) -> tuple[list[Inspected], tuple[Refused, ...]]:
         """Label every scan with the base, and leave out those whose labels are not theirs."""
-        jobs = {f"{job.scan.stem}_{job.scan.suffix}": job for job in self.asked.jobs}
         found, refused = [], list(self.asked.collected.refused)
         for one in self.asked.collected.usable:
             self.progress.step(one.name, "look", 1, 1)
             try:
-                if one.name not in jobs:
+                if one.name not in self.jobs:
                     raise ScanError("the scan cannot be read", one.scan.path, "look at the file")
                 path = self.kept / f"{one.name}.npz"
-                found.append(inspect(one, jobs[one.name], base, self.reading, self.answer, path))
+                found.append(
+                    inspect(one, self.jobs[one.name], base, self.reading, self.answer, path)
+                )
             except ScanError as error:
                 refused.append(Refused(one.name, error.what, error.hint))
                 self.progress.finish(one.name, "failed", f"{error.what} – {error.hint}")
@@ -185,7 +188,9 @@ class Work:
 
     def material(self, how: Adaptation, inspected: list[Inspected], base: Model) -> Material:
         """The parent, with one head more where the labels need one, and what it is shown."""
-        samples = [_on(sample_of(one, self.reading), base.device) for one in inspected]
+        samples = [
+            _on(sample_of(one, self.reading, base.template), base.device) for one in inspected
+        ]
         model = base
         if self.reading.new_head:
             heads = (self.reading.target, *base.heads)
@@ -255,7 +260,7 @@ class Work:
         trial = self._run(material, steps=1000)
         step = measure_step(trial)
         begun = time.monotonic()
-        quick_dice(material.model, material.inspected[0], Fold((0,)))
+        self._labels(material.model, material.inspected[0])
         seconds = time.monotonic() - begun
         left = 60 * self.config.budget_minutes - (time.monotonic() - self.begun)
         subjects = [one.labelled.scan.subject for one in material.inspected]
@@ -323,10 +328,18 @@ class Work:
     ) -> None:  # fmt: skip
         """Add a fold's Dice of the parent and of the child at every share."""
         held = [material.inspected[i] for i in fold.held_out]
-        base += [quick_dice(material.model, one, fold) for one in held]
+        base += [mean(held_out_dice(self._before(material, one), one, fold)) for one in held]
         for share, scores in quick.items():
             model = self.child(material, blended(material.parent.network, child, share))
-            scores += [quick_dice(model, one, fold) for one in held]
+            scores += [mean(held_out_dice(self._labels(model, one), one, fold)) for one in held]
+
+    def _labels(self, model: Model, one: Inspected) -> np.ndarray:
+        """Channels of a scan as the program would label it with the model."""
+        return program_labels(model, one, self.jobs[one.name], self.answer)
+
+    def _before(self, material: Material, one: Inspected) -> np.ndarray:
+        """Channels of a scan before the adaptation."""
+        return native_labels(material.model, one) if self.reading.new_head else one.base
 
     def _rehearse(self, material: Material, child: dict[str, Tensor]) -> dict[float, float]:
         """Dice on the rehearsal set of the parent (0) and of the final child at every share."""
@@ -343,8 +356,7 @@ class Work:
         model, found = self.child(material, state), []
         for i in fold.held_out:
             one = material.inspected[i]
-            before = native_labels(material.model, one) if self.reading.new_head else one.base
-            after = native_labels(model, one)
+            before, after = self._before(material, one), self._labels(model, one)
             found.append(Tested(
                 one.labelled, f"{one.name} {fold.side}".strip(),
                 held_out_dice(before, one, fold), held_out_dice(after, one, fold), before, after,

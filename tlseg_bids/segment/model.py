@@ -59,7 +59,8 @@ class Model:
     def frame_head(self) -> int | None:
         """The head that answers in the template's protocol; None if there is none."""
         found = self.card.located_in
-        return self.card.heads.index(found) if found in self.card.heads else None
+        heads = [protocol.name for protocol in self.heads]
+        return heads.index(found) if found in heads else None
 
 
 @dataclass(frozen=True)

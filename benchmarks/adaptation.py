@@ -34,7 +34,7 @@ import pandas as pd
 import torch
 
 from tlseg_bids.adapt.choose import AUTO, OWN_LABELS, choose_recipe
-from tlseg_bids.adapt.inspect import Inspected, inspect
+from tlseg_bids.adapt.inspect import Inspected, channels_of, inspect
 from tlseg_bids.adapt.judge import (
     MOST_FORGOTTEN,
     Fold,
@@ -109,7 +109,7 @@ class Site:
         collected = collect(matched, protocol, new_head)
         self.work = Work(Asked(config, tuple(jobs), collected, ""), answer, Silent(), out)
         self.base = load_model(jobs[0].card, load_weights(jobs[0].card, True), jobs[0].device)
-        self.jobs = {f"{job.scan.stem}_{job.scan.suffix}": job for job in jobs}
+        self.jobs = self.work.jobs
         self.scans: dict[str, Inspected] = {}
         for one in collected.usable:
             kept = out / f"{base}-{one.name}.npz"
@@ -128,9 +128,8 @@ def adults_dice(model: Model, site: Site) -> float:
         prediction = segment(model, prepared, Ask(head=len(model.heads) - 1))
         protocol = model.heads[-1]
         labels = to_native(prediction, one.prepared.native, protocol).labels.data
-        table = np.zeros(int(protocol.indices.max()) + 1, np.uint8)
-        table[protocol.indices] = np.arange(len(protocol))
-        dice = dice_per_channel(one.labelled.group[table[labels]], one.labelled.channels)
+        found = one.labelled.group[channels_of(labels, protocol.indices)]
+        dice = dice_per_channel(found, one.labelled.channels)
         scores.append(mean({c: d for c, d in dice.items() if c in deep}))
     return float(np.mean(scores))
 

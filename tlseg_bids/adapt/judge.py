@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from tlseg_bids.adapt.inspect import Answer, Inspected
+from tlseg_bids.adapt.inspect import Answer, Inspected, channels_of
 from tlseg_bids.adapt.reading import IGNORE
 from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Job, Prediction, Prepared
-from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.metrics import dice
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess.geometry import resample
@@ -114,21 +113,15 @@ def program_labels(model: Model, one: Inspected, job: Job, answer: Answer) -> np
         _, segmentation = answer(job, model)
     except ScanError:
         return np.zeros(one.labelled.channels.shape, np.uint8)
-    return _channels(segmentation.labels.data, model.protocol)
+    return channels_of(segmentation.labels.data, model.protocol.indices)
 
 
 def native_labels(model: Model, one: Inspected) -> np.ndarray:
     """Channels uint8 on the scan's grid, labelled in the frame that the base found."""
     mirror = model.card.strategy.get("mirror", False)
     prediction = segment(model, one.prepared, Ask(mirror=mirror))
-    return _channels(to_native(prediction, one.prepared.native, model.protocol).labels.data,
-                     model.protocol)  # fmt: skip
-
-
-def _channels(labels: np.ndarray, protocol: LabelProtocol) -> np.ndarray:
-    table = np.zeros(int(protocol.indices.max()) + 1, np.uint8)
-    table[protocol.indices] = np.arange(len(protocol))
-    return table[labels]
+    labels = to_native(prediction, one.prepared.native, model.protocol).labels.data
+    return channels_of(labels, model.protocol.indices)
 
 
 def held_out_dice(channels: np.ndarray, one: Inspected, fold: Fold) -> dict[int, float]:

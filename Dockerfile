@@ -50,14 +50,26 @@ RUN cd /build/source \
       -o /build/root/opt/tlseg/sbom.cdx.json /opt/venv/bin/python \
  && chmod -R a+rX /build/root
 
+# --- templates for --output-spaces --------------------------------------------------------------
+FROM program AS templates
+# Spaces of TemplateFlow, separated by blanks; empty: none. One that cannot be fetched is left out.
+ARG TEMPLATES="MNI152NLin2009cAsym"
+COPY container/templates.py /build/
+RUN mkdir -p /build/templates/opt/templateflow \
+ && TEMPLATEFLOW_HOME=/build/templates/opt/templateflow HOME=/tmp \
+      timeout 900 /opt/venv/bin/python -W ignore /build/templates.py ${TEMPLATES} \
+ && chmod -R a+rX /build/templates
+
 # --- the image ----------------------------------------------------------------------------------
 FROM ${BASE}
 COPY --from=requirements /opt/venv /opt/venv
+COPY --from=templates /build/templates/opt /opt
 COPY --from=program /build/root/opt /opt
 
 # The root file system may be read-only and the user anyone: what must be written goes to /tmp.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
+    TEMPLATEFLOW_HOME=/opt/templateflow \
     MPLCONFIGDIR=/tmp/matplotlib \
     PYTHONDONTWRITEBYTECODE=1 \
     LANG=C.UTF-8

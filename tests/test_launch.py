@@ -169,6 +169,23 @@ def test_weights_that_were_fetched_are_seen(place, capsys, monkeypatch):
     assert {"type": "bind", "source": str(cache), "target": str(cache)} in mounts(command)
 
 
+@pytest.mark.parametrize("engine", ["docker", "apptainer"])
+def test_templates_of_this_machine_are_seen_if_a_space_is_asked_for(
+    place, capsys, monkeypatch, engine
+):
+    home = place / "templates"
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
+    words = ("--engine", engine, "bids", "out", "participant")
+    asked = (*words, "--output-spaces", "MNI152NLin2009cAsym")
+    missing = printed(capsys, *asked)
+    assert not [word for word in missing if "TEMPLATEFLOW_HOME" in word]
+    home.mkdir()
+    command = printed(capsys, *asked)
+    assert f"TEMPLATEFLOW_HOME={home}" in command
+    assert str(home) in [mount["source"] for mount in mounts(command)]
+    assert not [word for word in printed(capsys, *words) if "TEMPLATEFLOW_HOME" in word]
+
+
 def test_a_gpu_of_this_machine_is_passed(place, capsys, monkeypatch):
     (place / "nvidiactl").touch()
     monkeypatch.setattr(launch, "GPU_DEVICE", place / "nvidiactl")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run the demo in the built image as the strictest host would: no network, root file system and input
-# read-only, a user that the image does not know, no TEMPLATEFLOW_HOME. Outputs must be his.
+# read-only, a user that the image does not know. Outputs must be his.
 #
 #   tests/container/run.sh IMAGE DEMO_DATASET OUT_DIR
 #

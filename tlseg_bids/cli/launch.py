@@ -32,7 +32,7 @@ from tlseg_bids.resources import available_memory_gib
 ENGINES = ("docker", "podman", "apptainer", "singularity")
 IMAGE, SIF = "tlseg", "tlseg.sif"
 GPU_DEVICE = Path("/dev/nvidiactl")
-CACHE_VARIABLE = "TLSEG_CACHE"
+CACHE_VARIABLE, TEMPLATES_VARIABLE = "TLSEG_CACHE", "TEMPLATEFLOW_HOME"
 TAKEN = (
     "bin", "boot", "dev", "etc", "lib", "lib64", "opt/tlseg", "opt/venv", "proc", "run/secrets",
     "sbin", "sys", "usr",
@@ -67,7 +67,8 @@ class Launch:
     network: bool
     user: str
     scratch: Path
-    cache: Path | None = None
+    stores: tuple[tuple[str, Path], ...] = ()
+    """Folders of what was fetched, each with the variable that names it in the container."""
 
 
 def parser() -> options.Parser:
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             network=given.network,
             user=f"{os.getuid()}:{os.getgid()}",
             scratch=config.work_dir or Path(tempfile.gettempdir()) / f"tlseg-run-{os.getuid()}",
-            cache=_cache(),
+            stores=_stores(config),
         )
         command = COMMANDS[engine](engine, launch)
         if given.show:
@@ -261,12 +262,12 @@ def docker_command(engine: str, launch: Launch) -> list[str]:
         command += ["--network", "none"]
     if launch.gpu:
         command += ["--device", "nvidia.com/gpu=all"] if engine == "podman" else ["--gpus", "all"]
-    for mount in _with_cache(launch):
+    for mount in _with_stores(launch):
         end = () if mount.writable else ("readonly",)
         fields = ("type=bind", f"source={mount.path}", f"target={mount.path}", *end)
         command += ["--mount", _csv(fields)]
-    if launch.cache:
-        command += ["--env", f"{CACHE_VARIABLE}={launch.cache}"]
+    for variable, folder in launch.stores:
+        command += ["--env", f"{variable}={folder}"]
     return [*command, launch.image, *launch.words]
 
 
@@ -277,12 +278,12 @@ def apptainer_command(engine: str, launch: Launch) -> list[str]:
         command += ["--net", "--network", "none"]
     if launch.gpu:
         command += ["--nv"]
-    for mount in _with_cache(launch):
+    for mount in _with_stores(launch):
         end = () if mount.writable else ("ro",)
         fields = ("type=bind", f"source={mount.path}", f"destination={mount.path}", *end)
         command += ["--mount", _csv(fields)]
-    if launch.cache:
-        command += ["--env", f"{CACHE_VARIABLE}={launch.cache}"]
+    for variable, folder in launch.stores:
+        command += ["--env", f"{variable}={folder}"]
     return [*command, launch.image, *launch.words]
 
 
@@ -292,8 +293,8 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def _with_cache(launch: Launch) -> tuple[Mount, ...]:
-    return (*launch.mounts, *((Mount(launch.cache, launch.network),) if launch.cache else ()))
+def _with_stores(launch: Launch) -> tuple[Mount, ...]:
+    return (*launch.mounts, *(Mount(folder, launch.network) for _, folder in launch.stores))
 
 
 def _csv(fields: Iterable[str]) -> str:
@@ -327,12 +328,18 @@ def _wants_gpu(asked: str, config: Config) -> bool:
     return asked == "yes"
 
 
-def _cache() -> Path | None:
-    """The folder of fetched weights, if there is one."""
+def _stores(config: Config) -> tuple[tuple[str, Path], ...]:
+    """The folders of fetched weights and, where templates are asked for, of TemplateFlow.
+
+    Only those that are there: without its own folder TemplateFlow takes what the image brings.
+    """
     from tlseg_bids.zoo.weights import cache_dir
 
-    folder = cache_dir().absolute()
-    return folder if folder.is_dir() else None
+    stores = [(CACHE_VARIABLE, cache_dir().absolute())]
+    home = os.environ.get(TEMPLATES_VARIABLE)
+    if home and config.output_spaces:
+        stores.append((TEMPLATES_VARIABLE, Path(home).absolute()))
+    return tuple((variable, folder) for variable, folder in stores if folder.is_dir())
 
 
 def check_memory(config: Config) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tlseg_bids.networks import build
+from tlseg_bids.networks.blocks import quarter_step
 from tlseg_bids.networks.patches import orthogonal
 from tlseg_bids.networks.unet import Block, Design
 
@@ -26,6 +27,30 @@ def test_a_residual_unit_with_dead_convolutions_is_its_input():
         torch.nn.init.zeros_(block.norm2.weight)
         wanted = x if outputs == 1 else block.match(x)
         torch.testing.assert_close(block(x), torch.nn.functional.leaky_relu(wanted, 0.01))
+
+
+def test_a_quarter_step_is_linear_between_centres_and_repeats_the_faces():
+    x = torch.tensor([0.0, 4.0, 12.0])[None, None, :, None, None].expand(1, 1, 3, 1, 1)
+    assert quarter_step(x, (1, 0, 1)).flatten().tolist() == [1.0, 6.0, 12.0]
+    assert quarter_step(x, (0, 1, 0)).flatten().tolist() == [0.0, 3.0, 10.0]
+    wide = torch.randn(2, 2, 3, 4, 2, dtype=torch.float64, requires_grad=True)
+    for part in ((0, 0, 1), (1, 1, 0)):
+        assert torch.autograd.gradcheck(lambda x, part=part: quarter_step(x, part), wide)
+
+
+def test_a_sub_voxel_is_the_coarse_answer_read_off_its_centre_and_a_correction():
+    network = build(
+        "unet", out_channels=[4, 3], features=[6, 8], stem=2, prior_channels=3, detail=5
+    )
+    prior = torch.rand(1, 3, 4, 4, 4)
+    for head, part in ((0, (0, 1, 1)), (1, (1, 0, 0))):
+        coarse = network(image(), prior, head, parts=())
+        weight, bias = network.corrections(head)
+        edges = network.body(image(), network.prior_features(prior), head)[:, -5:]
+        number = 4 * part[0] + 2 * part[1] + part[2]
+        added = torch.einsum("cf,nfijk->ncijk", weight[number], edges)
+        wanted = quarter_step(coarse, part) + added + bias[number][:, None, None, None]
+        torch.testing.assert_close(network(image(), prior, head, parts=[part]), wanted)
 
 
 def test_coarser_levels_answer_at_half_the_resolution_each():

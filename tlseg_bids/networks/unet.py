@@ -178,16 +178,36 @@ class UNet(nn.Module):
     def _answer(
         self, x: Tensor, prior: Tensor | None, head: int, parts: Sequence[Sequence[int]] | None
     ) -> Tensor:
-        logits = self._coarse(x, prior, head)
+        added = self._prior_logs(prior, head)
         if self.coarse_only or parts == ():
-            return logits
+            return self._plus_prior(self.heads[head](x), added)
         edges = F.leaky_relu(self.edges(x), 0.01)
         every = list(product((0, 1), repeat=3))
         found = [
-            quarter_step(logits, part) + self._correction(edges, head, every.index(tuple(part)))
+            self._sub_voxel(x, edges, added, head, every.index(tuple(part)))
             for part in (every if parts is None else parts)
         ]
+        if len(found) == 1:
+            return found[0]
         return depth_to_space(found, 2) if parts is None else torch.cat(found, 2)
+
+    def _sub_voxel(
+        self, x: Tensor, edges: Tensor, added: Tensor | None, head: int, number: int
+    ) -> Tensor:
+        """The logits of one of the eight sub-voxels of every voxel.
+
+        The features are read off the centres instead of the logits made from them, which is the
+        same and moves less memory; the correction is part of the same convolution.
+        """
+        part = tuple(number >> bit & 1 for bit in (2, 1, 0))
+        linear, detail = self.heads[head], self.details[head]
+        rows = slice(number * linear.out_channels, (number + 1) * linear.out_channels)
+        logits = F.conv3d(
+            torch.cat([quarter_step(x, part).to(edges.dtype), edges], 1),
+            torch.cat([linear.weight, detail.weight[rows]], 1),
+            linear.bias + detail.bias[rows],
+        )
+        return self._plus_prior(logits, None if added is None else quarter_step(added, part))
 
     def body(
         self, image: Tensor, seen: Tensor | None = None, head: int = 0, detail: bool = True
@@ -219,9 +239,8 @@ class UNet(nn.Module):
 
     def prior_logits(self, prior: Tensor, head: int = 0) -> Tensor | None:
         """What a prior (N, prior_channels, i, j, k) adds to a head's logits; None for nothing."""
-        if (place := self.places[head]) is None:
-            return None
-        return self.prior_weight * torch.log(prior[:, place] + PRIOR_FLOOR)
+        added = self._prior_logs(prior, head)
+        return None if added is None else self.prior_weight * added
 
     def corrections(self, head: int = 0) -> tuple[Tensor, Tensor]:
         """How the features of a voxel become what its sub-voxels add to its coarse logits.
@@ -241,17 +260,18 @@ class UNet(nn.Module):
         detail = self.details[head]
         return detail.weight.reshape(8, -1, detail.in_channels), detail.bias.reshape(8, -1)
 
-    def _coarse(self, x: Tensor, prior: Tensor | None, head: int) -> Tensor:
-        """Logits at the stem's resolution."""
-        logits = self.heads[head](x)
-        added = None if prior is None else self.prior_logits(prior, head)
-        return logits if added is None else logits + added
+    def _prior_logs(self, prior: Tensor | None, head: int) -> Tensor | None:
+        """The logarithm of a head's part of the prior; None where it has none."""
+        place = None if prior is None else self.places[head]
+        return None if place is None else torch.log(prior[:, place] + PRIOR_FLOOR)
 
-    def _correction(self, edges: Tensor, head: int, part: int) -> Tensor:
-        """What is added to the logits of one sub-voxel."""
-        detail = self.details[head]
-        rows = slice(part * detail.out_channels // 8, (part + 1) * detail.out_channels // 8)
-        return F.conv3d(edges, detail.weight[rows], detail.bias[rows])
+    def _plus_prior(self, logits: Tensor, added: Tensor | None) -> Tensor:
+        """The logits with as much of the prior's logarithm as the network has learned to add."""
+        if added is None:
+            return logits
+        wide = torch.promote_types(logits.dtype, added.dtype)
+        logits = logits.to(wide, memory_format=torch.contiguous_format)
+        return torch.addcmul(logits, added.to(wide), self.prior_weight.to(wide))
 
     def _encode(
         self, image: Tensor, prior: Tensor | None, seen: Tensor | None = None

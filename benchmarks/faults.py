@@ -41,10 +41,11 @@ sys.path.insert(0, str(ROOT))
 
 from tests import toy  # noqa: E402
 from tests.datasets import make_dataset  # noqa: E402
-from tlseg_bids import app, executors  # noqa: E402
+from tlseg_bids import app  # noqa: E402
 from tlseg_bids.bids import atomic, runlog  # noqa: E402
 from tlseg_bids.cli.run import main  # noqa: E402
 from tlseg_bids.errors import OutputError  # noqa: E402
+from tlseg_bids.executors import processes  # noqa: E402
 
 DATA = ("_dseg.nii.gz", "_mask.nii.gz", "_dseg.tsv")
 Random = np.random.Generator
@@ -292,7 +293,7 @@ def hang(place: Place, rng: Random) -> None:
 
     def before() -> None:
         app.run_job = stuck  # a forked worker has it too
-        executors.START = "fork"
+        processes.START = "fork"
 
     code = place.run(before, "--scan-timeout", "0.05")
     told = _told(place)

@@ -43,7 +43,7 @@ from tlseg_bids.cli.options import parser, read_config_file  # noqa: E402
 from tlseg_bids.cli.run import main, make_config  # noqa: E402
 from tlseg_bids.cli.values import filters  # noqa: E402
 from tlseg_bids.errors import TlsegError  # noqa: E402
-from tlseg_bids.executors import read_queue_file  # noqa: E402
+from tlseg_bids.executors.cluster import read_queue_file  # noqa: E402
 from tlseg_bids.group.parameters import FORMAT, read_parameters  # noqa: E402
 from tlseg_bids.group.run import run_group  # noqa: E402
 from tlseg_bids.report.derivatives import all_failures  # noqa: E402

@@ -11,12 +11,13 @@ from dataclasses import replace
 import pytest
 
 from tests.datasets import config, made_up_job, make_dataset
-from tlseg_bids import executors
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.cli.progress import Progress
 from tlseg_bids.errors import DataError, NoInputError, OutputError, ScanError, UsageError
-from tlseg_bids.executors import choose_executor, connect, read_queue_file
+from tlseg_bids.executors import choose_executor
+from tlseg_bids.executors import cluster as workers
+from tlseg_bids.executors.cluster import connect, read_queue_file
 from tlseg_bids.flow import Outcome, Plan
 from tlseg_bids.runner import Labour, in_threads, run_jobs
 
@@ -137,7 +138,7 @@ def test_a_worker_with_other_files_is_a_sentence(run):
 def test_a_worker_of_another_version_is_a_sentence(run):
     labour = Labour(config(run.plan.jobs[0].scan.bids_dir), "id", well)
     with pytest.raises(DataError, match=r"the worker has tlseg .* and the run is of 9\.9 – worker"):
-        executors._begin(labour, "9.9")
+        workers._begin(labour, "9.9")
 
 
 def test_cuda_needs_workers_that_offer_a_gpu(run):
@@ -163,7 +164,7 @@ def test_a_gpu_per_worker(run):
 
 
 def test_a_scheduler_without_workers_is_a_sentence(run, monkeypatch):
-    monkeypatch.setattr(executors, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(workers, "PATIENCE_S", 0.2)
     with (
         distributed.LocalCluster(
             n_workers=0, processes=False, protocol="tcp", dashboard_address=None
@@ -213,7 +214,7 @@ def test_without_dask_the_message_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(
         UsageError, match=r"dask-jobqueue is not installed – --dask .*q\.toml – pip"
     ):
-        executors.start_cluster(file)
+        workers.start_cluster(file)
 
 
 @pytest.mark.parametrize(
@@ -238,12 +239,12 @@ def test_a_missing_cluster_file_is_a_sentence(tmp_path):
         read_queue_file(tmp_path / "gone.toml")
 
 
-@pytest.mark.parametrize("cluster", sorted(executors.CLUSTERS))
+@pytest.mark.parametrize("cluster", sorted(workers.CLUSTERS))
 def test_every_queue_gets_a_job_of_one_worker_that_labels_one_scan_at_a_time(
     tmp_path, monkeypatch, cluster
 ):
     dask_jobqueue = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
-    kind = getattr(dask_jobqueue, executors.CLUSTERS[cluster])
+    kind = getattr(dask_jobqueue, workers.CLUSTERS[cluster])
     monkeypatch.setattr(kind, "scale", lambda self, jobs: setattr(self, "asked_jobs", jobs))
     file = tmp_path / "q.toml"
     disk = 'disk = "1GB"\n' if cluster == "htcondor" else ""
@@ -251,7 +252,7 @@ def test_every_queue_gets_a_job_of_one_worker_that_labels_one_scan_at_a_time(
         f'cluster = "{cluster}"\njobs = 7\n[options]\ncores = 2\nmemory = "4GB"\n{disk}'
         'worker_extra_args = ["--resources", "GPU=1"]\n'
     )
-    with executors.start_cluster(file) as started:
+    with workers.start_cluster(file) as started:
         script = started.job_script()
         assert started.asked_jobs == 7
     assert script.rindex("--nthreads 1") > script.find("--nthreads 2")
@@ -263,4 +264,4 @@ def test_a_queue_that_refuses_an_option_is_a_sentence(tmp_path):
     file = tmp_path / "q.toml"
     file.write_text('cluster = "slurm"\n[options]\nnonsense = 1\ncores = 1\nmemory = "1GB"\n')
     with pytest.raises(DataError, match=r"dask-jobqueue refuses the options \(.*nonsense.*q\.toml"):
-        executors.start_cluster(file)
+        workers.start_cluster(file)

@@ -20,7 +20,7 @@ from tlseg_bids.bids.tables import read_json
 from tlseg_bids.cli.options import parser, read_config_file
 from tlseg_bids.cli.values import filters
 from tlseg_bids.errors import DataError, ScanError, TlsegError, UsageError
-from tlseg_bids.executors import read_queue_file
+from tlseg_bids.executors.cluster import read_queue_file
 from tlseg_bids.group.parameters import FORMAT, read_parameters
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.report.derivatives import all_failures, protocol_of

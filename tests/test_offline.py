@@ -29,7 +29,11 @@ REACHING = (
 REACHED = {
     "bids/lock.py": {"socket"},  # the name of this machine
     "bids/spaces.py": {"templateflow"},  # templates of --output-spaces
-    "executors.py": {"socket", "distributed", "dask_jobqueue"},  # the scheduler that --dask names
+    "executors/cluster.py": {
+        "socket",
+        "distributed",
+        "dask_jobqueue",
+    },  # the scheduler that --dask names
     "train/parallel.py": {"torch.distributed"},  # the processes that torchrun started
     "zoo/weights.py": {"http", "urllib.request"},  # weights
 }

@@ -16,7 +16,8 @@ from tlseg_bids.cli.progress import Progress
 from tlseg_bids.cli.run import make_config
 from tlseg_bids.config import Config
 from tlseg_bids.errors import OutputError, ScanError, UsageError
-from tlseg_bids.executors import choose_executor, in_processes
+from tlseg_bids.executors import choose_executor
+from tlseg_bids.executors.processes import in_processes
 from tlseg_bids.flow import Outcome
 from tlseg_bids.runner import Labour, in_threads, run_jobs
 

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from tests.small import small_model, small_scans
 from tlseg_bids.cli import options
-from tlseg_bids.executors import read_queue_file
+from tlseg_bids.executors.cluster import read_queue_file
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")

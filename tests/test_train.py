@@ -17,7 +17,9 @@ from tlseg_bids.labels.protocol import COLUMNS, LabelProtocol, load_protocol
 from tlseg_bids.networks import build
 from tlseg_bids.preprocess.register import affine, centroids, robust_affine, similarity
 from tlseg_bids.segment.model import load_model
+from tlseg_bids.train import losses
 from tlseg_bids.train.dataset import IGNORE, label_centroids, load_classes
+from tlseg_bids.train.draw import prior_patch
 from tlseg_bids.train.export import export
 from tlseg_bids.train.loop import train
 from tlseg_bids.train.losses import fold, segmentation_loss, soft_target
@@ -310,3 +312,61 @@ def test_a_protocol_of_too_many_structures_is_refused():
 
 def _quiet(*words: object, **how: object) -> None:
     pass
+
+
+def plain_loss(logits, target, known, group, weights):
+    """`segmentation_loss` in one piece, with the gradient that autograd finds."""
+    p = fold(logits.float().softmax(1), group)
+    told = target * weights.classes[None, :, None, None, None]
+    entropy = -(told * p.clamp_min(1e-6).log()).sum() / told.sum()
+    inside = p[:, 1:] * known[:, None]
+    t = target[:, 1:]
+    overlap = 2 * (inside * t).sum((0, 2, 3, 4)) + 1
+    size = (inside**2 + t**2).sum((0, 2, 3, 4)) + 1
+    present = t.sum((0, 2, 3, 4)) > 4
+    share = weights.volumes[present]
+    dice = (overlap / size)[present]
+    return (
+        weights.entropy * entropy + weights.dice * (1 - dice @ share / share.sum()),
+        dice.mean(),
+    )
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_and_its_own_gradient_are_those_of_the_plain_formula(monkeypatch, merged, dtype):
+    monkeypatch.setattr(losses, "CACHED_VALUES", 5 * 2 * 100)  # blocks of 100 voxels, one short
+    torch.manual_seed(0)
+    group = torch.tensor([0, 1, 1, 3, 0] if merged else range(5))
+    labels = group[torch.randint(0, 5, (7, 6, 5))]
+    labels[labels == 3] = 0  # one is nowhere
+    known = (torch.rand(2, 7, 6, 5) > 0.3).float()
+    target = torch.nn.functional.one_hot(labels, 5).permute(3, 0, 1, 2)[None] * known[:, None]
+    weights = losses.Weights(1.5, 0.7, classes=torch.rand(5) + 0.1, volumes=torch.rand(4) + 0.1)
+    logits = (8 * torch.randn(2, 5, 7, 6, 5)).to(dtype)
+    logits = logits.to(memory_format=torch.channels_last_3d)
+    found = []
+    for of in (segmentation_loss, plain_loss):
+        x = logits.clone().requires_grad_()
+        loss, dice = of(x, target, known, group, weights)
+        (3 * loss).backward()
+        assert not dice.requires_grad or of is plain_loss
+        found.append((loss.detach(), dice.detach(), x.grad))
+    torch.testing.assert_close(found[0], found[1])
+    unknown = (known == 0)[:, None].expand_as(logits)
+    assert not found[0][2][unknown].any()
+
+
+def test_an_atlas_is_read_as_by_linear_interpolation():
+    torch.manual_seed(0)
+    prior, box = torch.rand(3, 5, 4, 6), [[-40.0, 10.0], [-16.0, 24.0], [0.0, 60.0]]
+    corner, sides, spacing = np.array([-50.0, -3.0, 20.0]), (9, 4, 20), 2.5
+    axes = [
+        2 * (corner[a] + spacing * torch.arange(sides[a]) - box[a][0]) / (box[a][1] - box[a][0]) - 1
+        for a in range(3)
+    ]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)[None].float()
+    wanted = torch.nn.functional.grid_sample(
+        prior[None], grid, padding_mode="border", align_corners=False
+    )
+    torch.testing.assert_close(prior_patch(prior, box, corner, sides, spacing), wanted)

@@ -61,17 +61,22 @@ def prior_patch(
     prior: Tensor, box_mm: list[list[float]], corner_mm: np.ndarray, sides: Sequence[int],
     spacing_mm: float,
 ) -> Tensor:  # fmt: skip
-    """An atlas read at the voxel centres of a patch of `sides` voxels: (1, channels, I, J, K)."""
-    theta = torch.zeros(1, 3, 4, device=prior.device)
-    for axis in range(3):
-        low, high = box_mm[axis]
-        middle = corner_mm[axis] + (sides[axis] - 1) / 2 * spacing_mm
-        theta[0, 2 - axis, 2 - axis] = (sides[axis] * spacing_mm) / (high - low)
-        theta[0, 2 - axis, 3] = (2 * middle - low - high) / (high - low)
-    grid = torch.nn.functional.affine_grid(theta, (1, 1, *sides), align_corners=False)
-    return torch.nn.functional.grid_sample(
-        prior[None].float(), grid, padding_mode="border", align_corners=False
-    )
+    """An atlas read linearly at the voxel centres of a patch of `sides` voxels.
+
+    (1, channels, I, J, K); beyond the faces of the box the outermost voxels are repeated. The
+    patch has the atlas's axes, so that each is read by a matrix of its own.
+    """
+    read = prior.float()
+    for axis in (2, 1, 0):
+        (low, high), count = box_mm[axis], prior.shape[axis + 1]
+        mm = corner_mm[axis] + spacing_mm * torch.arange(sides[axis], device=prior.device)
+        place = ((mm - low) / (high - low) * count - 0.5).clamp(0, count - 1)
+        far = (place[:, None] - torch.arange(count, device=prior.device)).abs()
+        weights = (1 - far).clamp_min(0).float()
+        # the axes behind are columns of the product
+        read = (weights @ read.flatten(axis + 2)) if axis < 2 else read @ weights.T
+        read = read.reshape(*prior.shape[: axis + 1], *sides[axis:])
+    return read[None]
 
 
 def mirror_sample(sample: Sample) -> Sample:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tlseg_bids.train.dataset import IGNORE
+
+SMALLEST = 1e-6
+FEWEST_VOXELS = 4
+CACHED_VALUES = 1 << 18
 
 
 def soft_target(channels: Tensor, count: int, factor: int) -> tuple[Tensor, Tensor]:
@@ -67,26 +72,76 @@ def segmentation_loss(
     doi:10.1016/j.media.2021.101979); soft Dice: Milletari et al. 2016, doi:10.1109/3DV.2016.79.
     Where nothing is `known`, nothing is lost.
     """
-    weights = weights or Weights()
-    probabilities = fold(F.softmax(logits.float(), 1), group)
-    told = _weighted(target, weights)
-    count = known.sum() if told is target else told.sum()
-    entropy = -(told * torch.log(probabilities.clamp_min(1e-6))).sum() / count.clamp_min(1e-3)
-    p = probabilities[:, 1:] * known[:, None]
-    t = target[:, 1:]
-    overlap = 2 * (p * t).sum((0, 2, 3, 4))
-    size = (p * p + t * t).sum((0, 2, 3, 4))
-    present = t.sum((0, 2, 3, 4)) > 4
-    if not bool(present.any()):
-        return weights.entropy * entropy, entropy.new_zeros(())
-    each = ((overlap + 1) / (size + 1))[present]
-    dice = each.mean()
-    if weights.volumes is None:
-        return weights.entropy * entropy + weights.dice * (1 - dice), dice.detach()
-    share = weights.volumes[present]
-    return weights.entropy * entropy + weights.dice * (
-        1 - each @ share / share.sum()
-    ), dice.detach()
+    return _Loss.apply(logits, target, known, group, weights or Weights())
+
+
+class _Loss(torch.autograd.Function):
+    """The loss with a gradient of its own.
+
+    A few voxels at a time stay in the processor's cache, and nothing but the logits is
+    kept; what autograd makes of the same formulas passes some twenty times through memory.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, known: Tensor, group: Tensor, weights: Weights
+    ) -> tuple[Tensor, Tensor]:
+        told = _weighted(target, weights)
+        count = (known.sum() if told is target else told.sum()).clamp_min(1e-3)
+        flat = [x.flatten(2) for x in (logits, target, told, known[:, None])]
+        sums = torch.zeros((4, logits.shape[1]), device=logits.device)
+        for some in _voxels(flat[0]):
+            x, t, counted, seen = (one[..., some] for one in flat)
+            p = fold(F.softmax(x.float(), 1), group)
+            entropy = p.clamp_min(SMALLEST).log_().mul_(counted)
+            p = p * seen
+            for total, part in zip(sums, (entropy, p * t, p.square() + t * t, t), strict=True):
+                total += part.sum((0, 2))
+        entropy, overlap, size, amount = sums
+        present = (amount > FEWEST_VOXELS).to(sums.dtype)
+        present[0] = 0  # nobody asks for the Dice of the background
+        each = (2 * overlap + 1) / (size + 1)
+        dice = (present * each).sum() / present.sum().clamp_min(1)
+        share = present
+        if weights.volumes is not None:
+            share = present * F.pad(weights.volumes.to(sums.dtype), (1, 0))
+        share = weights.dice * share / share.sum().clamp_min(1e-9)
+        loss = -weights.entropy * entropy.sum() / count + (share * (1 - each)).sum()
+        up = 2 * share / (size + 1)
+        terms = weights.entropy / count, up, up * each
+        ctx.save_for_backward(*flat, group, *terms)
+        ctx.like = logits.shape
+        ctx.mark_non_differentiable(dice)
+        return loss, dice
+
+    @staticmethod
+    def backward(ctx: Any, of_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """With p the merged probabilities, g the gradient by them and s = Σ p·g: p·(g − s), which
+        a channel gets by its share of the merged one."""
+        *flat, group, of_entropy, up, down = ctx.saved_tensors
+        of_entropy, up, down = of_loss * of_entropy, of_loss * up[:, None], of_loss * down[:, None]
+        gradient = torch.empty_like(flat[0])
+        for some in _voxels(flat[0]):
+            x, t, counted, seen = (one[..., some] for one in flat)
+            raw = F.softmax(x.float(), 1)
+            p = fold(raw, group)
+            inside = p * seen
+            slope = (inside * down).addcmul_(t, up, value=-1).mul_(inside)
+            # no slope where the logarithm is cut off
+            slope.addcmul_(counted.masked_fill(p < SMALLEST, 0), of_entropy, value=-1)
+            total = slope.sum(1, keepdim=True)
+            if p is not raw:
+                slope = slope.div_(p.clamp_min(1e-30))[:, group].mul_(raw)
+            gradient[..., some] = slope.addcmul_(raw, total, value=-1)
+        return gradient.reshape(ctx.like), None, None, None, None
+
+
+def _voxels(x: Tensor) -> list[slice]:
+    """Voxels (the last axis) that are worked on together: all of them on a GPU."""
+    every = few = x.shape[-1]
+    if x.device.type == "cpu":
+        few = max(CACHED_VALUES // (x.shape[0] * x.shape[1]), 1)
+    return [slice(first, first + few) for first in range(0, every, few)]
 
 
 def _weighted(target: Tensor, weights: Weights) -> Tensor:

@@ -12,8 +12,9 @@ learned from. ``scratch`` is a recipe here: random weights in place of the paren
 the way from the parent's weights to the child's is measured. The printed table takes the share that
 goes furthest and loses no more on the synthesised rehearsal heads than the program allows
 (`tlseg_bids.adapt.judge`; it also looks at held-out scans). Test scans are labelled as the program
-would, in the frame that the model itself finds, and scored on their own grid. ``adults`` is the
-mean Dice of the 14 sub-cortical structures of some ``malc`` scans.
+would, in the frame that the model itself finds, and scored on their own grid; random weights that
+learned a head of their own alone have no template's head to find it by, and get the base's.
+``adults`` is the mean Dice of the 14 sub-cortical structures of some ``malc`` scans.
 
 Rows of a draw, n, recipe and length are appended to OUT/TASK.tsv; what is there is not run again.
 """
@@ -41,6 +42,7 @@ from tlseg_bids.adapt.judge import (
     dice_per_channel,
     held_out_dice,
     mean,
+    native_labels,
     program_labels,
     rehearsal_dice,
     rehearsal_set,
@@ -134,13 +136,18 @@ def adults_dice(model: Model, site: Site) -> float:
     return float(np.mean(scores))
 
 
-def site_dice(model: Model, site: Site, scans: list[Inspected]) -> list[float]:
+def site_dice(
+    model: Model, site: Site, scans: list[Inspected], base_frame: bool = False
+) -> list[float]:
     """Mean Dice over all labelled structures of every scan, on its own grid."""
     fold = Fold((0,))
-    return [
-        mean(held_out_dice(program_labels(model, one, site.jobs[one.name], answer), one, fold))
-        for one in scans
-    ]
+
+    def labels(one: Inspected) -> np.ndarray:
+        if base_frame:
+            return native_labels(model, one)
+        return program_labels(model, one, site.jobs[one.name], answer)
+
+    return [mean(held_out_dice(labels(one), one, fold)) for one in scans]
 
 
 def how_to(recipe: str, site: Site, shown: list[Inspected]):
@@ -300,11 +307,13 @@ def main() -> None:
         order = [str(p) for p in np.random.default_rng(draw).permutation(sorted(site.scans))]
         test = [site.scans[p] for p in order[-asked.test :]]
 
-        def score(model: Model, test: list[Inspected] = test) -> dict[str, float]:
-            found = site_dice(model, site, test)
+        def score(
+            model: Model, test: list[Inspected] = test, lost: bool = False
+        ) -> dict[str, float]:
+            found = site_dice(model, site, test, base_frame=lost)
             return {
                 "dice": float(np.mean(found)), "dice_sd": float(np.std(found, ddof=1)),
-                "adults": adults_dice(model, adults),
+                "adults": np.nan if lost else adults_dice(model, adults),
             }  # fmt: skip
 
         base = {"draw": draw, "scans": 0, "recipe": "base", "length": "none"}
@@ -317,8 +326,9 @@ def main() -> None:
                 continue
             shown = [site.scans[p] for p in order[:count]]
             people = {"learned": " ".join(order[:count]), "tested": " ".join(order[-asked.test :])}
+            lost = recipe == SCRATCH and new_head
             for model, said in adapt(site, recipe, shown, asked, draw):
-                table.add({**key, **said, **score(model), **people})
+                table.add({**key, **said, **score(model, lost=lost), **people})
     print(summary(table.rows))
 
 

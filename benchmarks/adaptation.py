@@ -308,12 +308,12 @@ def main() -> None:
         test = [site.scans[p] for p in order[-asked.test :]]
 
         def score(
-            model: Model, test: list[Inspected] = test, lost: bool = False
+            model: Model, test: list[Inspected] = test, base_frame: bool = False
         ) -> dict[str, float]:
-            found = site_dice(model, site, test, base_frame=lost)
+            found = site_dice(model, site, test, base_frame)
             return {
                 "dice": float(np.mean(found)), "dice_sd": float(np.std(found, ddof=1)),
-                "adults": np.nan if lost else adults_dice(model, adults),
+                "adults": np.nan if base_frame else adults_dice(model, adults),
             }  # fmt: skip
 
         base = {"draw": draw, "scans": 0, "recipe": "base", "length": "none"}
@@ -326,9 +326,9 @@ def main() -> None:
                 continue
             shown = [site.scans[p] for p in order[:count]]
             people = {"learned": " ".join(order[:count]), "tested": " ".join(order[-asked.test :])}
-            lost = recipe == SCRATCH and new_head
+            base_frame = recipe == SCRATCH and new_head
             for model, said in adapt(site, recipe, shown, asked, draw):
-                table.add({**key, **said, **score(model, lost=lost), **people})
+                table.add({**key, **said, **score(model, base_frame=base_frame), **people})
     print(summary(table.rows))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -152,3 +153,19 @@ def test_of_a_t1w_and_its_t2w_the_t1w_names_the_standard_space(tmp_path, monkeyp
         "sub-01_T1w.nii.gz": wanted, "sub-01_T2w.nii.gz": [], "sub-02_T2w.nii.gz": wanted,
     }  # fmt: skip
     assert {space.file for job in plan.jobs for space in job.spaces} == {file}
+
+
+def test_a_template_that_the_image_cannot_get_is_named_and_left_out(monkeypatch, capsys) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[1] / "container" / "templates.py"))
+
+    def find(space: Space, offline: bool) -> Path:
+        assert not offline
+        if space.name == NAME:
+            return Path("here.nii.gz")
+        raise NoInputError("the template is lost", "there", "look elsewhere")
+
+    monkeypatch.setitem(script["main"].__globals__, "find_template_file", find)
+    script["main"]([NAME, "MNIInfant:cohort-1"])
+    said = capsys.readouterr()
+    assert f"{NAME}: here.nii.gz" in said.out
+    assert said.err == "left out: the template is lost – there – look elsewhere\n"

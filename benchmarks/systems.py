@@ -1,16 +1,18 @@
 """The published systems and our engine on the same folds, with the same minutes of training.
 
 Usage: ``python benchmarks/systems.py DATA WORK [--minutes M] [--datasets malc infant]
-[--folds K …] [--systems NAME …] [--threads N] [--limit N]`` runs what is missing;
+[--folds K …] [--systems NAME …] [--threads N] [--limit N] [--spacing MM]`` runs what is missing;
 ``python benchmarks/systems.py DATA WORK --table`` prints what is there.
 
 For each dataset, fold and system: the recipe is put on the dataset without the fold's subjects,
 its step is timed, it is trained for so many steps as the minutes hold, exported with the locator
 of ``benchmarks/start/any-1.toml`` (which has seen no real scan), and the held-out scans are
 labelled as the program does it. Networks are narrowed (`SYSTEMS`) so that two cores take hundreds
-of steps; the table tells the parameters and the steps. A row per scan and set of structures is
-appended to WORK/systems.tsv; a run that was cut off goes on where it was: finished systems are not
-repeated, and training resumes from its checkpoint.
+of steps; the table tells the parameters and the steps. With ``--spacing 2`` the published systems
+work on voxels of 2 mm, their windows and tiles as large in millimetres, so that a minute holds
+eight times as many steps (ours folds 2 mm into channels anyway, and stays as it is). A row per scan
+and set of structures is appended to WORK/systems.tsv; a run that was cut off goes on where it was:
+finished systems are not repeated, and training resumes from its checkpoint.
 
 `malc`: T1w, manual BrainCOLOR labels, five folds. `infant`: T2w (with T1w where a system sees
 both), joint-label-fusion labels, four folds. HD95 is the mean over the structures found.
@@ -193,6 +195,31 @@ def on_dataset(setup: Setup, dataset: str, fold: int, stage: str = "") -> Recipe
                    datasets={dataset: rules(dataset, setup)})  # fmt: skip
 
 
+def coarser(recipe: Recipe, setup: Setup, spacing_mm: float) -> Recipe:
+    """A published system's recipe on larger voxels: windows and tiles keep their millimetres."""
+    ratio = spacing_mm / recipe.spacing_mm
+    if ratio == 1 or setup.recipe == "infant":
+        return recipe
+    patch = [round(n / ratio) for n in recipe.sides]
+    places = replace(recipe.places, begins=fewer(recipe.places.begins, ratio))
+    return replace(recipe, spacing_mm=spacing_mm, patch=patch, places=places)
+
+
+def fewer(begins: list[list[int]], ratio: float) -> list[list[int]]:
+    """First voxels of tiles, counted in larger voxels."""
+    return [[round(n / ratio) for n in axis] for axis in begins]
+
+
+def strategy(said: dict[str, Any], recipe: Recipe, setup: Setup) -> dict[str, Any]:
+    """A card's strategy, with the windows that the recipe was trained with."""
+    found = dict(said)
+    if setup.patch or found["name"] == "tiles":
+        found["window"] = recipe.patch
+    if "begins" in found:
+        found["begins"] = recipe.places.begins
+    return found
+
+
 def trained(recipe: Recipe, data: Path, out: Path, minutes: float) -> Path:
     """Train a recipe for so many minutes.
 
@@ -216,16 +243,17 @@ def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd
     share, start = 1.0, setup.start
     if setup.before:
         first = replace(on_dataset(setup, dataset, fold, setup.before), name=f"{system}-before")
+        first = coarser(first, setup, options.spacing)
         start, share = str(trained(first, options.data, out, options.minutes / 3)), 2 / 3
-    recipe = replace(on_dataset(setup, dataset, fold), name=name, start=start)
+    recipe = coarser(on_dataset(setup, dataset, fold), setup, options.spacing)
+    recipe = replace(recipe, name=name, start=start)
     checkpoint = trained(recipe, options.data, out, share * options.minutes)
     said = read_description(TRAIN / "models" / f"{setup.card}.toml")
     said |= {"name": name, "summary": f"{system}, fold {fold} of {dataset}", "evidence": []}
     said["domain"] = {"suffixes": recipe.channels or [DATASETS[dataset]["suffix"]]}
     said.pop("parent", None)
     said.pop("calibration", None)
-    if setup.patch:
-        said["strategy"] = {**said["strategy"], "window": setup.patch}
+    said["strategy"] = strategy(said["strategy"], recipe, setup)
     zoo, labelled = options.work / "zoo" / name, options.work / "out" / name
     export(said, {"locator": START, "segmenter": checkpoint}, options.data, zoo)
     held_out = subjects(options.data / dataset, fold, DATASETS[dataset]["folds"])[: options.limit]
@@ -349,6 +377,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--systems", nargs="+", choices=MORE,
                         default=list(SYSTEMS))  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--spacing", type=float, default=1.0, choices=(1.0, 2.0), metavar="MM",
+                        help="voxels of the published systems, 1 or 2 mm")  # fmt: skip
     parser.add_argument("--limit", type=int, help="label only so many scans of a fold")
     parser.add_argument("--table", action="store_true", help="print what was measured")
     options = parser.parse_args(words)

@@ -45,6 +45,29 @@ def test_a_budget_is_the_datasets_only_change(benchmark):
         assert recipe.datasets["labelmaps"] == plain.datasets["labelmaps"]
 
 
+def test_larger_voxels_keep_the_millimetres_of_windows_and_tiles(benchmark):
+    for system, setup in benchmark.SYSTEMS.items():
+        fine = benchmark.on_dataset(setup, "infant", 0)
+        coarse = benchmark.coarser(fine, setup, 2.0)
+        assert benchmark.coarser(fine, setup, 1.0) == fine
+        if system.startswith("ours"):
+            assert coarse == fine
+            continue
+        for one, two in zip(fine.sides, coarse.sides, strict=True):
+            assert one * fine.spacing_mm == two * coarse.spacing_mm
+        for one, two in zip(fine.places.begins, coarse.places.begins, strict=True):
+            assert [2 * n for n in two] == one
+    slant = benchmark.SYSTEMS["slant27"]
+    coarse = benchmark.coarser(benchmark.on_dataset(slant, "infant", 0), slant, 2.0)
+    assert coarse.places.begins == [[0, 19, 38], [0, 23, 46], [0, 17, 34]]
+    said = {"name": "tiles", "window": [96, 128, 88], "begins": [[0]] * 3, "fuse": "vote"}
+    assert benchmark.strategy(said, coarse, slant) == {
+        "name": "tiles", "window": [48, 64, 44], "begins": coarse.places.begins, "fuse": "vote",
+    }  # fmt: skip
+    views = {"name": "views", "axes": [2], "window": 8}
+    assert benchmark.strategy(views, coarse, benchmark.SYSTEMS["quicknat-views"]) == views
+
+
 def test_the_stage_before_sees_no_scan_of_the_dataset(benchmark):
     setup = benchmark.SYSTEMS["monet"]
     recipe = benchmark.on_dataset(setup, "malc", 0, setup.before)

@@ -260,19 +260,16 @@ def build_template(samples: list[Sample], protocol: LabelProtocol, rounds: int =
     weights = landmark_weights(np.stack([m for _, m in found]))
     weights[:, 0] = 0
     mean = points[0] - np.nanmean(points[0][1:], 0)
-    size = None
     for _ in range(rounds):
-        moved = []
+        moved, sizes = [], []
         for p, w in zip(points, weights, strict=True):
             ok = (w > 0) & np.isfinite(mean).all(1)
             m = affine(p[ok], mean[ok], w[ok], ridge=1e3)
             moved.append(p @ m[:3, :3].T + m[:3, 3])
-            size = size or []
-            size.append(np.cbrt(np.linalg.det(m[:3, :3])))
-        mean = np.nanmean(moved, 0)
+            sizes.append(np.cbrt(np.linalg.det(m[:3, :3])))
+        mean = np.ma.masked_invalid(moved).mean(0).filled(np.nan)
         mean = (mean + mean[protocol.mirror] * [-1, 1, 1]) / 2
-        mean *= np.exp(-np.mean(np.log(size)))
-        size = None
+        mean *= np.exp(-np.mean(np.log(sizes)))
     mean[0] = np.nan
     return mean - [0, *np.nanmean(mean, 0)[1:]]
 

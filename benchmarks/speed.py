@@ -11,7 +11,7 @@ labels in memory. The peers have random weights, which suffice for time, and see
   doi:10.1016/j.media.2023.102789), as PyTorch runs it by default, in float32;
 - ``synthseg-openvino``: the same, float32, by OpenVINO, where that is installed;
 - ``meshnet``: nine dilated convolutions of 30 features (Fedorov et al. 2017,
-  doi:10.1109/IJCNN.2017.7966333), float32;
+  arXiv 1612.00940), float32;
 - ``views``: a 2-D U-Net of QuickNAT's size in time (64 features, four levels), three views, of
   which 8 slices are timed and multiplied by the number of slices.
 

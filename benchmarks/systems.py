@@ -39,6 +39,7 @@ from tlseg_bids.bids.scan import Scan
 from tlseg_bids.cli.evaluate import main as evaluate
 from tlseg_bids.flow import Job
 from tlseg_bids.metrics import weighted_dice
+from tlseg_bids.networks.patches import REACH
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess.prepare import find_template
 from tlseg_bids.segment.model import load_model, locate
@@ -196,13 +197,18 @@ def on_dataset(setup: Setup, dataset: str, fold: int, stage: str = "") -> Recipe
 
 
 def coarser(recipe: Recipe, setup: Setup, spacing_mm: float) -> Recipe:
-    """A published system's recipe on larger voxels: windows and tiles keep their millimetres."""
+    """A published system's recipe on larger voxels: windows, tiles and rims keep their millimetres
+    (but for the 32 voxels of the 2.5-D network's patches)."""
     ratio = spacing_mm / recipe.spacing_mm
     if ratio == 1 or setup.recipe == "infant":
         return recipe
     patch = [round(n / ratio) for n in recipe.sides]
-    places = replace(recipe.places, begins=fewer(recipe.places.begins, ratio))
-    return replace(recipe, spacing_mm=spacing_mm, patch=patch, places=places)
+    rim = round(recipe.places.rim / ratio)
+    places = replace(recipe.places, begins=fewer(recipe.places.begins, ratio), rim=rim)
+    network = dict(recipe.network)
+    if network["network"] == "patches":
+        network["reach"] = round(network.get("reach", REACH) / ratio)
+    return replace(recipe, spacing_mm=spacing_mm, patch=patch, places=places, network=network)
 
 
 def fewer(begins: list[list[int]], ratio: float) -> list[list[int]]:

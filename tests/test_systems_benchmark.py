@@ -57,6 +57,9 @@ def test_larger_voxels_keep_the_millimetres_of_windows_and_tiles(benchmark):
             assert one * fine.spacing_mm == two * coarse.spacing_mm
         for one, two in zip(fine.places.begins, coarse.places.begins, strict=True):
             assert [2 * n for n in two] == one
+    voxels = benchmark.SYSTEMS["subcortical-25d"]
+    coarse = benchmark.coarser(benchmark.on_dataset(voxels, "infant", 0), voxels, 2.0)
+    assert (coarse.network["reach"], coarse.places.rim) == (5, 2)
     slant = benchmark.SYSTEMS["slant27"]
     coarse = benchmark.coarser(benchmark.on_dataset(slant, "infant", 0), slant, 2.0)
     assert coarse.places.begins == [[0, 19, 38], [0, 23, 46], [0, 17, 34]]

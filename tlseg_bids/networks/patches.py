@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SIDE = 32
+REACH = 10
 CHUNK = 1024
 CERTAIN = 20.0
 PLANES = ((0, 1), (0, 2), (1, 2))
@@ -70,7 +71,7 @@ class Patches(nn.Module):
         widths: Sequence[int] = (20, 40, 60),
         dense: Sequence[int] = (180, 540, 270),
         prior_channels: int = 0,
-        reach: int = 10,
+        reach: int = REACH,
         dropout: float = 0.5,
     ) -> None:
         super().__init__()

@@ -152,6 +152,10 @@ def rules(dataset: str, setup: Setup) -> dict[str, Any]:
     known = load_recipe(TRAIN / "recipes" / ("infant.toml" if dataset == "infant" else
                                              "adult-t1w.toml")).datasets[dataset]  # fmt: skip
     own = {**known, "real": 1.0, "weight": 1.0, **setup.own}
+    if setup.recipe.startswith("systems/"):
+        recipe = load_recipe(TRAIN / "recipes" / f"{setup.recipe}.toml")
+        theirs = [rules for name, rules in recipe.datasets.items() if name in DATASETS]
+        own["mix"] = theirs[0].get("mix", {})
     if dataset == "infant":
         own["images"] = list(setup.suffixes)
     if setup.protocol:

@@ -77,6 +77,9 @@ def test_an_untrained_age_is_near_the_centre_of_the_training_ages():
     network.age.centre.fill_(30.0)
     network.age.scale.fill_(0.001)
     found = network.predicted_age(torch.cat([image(), 3 * image()]))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = network.every(image()).age
+    assert rounded.dtype == torch.float32, "bfloat16 tells 64 from 64.5 years at best"
     torch.testing.assert_close(found, torch.full((2,), 30.0), atol=0.01, rtol=0)
 
 

@@ -34,7 +34,8 @@ CLASSES = load_classes(PROTOCOL)
 SIZE = 48
 CORNER = np.full(3, -(SIZE - 1) / 2)
 STILL = Shape(0.0, (0.0, 0.0), 0.0, 0.0, 0.0, (0.0, 0.0))
-NONE = Mix(**{f.name: 0.0 for f in fields(Mix)})
+NOTHING = Mix(**{f.name: 0.0 for f in fields(Mix)})
+NONE = replace(NOTHING, rescanned=0.3, noise=1.0)
 
 
 def number(kind: str, side: int = 0) -> int:
@@ -196,6 +197,15 @@ def test_rician_noise_lifts_the_background_and_gaussian_noise_does_not():
         noisy = scanner.noise(Random(0), image, 0.1, rician)
         assert float(noisy[:, :, :12].mean()) == pytest.approx(background, abs=0.005)
         assert float(noisy[:, :, 12:].std()) == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_real_scan_can_be_left_as_it_is():
+    image = layers().float() / CLASSES.index.size + 0.1
+    for seed in range(5):
+        seen = acquire(Random(seed), image.clone(), 1.0, NOTHING, real=True)
+        inside = (seen > 0) & (seen < 1.2)
+        line = np.polyfit(image[inside], seen[inside], 1)
+        np.testing.assert_allclose(np.polyval(line, image[inside]), seen[inside], atol=1e-5)
 
 
 def test_what_was_cut_away_is_exactly_zero_and_does_not_count_for_the_scaling():

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from heads import PARCELS, tiny_recipe, write_heads, write_parcels
@@ -15,6 +16,7 @@ from tlseg_bids.train.dataset import load_dataset
 from tlseg_bids.train.descent import Descent, build_optimiser, rate_at, set_rate
 from tlseg_bids.train.loop import Training, train
 from tlseg_bids.train.losses import Weights, borders, segmentation_loss
+from tlseg_bids.train.places import Places, one_sided
 from tlseg_bids.train.recipe import Recipe, load_checkpoint
 from tlseg_bids.train.teach import Loss, frequencies, near, set_age_scale
 
@@ -70,6 +72,14 @@ def test_in_stage_one_only_the_classifier_moves(heads):
     run = Training(plain(steps=5, descent=descent), heads, None)
     assert [moved(run), moved(run)] == [{"heads"}, {"heads"}]
     assert moved(run) == {"down", "up", "heads"}
+
+
+def test_the_mirror_can_be_left_out(heads):
+    plainly = Training(plain(mirror=False), heads, None).draw.samples
+    both = Training(plain(), heads, None).draw.samples
+    assert {n: 2 * len(found) for n, found in plainly.items()} == {
+        n: len(found) for n, found in both.items()
+    }
 
 
 def test_the_scope_none_changes_nothing(heads):
@@ -199,7 +209,9 @@ def test_weights_of_classes_borders_and_volumes():
     entropy = -torch.log_softmax(torch.tensor([0.0, 0, 2]), 0)
     assert float(even) == pytest.approx(float((5 * entropy[0] + entropy[2]) / 6), rel=1e-4)
     edge = segmentation_loss(logits, target, known, group, Weights(dice=0, edges=2.0))[0]
-    assert float(edge) == pytest.approx(float((7 * entropy[0] + 2 * entropy[2]) / 9), rel=1e-4)
+    assert float(edge) == pytest.approx(float((9 * entropy[0] + 3 * entropy[2]) / 12), rel=1e-4)
+    assert not borders(target, across=0).any(), "the neighbours are in other slices"
+    assert torch.equal(borders(target, across=1), borders(target))
     only = Weights(entropy=0, volumes=torch.tensor([0.0, 1.0]))
     wrong = target.clone() * 20
     wrong[:, 0] += wrong[:, 1]
@@ -208,12 +220,47 @@ def test_weights_of_classes_borders_and_volumes():
     assert float(segmentation_loss(wrong, target, known, group, Weights(entropy=0))[0]) > 0.4
 
 
+def test_a_dice_alone_learns_the_background_only_if_it_counts_all_classes():
+    target = torch.zeros(1, 4, 6, 6, 6)
+    target[:, 1, :3], target[:, 0, 3:] = 1, 1
+    known, group = torch.ones(1, 6, 6, 6), torch.arange(4)
+    absent = 20 * target.clone()
+    absent[:, 3], absent[:, 0] = (
+        absent[:, 0],
+        0,
+    )  # the background called by a class that is not there
+    present, every = Weights(entropy=0), Weights(entropy=0, every=True)
+    assert float(segmentation_loss(absent, target, known, group, present)[0]) < 1e-3
+    assert float(segmentation_loss(absent, target, known, group, every)[0]) > 0.4
+    assert float(segmentation_loss(20 * target, target, known, group, every)[0]) < 1e-3
+
+
+def test_a_network_that_does_not_tell_sides_has_class_weights_of_both_sides_together(heads):
+    samples = load_dataset(heads / "balls", "balls", {})
+    views = Places("views", axes=[2, 0], slices=8, merged=[1])
+    network = {"network": "members", "of": {"network": "quicknat", "features": [4, 4]},
+               "each": [{"view": "axial"}, {"view": "sagittal"}]}  # fmt: skip
+    recipe = replace(plain(loss=Loss(balance="median"), places=views), network=network)
+    run = Training(recipe, heads, None)
+    of = run.teach.weights
+    assert {member for _, member in of} == {None, 0, 1}
+    name = samples[0].taught
+    both, one = of[name, 0].classes, of[name, 1].classes
+    assert (of[name, 0].across, of[name, 1].across) == (2, 0)
+    into, share = one_sided(name), frequencies(samples)
+    joined = np.bincount(into, share, len(into))
+    for weights, shares in ((both, share), (one, joined)):
+        present = torch.as_tensor(shares[shares > 0])
+        wanted = (present.median() / present).float()
+        torch.testing.assert_close(weights[torch.as_tensor(shares > 0)], wanted)
+
+
 def test_frequencies_and_the_balanced_weights(heads):
     samples = load_dataset(heads / "balls", "balls", {})
     share = frequencies(samples)
     assert share.sum() == pytest.approx(1)
     run = Training(plain(loss=Loss(balance="median", dice_by="volume")), heads, None)
-    weights = run.teach.weights["aseg"]
+    weights = run.teach.weights["aseg", None]
     present = share > 0
     half = torch.as_tensor(share[present]).median()
     assert float(weights.classes[0]) == pytest.approx(float(half / share[0]), rel=1e-4)

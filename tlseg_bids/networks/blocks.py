@@ -190,9 +190,12 @@ class AgeHead(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, bottleneck: Tensor) -> Tensor:
-        pooled = torch.cat([bottleneck.mean((2, 3, 4)), bottleneck.amax((2, 3, 4))], 1)
-        found = self.last(F.leaky_relu(self.hidden(pooled), 0.01))[:, 0]
-        return self.centre + self.scale * found
+        # bfloat16 has steps of months in childhood and of half a year after 64
+        with torch.autocast(bottleneck.device.type, enabled=False):
+            x = bottleneck.float()
+            pooled = torch.cat([x.mean((2, 3, 4)), x.amax((2, 3, 4))], 1)
+            found = self.last(F.leaky_relu(self.hidden(pooled), 0.01))[:, 0]
+            return self.centre + self.scale * found
 
 
 def decoder(features: Sequence[int], design: Design) -> nn.ModuleList:

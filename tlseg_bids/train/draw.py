@@ -14,7 +14,7 @@ from torch import Tensor
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.dataset import IGNORE, Sample, load_classes
 from tlseg_bids.train.losses import soft_target
-from tlseg_bids.train.places import Spot, draw_spot, draw_voxels
+from tlseg_bids.train.places import Spot, draw_spot, draw_voxels, one_sided
 from tlseg_bids.train.recipe import Recipe
 from tlseg_bids.train.synth import Random, deformed_positions, example, read_classes
 
@@ -156,7 +156,8 @@ class Draw:
     Parameters
     ----------
     samples : dict of str to list of Sample
-        Aligned with the template; each is used as it is and in the mirror.
+        Aligned with the template; each is used as it is and, unless the recipe says no, in the
+        mirror.
     priors : list of Tensor
         Atlases, for a network that takes them: those of the last heads, in the heads' order.
     network : Module
@@ -173,7 +174,8 @@ class Draw:
         weights = np.array([recipe.datasets[n].get("weight", 1.0) for n in self.names])
         self.edges = np.cumsum(weights / weights.sum())
         self.samples = {
-            n: [t for s in found for t in (s, mirror_sample(s))] for n, found in samples.items()
+            n: [t for s in found for t in ((s, mirror_sample(s)) if recipe.mirror else (s,))]
+            for n, found in samples.items()
         }
 
     def __call__(self, rng: Random) -> Example:
@@ -225,9 +227,8 @@ class Draw:
         return soft_target(chosen, count, 1)
 
     def _one_sided(self, target: Tensor, group: Tensor, protocol: str) -> tuple[Tensor, Tensor]:
-        """Target and group without left and right: both are the channel that comes first."""
-        mirror = torch.as_tensor(load_protocol(protocol).mirror, device=target.device)
-        into = torch.minimum(mirror, torch.arange(len(mirror), device=target.device))
+        """Target and group without left and right."""
+        into = torch.as_tensor(one_sided(protocol), device=target.device)
         return torch.zeros_like(target).index_add_(1, into, target), into[group]
 
     def _place(self, rng: Random) -> Spot:

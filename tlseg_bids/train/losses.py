@@ -43,23 +43,33 @@ def fold(probabilities: Tensor, group: Tensor) -> Tensor:
 class Weights:
     """How much each part of the loss counts.
 
-    `entropy` and `dice` weigh the two terms, `edges` the cross-entropy of voxels at a border;
-    `classes` (channels,) the cross-entropy's and `volumes` (channels − 1,) the soft Dice's classes,
-    None for evenly.
+    `entropy` and `dice` weigh the two terms; `classes` (channels,) the cross-entropy's and
+    `volumes` (channels − 1,) the soft Dice's classes, None for evenly. At a border, within slices
+    across the axis `across` if that is not None, `edges` is added to the weight of a voxel's class.
+    With `every` the soft Dice is that of all classes, background and absent ones included; else
+    that of the structures that are present, which needs a cross-entropy beside it: nothing in it
+    tells background from an absent structure.
     """
 
     entropy: float = 1.0
     dice: float = 1.0
-    edges: float = 1.0
+    edges: float = 0.0
     classes: Tensor | None = None
     volumes: Tensor | None = None
+    across: int | None = None
+    every: bool = False
 
 
-def borders(target: Tensor) -> Tensor:
-    """Voxels that have a neighbour (diagonals count) of another label: bool (1, I, J, K)."""
+def borders(target: Tensor, across: int | None = None) -> Tensor:
+    """Voxels that have a neighbour (diagonals count) of another label: bool (1, I, J, K).
+
+    Neighbours in the next slice across the axis `across` do not count.
+    """
     label = target.argmax(1, keepdim=True).float()
-    high = F.max_pool3d(label, 3, 1, 1)
-    return (high != -F.max_pool3d(-label, 3, 1, 1))[:, 0]
+    sides = [1 if axis == across else 3 for axis in range(3)]
+    room = [n // 2 for n in sides]
+    high = F.max_pool3d(label, sides, 1, room)
+    return (high != -F.max_pool3d(-label, sides, 1, room))[:, 0]
 
 
 def segmentation_loss(
@@ -102,9 +112,9 @@ class _Loss(torch.autograd.Function):
         present[0] = 0  # nobody asks for the Dice of the background
         each = (2 * overlap + 1) / (size + 1)
         dice = (present * each).sum() / present.sum().clamp_min(1)
-        share = present
+        share = torch.ones_like(present) if weights.every else present
         if weights.volumes is not None:
-            share = present * F.pad(weights.volumes.to(sums.dtype), (1, 0))
+            share = share * F.pad(weights.volumes.to(sums.dtype), (1, 0))
         share = weights.dice * share / share.sum().clamp_min(1e-9)
         loss = -weights.entropy * entropy.sum() / count + (share * (1 - each)).sum()
         up = 2 * share / (size + 1)
@@ -146,8 +156,9 @@ def _voxels(x: Tensor) -> list[slice]:
 
 def _weighted(target: Tensor, weights: Weights) -> Tensor:
     """The target with every voxel and class counted as it should; itself where all are even."""
+    told = target
     if weights.classes is not None:
-        target = target * weights.classes[None, :, None, None, None]
-    if weights.edges != 1:
-        target = target * torch.where(borders(target), weights.edges, 1.0)[:, None]
-    return target
+        told = target * weights.classes[None, :, None, None, None]
+    if weights.edges:
+        told = told + weights.edges * target * borders(target, weights.across)[:, None]
+    return told

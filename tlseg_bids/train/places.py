@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tlseg_bids.errors import UsageError
+from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.synth import Random
 
 KINDS = ("patches", "tiles", "views", "voxels")
@@ -98,6 +99,12 @@ def draw_spot(
     ]
     first = np.array([int(rng.one(0, n + 0.999)) for n in free])
     return Spot(low + first * spacing_mm, tuple(shape), member)
+
+
+def one_sided(protocol: str) -> np.ndarray:
+    """Channel of each channel of a protocol where left and right are one: the first of both."""
+    mirror = load_protocol(protocol).mirror
+    return np.minimum(mirror, np.arange(len(mirror)))
 
 
 def draw_voxels(rng: Random, target: Tensor, known: Tensor, places: Places) -> Tensor:

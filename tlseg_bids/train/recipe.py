@@ -43,6 +43,8 @@ class Recipe:
         steps that learn from the coarse answer.
     patch : int or list of 3 int
         Voxels along the sides of a training patch.
+    mirror : bool
+        Show every scan in the mirror, too.
     standard : bool
         Bring every image to the mean histogram of the training scans (Nyúl), or of the start's.
     places : Places
@@ -116,6 +118,7 @@ class Recipe:
     loss: Loss = Loss()
     places: Places = Places()
     standard: bool = False
+    mirror: bool = True
 
     def __post_init__(self) -> None:
         for key in ("steps", "accumulate", "batch", "checkpoint_every"):

@@ -15,6 +15,7 @@ from tlseg_bids.errors import DataError, UsageError
 from tlseg_bids.labels.mapping import known_mappings, load_mapping
 from tlseg_bids.train.dataset import IGNORE, Sample, load_classes
 from tlseg_bids.train.losses import Weights, segmentation_loss
+from tlseg_bids.train.places import one_sided
 
 if TYPE_CHECKING:
     from tlseg_bids.train.draw import Example
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 BALANCES = ("", "median")
 DICE_BY = ("", "volume")
+DICE_OVER = ("present", "all")
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,11 @@ class Loss:
         ``median``: the cross-entropy of each class counts by the median class frequency over its
         own (Eigen & Fergus 2015, doi:10.1109/ICCV.2015.304).
     edges : float
-        How often the cross-entropy of a voxel at a border between labels counts (Guha Roy et al.
-        2019, arXiv 1801.04161, have 2).
+        Added to the weight of the cross-entropy of a voxel at a border between labels, in slices
+        where the network sees slices (Guha Roy et al. 2019, arXiv 1801.04161; 2 in their code).
+    dice_over : str
+        ``present``: the soft Dice is that of the structures in the example; ``all``: that of every
+        class, background and absent ones included.
     dice_by : str
         ``volume``: the soft Dice of each structure counts by 1 ÷ its mean volume.
     rim : int
@@ -54,7 +59,8 @@ class Loss:
 
     entropy: float = 1.0
     balance: str = ""
-    edges: float = 1.0
+    edges: float = 0.0
+    dice_over: str = "present"
     dice_by: str = ""
     rim: int = 0
     coarser: float = 0.5
@@ -62,7 +68,9 @@ class Loss:
     age: float = 0.01
 
     def __post_init__(self) -> None:
-        for key, known in (("balance", BALANCES), ("dice_by", DICE_BY)):
+        for key, known in (
+            ("balance", BALANCES), ("dice_by", DICE_BY), ("dice_over", DICE_OVER),
+        ):  # fmt: skip
             if getattr(self, key) not in known:
                 raise UsageError(
                     f"unknown {key} '{getattr(self, key)}'", "the recipe's table [loss]",
@@ -82,9 +90,11 @@ class Teacher:
     def __init__(self, recipe: Recipe, samples: Iterable[Sample], device: torch.device) -> None:
         self.recipe, self.how, self.device = recipe, recipe.loss, device
         found = list(samples)
+        members = [None, *range(recipe.places.count)]
         self.weights = {
-            name: self._weights([s for s in found if s.taught == name]) for name in recipe.heads
-        }
+            (name, member): self._weights([s for s in found if s.taught == name], member)
+            for name in recipe.heads for member in members
+        }  # fmt: skip
         self.folds = {
             (a, b): torch.as_tensor(load_mapping(f"{a}_to_{b}").channel_matrix(), device=device)
             for a in recipe.heads for b in recipe.heads
@@ -137,7 +147,7 @@ class Teacher:
             known, group = target.sum(1), torch.arange(len(matrix), device=self.device)
         if self.how.rim:
             known = known * near(target, self.how.rim)
-        weights = self.weights[names[head]]
+        weights = self.weights[names[head], one.member]
         loss, dice = segmentation_loss(logits[0], target * (known > 0), known, group, weights)
         if one.parts:
             return loss, dice
@@ -147,17 +157,24 @@ class Teacher:
             loss = loss + share * segmentation_loss(answer, *small, group, weights)[0]
         return loss, dice
 
-    def _weights(self, samples: list[Sample]) -> Weights:
-        how, dice = self.how, self.recipe.dice_weight
+    def _weights(self, samples: list[Sample], member: int | None) -> Weights:
+        """What counts how much for one of several networks, or for the only one (None)."""
+        how, dice, places = self.how, self.recipe.dice_weight, self.recipe.places
         classes = volumes = None
+        across = places.axes[member] if places.kind == "views" and member is not None else None
         if samples and (how.balance or how.dice_by):
-            share = torch.as_tensor(frequencies(samples), dtype=torch.float32, device=self.device)
+            found = frequencies(samples)
+            if member in places.merged:
+                into = one_sided(samples[0].taught)
+                found = np.bincount(into, found, len(into))
+            share = torch.as_tensor(found, dtype=torch.float32, device=self.device)
             present = share > 0
             if how.balance:
                 classes = torch.where(present, share[present].median() / share.clamp_min(1e-9), 0)
             if how.dice_by:
                 volumes = torch.where(present, 1 / share.clamp_min(1e-9), 0)[1:]
-        return Weights(how.entropy, dice, how.edges, classes, volumes)
+        every = how.dice_over == "all"
+        return Weights(how.entropy, dice, how.edges, classes, volumes, across, every)
 
 
 def set_age_scale(network: nn.Module, years: list[float]) -> None:

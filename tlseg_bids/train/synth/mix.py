@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares between 0 and 1.
+    """Shares between 0 and 1, but for the noise.
 
     Parameters
     ----------
@@ -34,6 +34,10 @@ class Mix:
     bias, gamma, motion, rician : float
         Bias field; a power of the intensity; patient motion; noise of a magnitude image (in the
         rest the noise is Gaussian).
+    rescanned : float
+        Of real images: scanned once more, with voxels as those of a synthesised one.
+    noise : float
+        How strong the noise is, against the usual.
     real : float
         Real images, if the sample has any.
     """
@@ -58,4 +62,6 @@ class Mix:
     gamma: float = 0.9
     motion: float = 0.12
     rician: float = 0.6
+    rescanned: float = 0.3
+    noise: float = 1.0
     real: float = 0.0

@@ -189,12 +189,13 @@ def acquire(
     back = None
     if rng.chance(mix.bias):
         image = bias_field(rng, image, spacing_mm)
-    if not real or rng.chance(0.3):
+    if not real or rng.chance(mix.rescanned):
         there, back = scan_matrices(rng, size, spacing_mm, mix)
         image = along_axes(there, image)
     if rng.chance(0.3 * mix.motion if real else mix.motion):
         image = motion(rng, image, length_mm)
-    image = noise(rng, image, rng.one() ** 2 * (0.04 if real else 0.12), rng.chance(mix.rician))
+    level = mix.noise * rng.one() ** 2 * (0.04 if real else 0.12)
+    image = noise(rng, image, level, rng.chance(mix.rician))
     if back is not None:
         image = along_axes(back, image)
     image = scale(rng, image, visible)

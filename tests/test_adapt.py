@@ -228,6 +228,18 @@ def test_a_model_is_adapted_kept_and_taken_by_the_next_run(site, base, capsys):
     assert (folder / "lab.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("persons", [1, 2])
+def test_a_model_is_adapted_on_a_gpu(tmp_path, base, persons):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    what = asked(*write_site(tmp_path, {f"sub-0{n}": head(n) for n in range(persons)}), base,
+                 device="cuda")  # fmt: skip
+    assert fine_tune(what, answer, Told()) == 0
+    record = json.loads((what.out_dir / "models" / "lab" / "adaptation.json").read_text())
+    assert record["Gain"] > 0.02, record["Reason"]
+
+
 def test_one_person_is_divided_in_halves_and_a_killed_run_goes_on(tmp_path, base):
     site = write_site(tmp_path, {"sub-00": head(0)})
     what = asked(*site, base)

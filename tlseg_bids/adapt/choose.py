@@ -18,6 +18,7 @@ OWN_LABELS = "own-labels"
 FEW_PERSONS = 2
 NEAR_DICE = 0.85
 LEAST_STEPS = 10
+ENOUGH_STEPS = 150
 SECONDS_TO_WRITE = 10.0
 SLOWER = 1.3
 
@@ -98,7 +99,7 @@ def choose_recipe(
 
 
 def plan_course(how: Adaptation, subjects: Sequence[str], costs: Costs, minutes: float) -> Course:
-    """Folds and steps that fit into the time.
+    """Folds and steps that fit into the time: the most folds that leave a run `ENOUGH_STEPS`.
 
     Parameters
     ----------
@@ -116,28 +117,24 @@ def plan_course(how: Adaptation, subjects: Sequence[str], costs: Costs, minutes:
     UsageError
         If not even `LEAST_STEPS` steps a run fit.
     """
-    scans = len(subjects)
-    best: tuple[int, int] | None = None
-    most = len(folds(subjects, FOLDS))
-    for count in range(most, 1, -1):
-        looks = len(how.shares) + 1
-        judged = scans * (1 if len(set(subjects)) > 1 else 2)
-        judging = (judged * (looks + 1) + len(REHEARSAL_CONTRASTS) * (looks + 1)) * costs.answer
-        left = costs.left - judging - SECONDS_TO_WRITE
+    if how.max_steps < LEAST_STEPS:
+        raise UsageError(
+            f"max_steps is {how.max_steps}, and fewer than {LEAST_STEPS} steps teach nothing",
+            f"recipe '{how.name}'", f"write {LEAST_STEPS} or more",
+        )  # fmt: skip
+    judged = len(subjects) * (1 if len(set(subjects)) > 1 else 2)
+    looks = (judged + len(REHEARSAL_CONTRASTS)) * (len(how.shares) + 2)
+    left = costs.left - looks * costs.answer - SECONDS_TO_WRITE
+    for count in range(len(folds(subjects, FOLDS)), 1, -1):
         steps = int(min(left / ((count + 1) * costs.step), how.max_steps))
-        if best is None or steps > 2 * best[1]:
-            best = (count, steps)
-        if steps >= how.max_steps / 2:
+        if steps >= min(how.max_steps, ENOUGH_STEPS):
             break
-    if best is None or best[1] < LEAST_STEPS:
-        count = 2
-        needed = costs.left - judging - SECONDS_TO_WRITE
-        short = ((count + 1) * LEAST_STEPS * costs.step - needed) / 60
+    if steps < LEAST_STEPS:
+        short = ((count + 1) * LEAST_STEPS * costs.step - left) / 60
         raise UsageError(
             f"{minutes:g} minutes are too few: a step takes {costs.step:.1f} s here, labelling a "
             f"scan {costs.answer:.0f} s", "--budget", f"give {np.ceil(minutes + short):g} or more",
         )  # fmt: skip
-    count, steps = best
     return Course(count, steps, SLOWER * steps * costs.step, (
         f"{count} folds and {steps} steps a run: a step takes {costs.step:.2f} s here, labelling a "
         f"scan {costs.answer:.1f} s, and the budget is {minutes:g} minutes.",

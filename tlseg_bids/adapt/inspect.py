@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,11 +152,16 @@ def _place(sample: Sample, template: np.ndarray) -> None:
         sample.template_from_voxel = before
 
 
-def overlap(inspected: list[Inspected], channels: int) -> torch.Tensor:
-    """Channel of the base that most of each labelled structure's voxels have, shape (channels,)."""
+def overlap(
+    inspected: Sequence[Inspected], known: Sequence[np.ndarray], channels: int
+) -> torch.Tensor:  # fmt: skip
+    """Channel of the base that most of each labelled structure's voxels have, shape (channels,).
+
+    Only voxels that are `known` count: bool, one array per scan.
+    """
     table = np.zeros((256, 256), np.int64)
-    for one in inspected:
-        pairs = one.labelled.channels.astype(np.int64) * 256 + one.base
+    for one, here in zip(inspected, known, strict=True):
+        pairs = one.labelled.channels[here].astype(np.int64) * 256 + one.base[here]
         table += np.bincount(pairs.ravel(), minlength=256 * 256).reshape(256, 256)
     return torch.from_numpy(table[:channels].argmax(1))
 

@@ -76,17 +76,30 @@ def folds(subjects: Sequence[str], at_most: int = FOLDS) -> list[Fold]:
     return [Fold(tuple(i for i in everyone if subjects[i] in part)) for part in parts]
 
 
-def visible(samples: Sequence[Sample], fold: Fold) -> list[Sample]:
-    """What a fold's run learns from: the other scans, or the other half."""
+def visible(
+    samples: Sequence[Sample], inspected: Sequence[Inspected], fold: Fold
+) -> list[Sample]:  # fmt: skip
+    """What a fold's run learns from: the other scans, or the other half.
+
+    `samples` are those of `inspected`, in their order.
+    """
     if not fold.side:
         return [s for i, s in enumerate(samples) if i not in fold.held_out]
     return [
-        replace(s, classes=torch.where(
-            torch.from_numpy(half(s.template_from_voxel, tuple(s.classes.shape), fold.side)),
-            torch.tensor(IGNORE, dtype=torch.uint8), s.classes,
+        replace(s, classes=s.classes.masked_fill(
+            torch.from_numpy(held_out(one, fold)).to(s.classes.device), IGNORE
         ))
-        for s in samples
+        for s, one in zip(samples, inspected, strict=True)
     ]  # fmt: skip
+
+
+def held_out(one: Inspected, fold: Fold) -> np.ndarray:
+    """True where a fold holds out a voxel of a scan that it holds out, in the base's frame."""
+    shape = one.labelled.channels.shape
+    if not fold.side:
+        return np.ones(shape, bool)
+    frame = one.prepared.template_from_native @ one.labelled.grid.affine
+    return half(frame, shape, fold.side)
 
 
 def half(template_from_voxel: np.ndarray, shape: tuple[int, ...], side: str) -> np.ndarray:
@@ -252,9 +265,7 @@ def _wanted(one: Inspected, fold: Fold) -> np.ndarray:
     table = np.full(256, IGNORE, np.uint8)
     table[: len(one.labelled.group)] = one.labelled.group
     wanted = table[one.labelled.channels]
-    if fold.side:
-        frame = one.prepared.template_from_native @ one.labelled.grid.affine
-        wanted[~half(frame, wanted.shape, fold.side)] = IGNORE
+    wanted[~held_out(one, fold)] = IGNORE
     return wanted
 
 

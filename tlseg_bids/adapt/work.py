@@ -6,6 +6,7 @@ What takes time is kept in a work folder, so that a run that was cut off goes on
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tlseg_bids.adapt.judge import (
     Verdict,
     decide,
     folds,
+    held_out,
     held_out_dice,
     mean,
     native_labels,
@@ -74,7 +76,10 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What every run learns from: recipe, scans with samples, rehearsal heads, the parent."""
+    """What every run learns from: recipe, scans with samples, rehearsal heads, the parent.
+
+    `model` is the parent as a model; `base` is the one that was chosen, without a new head.
+    """
 
     how: Adaptation
     inspected: tuple[Inspected, ...]
@@ -82,6 +87,7 @@ class Material:
     maps: list[Sample]
     parent: Parent
     model: Model
+    base: Model
 
 
 def check_adaptable(card: ModelCard) -> None:
@@ -137,7 +143,7 @@ class Work:
         outcome = Outcome(
             self.config.site, self.asked.key, self.card, self.reading, how,
             tuple(one.labelled for one in inspected), refused, self.asked.collected.unlabelled,
-            (*reasons, *course.reasons), tested, verdict, course.steps,
+            (*reasons, *course.reasons), tested, verdict, int(curves[FINAL][-1][0]),
             time.monotonic() - self.begun, self.config.random_seed, curves,
             tuple(protocol.name for protocol in material.model.heads),
             self.segmenter_options(material.model),
@@ -191,33 +197,50 @@ class Work:
         samples = [
             _on(sample_of(one, self.reading, base.template), base.device) for one in inspected
         ]
-        model = base
-        if self.reading.new_head:
-            heads = (self.reading.target, *base.heads)
-            model = replace(base, heads=heads, priors=self._atlases(base, samples))
-            network = self.new_network(model)
-            sources = overlap(inspected, len(heads[0])).to(base.device)
-            with torch.no_grad():
-                grown(network, base.networks["segmenter"], sources)
-            model = with_network(model, network, heads)
+        maps = [_on(one, base.device) for one in rehearsal_samples(base.template)]
+        known = [np.ones(one.base.shape, bool) for one in inspected]
+        model = self._with_head(base, samples, inspected, known)
+        return Material(
+            how, tuple(inspected), samples, maps, self._parent(model), model, base
+        )  # fmt: skip
+
+    def shown(self, material: Material, fold: Fold) -> Material:
+        """What a fold's run has: nothing of what is held out, nor an atlas or a head made of it."""
+        samples = visible(material.samples, material.inspected, fold)
+        if not self.reading.new_head:
+            return replace(material, samples=samples)
+        known = [
+            ~held_out(one, fold) if i in fold.held_out else np.ones(one.base.shape, bool)
+            for i, one in enumerate(material.inspected)
+        ]
+        model = self._with_head(material.base, samples, material.inspected, known)
+        return replace(material, samples=samples, parent=self._parent(model), model=model)
+
+    def _with_head(
+        self, base: Model, samples: list[Sample], inspected: Sequence[Inspected],
+        known: Sequence[np.ndarray],
+    ) -> Model:  # fmt: skip
+        """The base with one head more, where the labels need one.
+
+        It has an atlas of the samples, and starts from the base's answers where voxels are `known`.
+        """
+        if not self.reading.new_head:
+            return base
+        heads = (self.reading.target, *base.heads)
+        model = replace(base, heads=heads, priors=self._atlases(base, samples))
+        network = self.new_network(model)
+        sources = overlap(inspected, known, len(heads[0])).to(base.device)
+        with torch.no_grad():
+            grown(network, base.networks["segmenter"], sources)
+        return with_network(model, network, heads)
+
+    def _parent(self, model: Model) -> Parent:
         options = self.card.preprocess
-        parent = Parent(
+        return Parent(
             model.networks["segmenter"], tuple(protocol.name for protocol in model.heads),
             [prior[0] for prior in model.priors.values()], options["box_mm"],
             float(options["spacing_mm"]), model.precision,
         )  # fmt: skip
-        maps = [_on(one, base.device) for one in rehearsal_samples(base.template)]
-        return Material(how, tuple(inspected), samples, maps, parent, model)
-
-    def shown(self, material: Material, samples: list[Sample]) -> Material:
-        """What a run has that sees these samples alone: the new head's atlas is theirs."""
-        if not self.reading.new_head:
-            return replace(material, samples=samples)
-        model = material.model
-        model = replace(model, priors=self._atlases(model, samples))
-        priors = [prior[0] for prior in model.priors.values()]
-        parent = replace(material.parent, priors=priors)
-        return replace(material, samples=samples, parent=parent, model=model)
 
     def _atlases(self, model: Model, samples: list[Sample]) -> dict[str, Tensor]:
         """The model's atlases, and before them one of the labels that a new head learns.
@@ -280,7 +303,7 @@ class Work:
         parts = folds(subjects, course.folds)
         total, done, curves = (len(parts) + 1) * course.steps, 0, {}
         children, base, quick = [], [], {share: [] for share in material.how.shares}
-        seen = [self.shown(material, visible(material.samples, fold)) for fold in parts]
+        seen = [self.shown(material, fold) for fold in parts]
         for number, (fold, one) in enumerate(zip([*parts, None], [*seen, material], strict=True)):
             name = FINAL if fold is None else f"fold-{fold.name}"
             tuning = self._run(one, course.steps)
@@ -296,7 +319,7 @@ class Work:
         tested = [
             one
             for fold, child, there in zip(parts, children[:-1], seen, strict=True)
-            for one in self._tested(there, fold, blended(material.parent.network, child, share))
+            for one in self._tested(there, fold, blended(there.parent.network, child, share))
         ]
         final = blended(material.parent.network, children[-1], share)
         return tuple(tested), verdict, final, curves

@@ -86,7 +86,7 @@ def mirror_sample(sample: Sample) -> Sample:
     lut[: len(classes.mirror)] = torch.as_tensor(classes.mirror.astype(np.uint8))
     flip = np.diag([-1.0, 1, 1, 1])
     twin = Sample(**{k: getattr(sample, k) for k in sample.__dataclass_fields__})
-    twin.classes = lut[sample.classes.long()]
+    twin.classes = lut.to(sample.classes.device)[sample.classes.long()]
     twin.group = mirror[sample.group[mirror]]
     twin.template_from_voxel = flip @ sample.template_from_voxel
     return twin

@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from tests.cards import small_card
 from tests.datasets import config, make_dataset
 from tlseg_bids.adapt import inspect as adapt_inspect
-from tlseg_bids.adapt import work
+from tlseg_bids.adapt import page, work
 from tlseg_bids.adapt.judge import decide, folds, half, program_labels
+from tlseg_bids.adapt.labels import collect, match
 from tlseg_bids.adapt.reading import IGNORE
 from tlseg_bids.adapt.record import domain_of, joined_licence
 from tlseg_bids.adapt.site import fine_tune
+from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.scan import Age, Scan
 from tlseg_bids.cli.progress import Progress
 from tlseg_bids.errors import DataError, NoInputError, ScanError, UsageError
@@ -349,6 +351,19 @@ def test_dry_run_tells_what_would_be_learned(site, base, capsys):
     assert "base     atlas 1.0" in out
     assert "sub-02_T1w: no labels; skipped" in out
     assert "Not labelled, and merged into the background" in out
+
+
+def test_labels_of_a_scan_with_a_fourth_axis_are_shown(tmp_path):
+    bids, derivative = write_site(tmp_path, {"sub-00": head(0)})
+    save_nifti(bids / "sub-00/anat/sub-00_T1w.nii.gz", paint(head(0), 0)[..., None])
+    scans, _ = discover(config(bids))
+    found = collect(match(derivative, scans), PROTOCOL)
+    (one,) = found.usable
+    known = np.where(one.channels == IGNORE, 0, one.channels)
+    tested = work.Tested(one, one.name, {1: 0.5}, {1: 0.5}, known, known)
+    sides = page._sides(tmp_path, SimpleNamespace(reading=found.reading), tested)
+    assert [side.display.image.shape for side in sides] == [(SIDE,) * 3] * 3
+    assert all((side.display.channels == sides[0].display.channels).all() for side in sides)
 
 
 # --- judge and record ---------------------------------------------------------------------------

@@ -49,6 +49,7 @@ from tlseg_bids.errors import (
 )
 from tlseg_bids.flow import Outcome, Plan, Skip
 from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.report.display import load_display
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.zoo.calibration import Calibration
 
@@ -161,7 +162,7 @@ def test_labels_lie_on_the_grid_of_the_scan(tmp_path, codes, name):
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-def test_a_big_endian_scan_with_a_fourth_axis_and_private_fields_is_followed(tmp_path, kind):
+def test_a_big_endian_scan_with_a_fourth_axis_and_private_fields_gets_3d_labels(tmp_path, kind):
     header = kind.header_class(endianness=">")
     header["descrip"], header["aux_file"] = b"Jane Doe", b"jane.txt"
     image = kind(np.zeros((*SHAPE, 1), ">i2"), OBLIQUE, header)
@@ -171,11 +172,23 @@ def test_a_big_endian_scan_with_a_fourth_axis_and_private_fields_is_followed(tmp
     path = write_labels(tmp_path / "out.nii.gz", labels, tmp_path / "a_T1w.nii.gz", 300)
     written = nib.load(path)
     assert isinstance(written, kind)
-    assert written.shape == (*SHAPE, 1)
+    assert written.shape == SHAPE
     assert written.header.get_data_dtype() == np.int16
-    assert np.array_equal(np.asarray(written.dataobj)[..., 0], labels)
+    assert np.array_equal(np.asarray(written.dataobj), labels)
     assert np.array_equal(written.affine, nib.load(tmp_path / "a_T1w.nii.gz").affine)
     assert b"Jane" not in gzip.decompress(path.read_bytes())
+
+
+@pytest.mark.parametrize("more", [(1,), (1, 1)])
+def test_what_is_written_of_a_scan_with_further_axes_can_be_shown(out, job, more):
+    write_nifti(job.scan.path, (*SHAPE, *more))
+    out.probabilities = True
+    files = write(out, job, probabilities=probabilities(job))
+    shapes = {path.name: nib.load(path).shape for path in files if path.name.endswith(".nii.gz")}
+    count = len(made_up_segmentation(job.scan).volumes)
+    assert sorted(shapes.values()) == [SHAPE, SHAPE, SHAPE, (*SHAPE, count)]
+    shown = load_display(out.paths(job).dseg, job.scan.path, load_protocol("aseg"))
+    assert shown.channels.shape == shown.image.shape
 
 
 def test_the_same_result_gives_the_same_bytes(out, job):

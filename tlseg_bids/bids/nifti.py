@@ -19,7 +19,7 @@ PERSONAL = ("descrip", "aux_file", "db_name", "intent_name", "data_type")
 
 
 def write_labels(path: Path, labels: np.ndarray, scan: Path, largest: int) -> Path:
-    """Write integer labels as NIfTI with the scan's shape, affine and form codes.
+    """Write integer labels as 3-D NIfTI with the scan's grid, affine and form codes.
 
     Parameters
     ----------
@@ -108,7 +108,10 @@ def _misfit(shape: tuple[int, ...], needed: tuple[int, ...], scan: Path) -> Scan
 
 
 def _header(scan: Path, shape: tuple[int, ...], kind: np.dtype, count: int = 1):
-    """The scan's header for new data on its grid; `count` volumes make a fourth axis."""
+    """The scan's header for new data on its grid; `count` volumes make a fourth axis.
+
+    Axes of length 1 that the scan has beyond the third are left out.
+    """
     try:
         image = nib.load(scan)
     except (OSError, nib.filebasedimages.ImageFileError) as error:
@@ -120,7 +123,7 @@ def _header(scan: Path, shape: tuple[int, ...], kind: np.dtype, count: int = 1):
         raise _misfit(shape, image.shape, scan)
     header = old.as_byteswapped("<") if old.endianness != "<" else old.copy()
     header.extensions.clear()
-    header.set_data_shape((*shape, count) if count > 1 else image.shape)
+    header.set_data_shape((*shape, count) if count > 1 else shape)
     header.set_data_dtype(kind)
     header["magic"] = header.single_magic
     header["vox_offset"] = header.single_vox_offset

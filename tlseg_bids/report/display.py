@@ -104,8 +104,8 @@ def _stored(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
         data = np.asanyarray(proxy.get_unscaled())
     except Exception:  # a report shows what there is: a scan that has gone is said in the page
         return None
-    if data.ndim == 4 and data.shape[3] == 1:
-        data = data[..., 0]
+    if data.ndim > 3 and set(data.shape[3:]) == {1}:
+        data = data.reshape(data.shape[:3])
     if data.shape != shape or data.dtype.kind not in "iuf":
         return None
     return -data.astype(np.float32) if proxy.slope < 0 else data

@@ -353,6 +353,24 @@ def test_dry_run_tells_what_would_be_learned(site, base, capsys):
     assert "Not labelled, and merged into the background" in out
 
 
+def test_a_run_keeps_the_originals_of_corrections_and_a_dry_one_does_not(tmp_path, base):
+    changed = head(0)
+    changed[np.roll(changed, 1, 1) == 10] = 10
+    site = write_site(tmp_path, {"sub-00": changed})
+    what = asked(*site, base, budget_minutes=0.01, fine_tune=recipe(tmp_path))
+    name = "sub-00/anat/sub-00_space-T1w_seg-aseg_dseg"
+    original = what.out_dir / f"{name}.nii.gz"
+    save_nifti(original, head(0))
+    for folder in (site[1], what.out_dir):
+        (folder / f"{name}.json").write_text(json.dumps({"ContentKey": "k"}))
+    kept = what.out_dir / "models" / ".originals"
+    fine_tune(replace(what, dry_run=True), answer, Told())
+    assert not kept.exists()
+    with pytest.raises(UsageError, match="minutes are too few"):
+        fine_tune(what, answer, Told())
+    assert [path.read_bytes() for path in kept.iterdir()] == [original.read_bytes()]
+
+
 def test_labels_of_a_scan_with_a_fourth_axis_are_shown(tmp_path):
     bids, derivative = write_site(tmp_path, {"sub-00": head(0)})
     save_nifti(bids / "sub-00/anat/sub-00_T1w.nii.gz", paint(head(0), 0)[..., None])

@@ -244,38 +244,99 @@ def test_real_labels_are_read_as_what_they_are():
 # --- corrections --------------------------------------------------------------------------------
 
 
-def with_output(tmp_path, changed: np.ndarray):
+OUTPUT = "sub-00/anat/sub-00_space-T1w_seg-aseg_dseg"
+MINE = OUTPUT.replace("_dseg", "_desc-mine_dseg")
+
+
+def write_output(out: Path, labels: np.ndarray, key: str) -> None:
+    """What a run of the program leaves of sub-00."""
+    save_nifti(out / f"{OUTPUT}.nii.gz", labels)
+    (out / f"{OUTPUT}.json").write_text(json.dumps({"ContentKey": key}))
+
+
+def with_output(tmp_path, changed: np.ndarray, image=f"{OUTPUT}.nii.gz", sidecar=f"{OUTPUT}.json"):
     """A site that corrected the program's own output of `head(0)`."""
-    bids, derivative = write_site(tmp_path, {"sub-00": changed})
-    name = "sub-00/anat/sub-00_space-T1w_seg-aseg_dseg"
-    (derivative / f"{name}.json").write_text(json.dumps({"ContentKey": "k"}))
-    out = tmp_path / "out"
-    save_nifti(out / f"{name}.nii.gz", head(0))
-    return collected(bids, derivative), out
+    bids, derivative = write_site(tmp_path, {})
+    save_nifti(derivative / image, changed)
+    (derivative / sidecar).write_text(json.dumps({"ContentKey": "k"}))
+    write_output(tmp_path / "out", head(0), "k")
+    return collected(bids, derivative), tmp_path / "out"
+
+
+def corrected_head() -> np.ndarray:
+    """`head(0)` with a larger left thalamus."""
+    changed = head(0)
+    changed[np.roll(changed, 1, 1) == 10] = 10
+    return changed
+
+
+def counted(one) -> set[str]:
+    """Names of the structures that count."""
+    channels = set(np.flatnonzero(one.group == np.arange(len(one.group)))) - {0}
+    return set(PROTOCOL.table["name"].iloc[list(channels)])
+
+
+def check_only_the_thalamus_counts(one) -> None:
+    assert "Left thalamus" in counted(one)
+    assert "Right putamen" not in counted(one)
+    assert "Corrected by hand, and alone counted: " in one.notes[-1]
 
 
 def test_only_corrected_structures_count(tmp_path):
-    changed = head(0)
-    changed[np.roll(changed, 1, 1) == 10] = 10
-    found, out = with_output(tmp_path, changed)
+    found, out = with_output(tmp_path, corrected_head())
     (one,) = corrected_only(found, out).usable
-    counted = set(np.flatnonzero(one.group == np.arange(len(one.group)))) - {0}
-    names = set(PROTOCOL.table["name"].iloc[list(counted)])
-    assert "Left thalamus" in names
-    assert "Right putamen" not in names
-    assert "Corrected by hand, and alone counted: " in one.notes[-1]
+    check_only_the_thalamus_counts(one)
+    assert not (out / "models").exists(), "nothing is kept where nothing was asked for"
+
+
+@pytest.mark.parametrize(
+    ("image", "sidecar"),
+    [
+        (f"{MINE}.nii.gz", f"{OUTPUT}.json"),
+        (f"{MINE}.nii.gz", f"{MINE}.json"),
+        ("sub-00/anat/sub-00_seg-aseg_dseg.nii.gz", "sub-00/anat/sub-00_seg-aseg_dseg.json"),
+    ],
+)
+def test_a_correction_under_another_name_is_compared_too(tmp_path, image, sidecar):
+    found, out = with_output(tmp_path, corrected_head(), image, sidecar)
+    (one,) = corrected_only(found, out).usable
+    check_only_the_thalamus_counts(one)
+
+
+def test_a_correction_is_compared_with_what_was_corrected_though_the_output_is_new(tmp_path):
+    found, out = with_output(tmp_path, corrected_head())
+    corrected_only(found, out, keep=True)
+    write_output(out, head(5), "of the adapted model")
+    (one,) = corrected_only(found, out).usable
+    check_only_the_thalamus_counts(one)
 
 
 def test_unchanged_output_teaches_nothing(tmp_path):
     found, out = with_output(tmp_path, head(0))
-    with pytest.raises(DataError, match="no label image was corrected.*unchanged"):
+    with pytest.raises(DataError, match="no label image can be used; sub-00_T1w: .*unchanged"):
         corrected_only(found, out)
 
 
-def test_without_the_original_all_structures_count_and_that_is_said(tmp_path):
-    found, _ = with_output(tmp_path, head(0))
-    (one,) = corrected_only(found, tmp_path / "elsewhere").usable
-    assert "every structure counts" in one.notes[-1]
+def test_a_correction_of_an_output_that_is_gone_is_refused_and_the_others_go_on(tmp_path):
+    with_output(tmp_path, corrected_head())
+    bids, derivative, out = (tmp_path / name for name in ("bids", "labels", "out"))
+    save_nifti(derivative / "sub-01/anat/sub-01_space-T1w_seg-aseg_dseg.nii.gz", head(1))
+    write_output(out, head(5), "of the adapted model")
+    found = corrected_only(collected(bids, derivative), out)
+    assert [one.name for one in found.usable] == ["sub-01_T1w"]
+    (one,) = found.refused
+    assert one.name == "sub-00_T1w"
+    assert one.what == (
+        f"sub-00_space-T1w_seg-aseg_dseg.nii.gz is a correction of an output of this program that "
+        f"is not in {out} any more, so what was corrected is unknown"
+    )
+    assert one.hint == (
+        "correct the present output, or put the original and its JSON back there; if every "
+        "structure was checked by hand, remove the JSON of the correction"
+    )
+    (derivative / f"{OUTPUT}.json").unlink()
+    both = corrected_only(collected(bids, derivative), out).usable
+    assert [len(counted(one)) for one in both] == [10, 10]
 
 
 def test_a_correction_on_another_grid_is_refused(tmp_path):

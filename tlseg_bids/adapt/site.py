@@ -64,7 +64,8 @@ def fine_tune(config: Config, answer: Answer, progress: Progress) -> int:
     jobs = base_jobs(config, matched)
     card = jobs[0].card
     protocol = card.protocol_of(card.protocol)
-    collected = corrected_only(collect(matched, protocol, _new_head(config)), config.out_dir)
+    collected = collect(matched, protocol, _new_head(config))
+    collected = corrected_only(collected, config.out_dir, keep=not config.dry_run)
     if config.dry_run:
         print(describe(config, card, collected), end="")
         return 0

@@ -292,8 +292,9 @@ def test_only_corrected_structures_count(tmp_path):
 @pytest.mark.parametrize(
     ("image", "sidecar"),
     [
+        (f"{OUTPUT}.nii", f"{OUTPUT}.json"),
         (f"{MINE}.nii.gz", f"{OUTPUT}.json"),
-        (f"{MINE}.nii.gz", f"{MINE}.json"),
+        (f"{MINE}.nii", f"{MINE}.json"),
         ("sub-00/anat/sub-00_seg-aseg_dseg.nii.gz", "sub-00/anat/sub-00_seg-aseg_dseg.json"),
     ],
 )

@@ -21,7 +21,7 @@ from scipy import special
 from tlseg_bids.bids import compat
 from tlseg_bids.bids.atomic import check_inside, clean_cell, write_json, write_text, writing_failed
 from tlseg_bids.bids.lock import hold
-from tlseg_bids.bids.names import BrokenName, build_name
+from tlseg_bids.bids.names import BrokenName, build_name, without_extension
 from tlseg_bids.bids.nifti import write_fractions, write_labels
 from tlseg_bids.bids.root import DESCRIPTIONS, write_root_files
 from tlseg_bids.bids.scan import Scan
@@ -116,7 +116,7 @@ class ScanPaths:
 
 def sidecar_of(path: Path) -> Path:
     """The JSON beside a NIfTI or TSV file."""
-    return path.with_name(path.name.removesuffix(".nii.gz").removesuffix(".tsv") + ".json")
+    return path.with_name(without_extension(path.name).removesuffix(".tsv") + ".json")
 
 
 class Derivatives:

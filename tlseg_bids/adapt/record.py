@@ -193,6 +193,12 @@ def site_licences(scans: Sequence[LabelledScan]) -> list[str]:
     return sorted(found)
 
 
+def dataset_name(scans: Sequence[LabelledScan], site: str) -> str:
+    """Name of the scans' dataset; the site's where it has none."""
+    content, _ = read_json(scans[0].scan.bids_dir / "dataset_description.json")
+    return str(content.get("Name", site))
+
+
 def joined_licence(parent: str, site: Sequence[str]) -> str:
     """Every licence of parent and site once, joined with AND."""
     parts = [*re.split(r"\s+AND\s+", parent.strip()), *site]
@@ -233,8 +239,7 @@ def _card(outcome: Outcome, weights: Any, version: str) -> ModelCard:
         "halves of one brain, each held out once" if persons == 1
         else "held-out persons in cross-validation"
     )  # fmt: skip
-    dataset = str(read_json(outcome.scans[0].scan.bids_dir / "dataset_description.json")[0].get(
-        "Name", outcome.site))  # fmt: skip
+    dataset = dataset_name(outcome.scans, outcome.site)
     row = {
         "dataset": f"{outcome.site}: {dataset}",
         "licence": " AND ".join(site_licences(outcome.scans)),

@@ -12,20 +12,21 @@ import logging
 import shutil
 from collections import Counter
 from dataclasses import asdict, replace
+from typing import Any
 
 from tlseg_bids import __version__
 from tlseg_bids.adapt.choose import AUTO
 from tlseg_bids.adapt.corrected import corrected_only
 from tlseg_bids.adapt.inspect import Answer
-from tlseg_bids.adapt.labels import Collected, Matched, collect, match
-from tlseg_bids.adapt.record import finished
+from tlseg_bids.adapt.labels import Collected, Matched, Refused, collect, match
+from tlseg_bids.adapt.record import dataset_name, finished, site_licences
 from tlseg_bids.adapt.work import Asked, Work
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.config import Config
 from tlseg_bids.errors import DataError, UsageError
 from tlseg_bids.flow import Job
-from tlseg_bids.plan import make_plan
+from tlseg_bids.plan import facts, make_plan
 from tlseg_bids.runner import Progress
 from tlseg_bids.train.adaptation import load_adaptation, presets
 from tlseg_bids.zoo.card import ModelCard
@@ -80,12 +81,13 @@ def fine_tune(config: Config, answer: Answer, progress: Progress) -> int:
             shutil.rmtree(kept, ignore_errors=True)
         else:
             LOG.info("the same inputs gave %s before; it is reused", folder)
-    for one in record["Refused"]:
-        LOG.warning("%s: %s – %s", one["Name"], one["What"], one["Hint"])
-    for name in record["Unlabelled"]:
+    refused = refused_now(record, collected)
+    for one in refused:
+        LOG.warning("%s: %s – %s", one.name, one.what, one.hint)
+    for name in collected.unlabelled:
         LOG.info("%s: no labels; skipped", name)
     print(f"{config.site}: {record['Reason']}\n{folder}")
-    return int(bool(record["Refused"]))
+    return int(bool(refused))
 
 
 def base_jobs(config: Config, matched: Matched) -> list[Job]:
@@ -131,11 +133,19 @@ def base_jobs(config: Config, matched: Matched) -> list[Job]:
 
 
 def content_key(config: Config, card: ModelCard, collected: Collected) -> str:
-    """SHA-256 over scans, labels and what they mean, base, recipe, budget, seed and version."""
+    """SHA-256 over everything that an adaptation and its card depend on.
+
+    That is: scans with what the dataset says of them, labels and what they mean, names and licences
+    of the datasets, base, recipe, budget, seed, the model's name and the program's version.
+    """
     asked = config.fine_tune or AUTO
     recipe = asked if asked in (AUTO, *presets()) else asdict(load_adaptation(asked))
     parts = {
-        "scans": sorted((one.name, one.sha256, one.group.tolist()) for one in collected.usable),
+        "scans": [
+            (one.name, one.sha256, one.group.tolist(), facts(one.scan))
+            for one in sorted(collected.usable, key=lambda one: one.name)
+        ],
+        "datasets": [site_licences(collected.usable), dataset_name(collected.usable, config.site)],
         "pairs": sorted(collected.reading.pairs.items()),
         "protocol": collected.reading.target.table.to_csv(),
         "card": digest(card),
@@ -146,6 +156,16 @@ def content_key(config: Config, card: ModelCard, collected: Collected) -> str:
         "version": __version__,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def refused_now(record: dict[str, Any], collected: Collected) -> list[Refused]:
+    """What could not be used: of the labels as they are now, and by the record's look at them.
+
+    A record is reused where the usable labels are the same; others may have come or gone since.
+    """
+    looked_at = {one.name for one in collected.usable}
+    seen = [Refused(one["Name"], one["What"], one["Hint"]) for one in record["Refused"]]
+    return [*collected.refused, *(one for one in seen if one.name in looked_at)]
 
 
 def describe(config: Config, card: ModelCard, collected: Collected) -> str:

@@ -2,7 +2,7 @@
 
 from tlseg_bids.plan.choice import Choice, choose
 from tlseg_bids.plan.device import Machine, choose_device
-from tlseg_bids.plan.key import content_key
+from tlseg_bids.plan.key import content_key, facts
 from tlseg_bids.plan.make import make_plan
 from tlseg_bids.plan.text import describe
 
@@ -13,5 +13,6 @@ __all__ = [
     "choose_device",
     "content_key",
     "describe",
+    "facts",
     "make_plan",
 ]

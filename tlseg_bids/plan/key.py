@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.config import Config
@@ -33,15 +34,9 @@ def content_key(
     OSError
         If the file cannot be read to its end.
     """
-    content = _content(scan)
     parts = {
-        "scan": content,
-        "suffix": scan.suffix,
-        "entities": scan.entities,
-        "sidecar": scan.sidecar,
-        "age": [scan.age.days, scan.age.pma_weeks],
-        "contrast_agent": scan.contrast_agent,
-        "skull_stripped": scan.skull_stripped,
+        "scan": _content(scan),
+        **facts(scan),
         "card": digest(card),
         "options": {name: getattr(config, name) for name in OUTPUT_OPTIONS},
         "version": version,
@@ -49,6 +44,18 @@ def content_key(
     if companions:
         parts["companions"] = [[one.suffix, one.entities, _content(one)] for one in companions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def facts(scan: Scan) -> dict[str, Any]:
+    """What the dataset says of a scan and its derivatives depend on; voxels not included."""
+    return {
+        "suffix": scan.suffix,
+        "entities": scan.entities,
+        "sidecar": scan.sidecar,
+        "age": [scan.age.days, scan.age.pma_weeks],
+        "contrast_agent": scan.contrast_agent,
+        "skull_stripped": scan.skull_stripped,
+    }
 
 
 def _content(scan: Scan) -> str:

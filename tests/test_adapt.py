@@ -292,6 +292,19 @@ def test_the_base_stays_where_the_child_is_not_better(site, base):
     assert "lab" not in {card.name for card in load_cards((base,), what.out_dir)}
 
 
+def test_a_final_run_on_a_slow_machine_is_as_long_as_what_was_judged(site, base, monkeypatch):
+    def slow_at_last(tuning, checkpoint, report, _limit_s, *least):
+        limit_s = 1e-4 if checkpoint.stem == "final" else 1e6
+        return finetune.run(tuning, checkpoint, report, limit_s, *least)
+
+    monkeypatch.setattr(work, "run", slow_at_last)
+    what = asked(*site, base, fine_tune=recipe(site[0].parent, max_steps=10))
+    fine_tune(what, answer, Told())
+    rows = (what.out_dir / "models/lab/curves.tsv").read_text().splitlines()[1:]
+    steps = {row.split("\t")[0]: int(row.split("\t")[1]) for row in rows}
+    assert list(steps.values()) == [10, 10, 8]
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [

@@ -191,6 +191,14 @@ def test_a_run_that_is_too_slow_ends_early_and_is_kept(parent, tmp_path):
     assert not other.resume(load_checkpoint(tmp_path / "a.pt"))
 
 
+def test_a_run_that_is_too_slow_takes_its_least_steps(parent, tmp_path):
+    one = tuning(parent, steps=5)
+    run(one, tmp_path / "a.pt", lambda *_: None, limit_s=0.0001, least_steps=3)
+    assert one.step == 3
+    run(one, tmp_path / "a.pt", lambda *_: None, limit_s=0.0001, least_steps=9)
+    assert one.step == 5
+
+
 def test_a_damaged_checkpoint_is_begun_anew(parent, tmp_path):
     path = tmp_path / "a.pt"
     path.write_bytes(b"damaged")

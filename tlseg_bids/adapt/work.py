@@ -62,6 +62,8 @@ from tlseg_bids.zoo.weights import load_weights
 
 FINAL = "final"
 COURSE = "course.json"
+LEAST_SHARE = 0.8
+"""Of the folds' steps that the final run takes, however slow: their verdict is about such a run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,12 +305,15 @@ class Work:
         parts = folds(subjects, course.folds)
         total, done, curves = (len(parts) + 1) * course.steps, 0, {}
         children, base, quick = [], [], {share: [] for share in material.how.shares}
+        taken: list[int] = []
         seen = [self.shown(material, fold) for fold in parts]
         for number, (fold, one) in enumerate(zip([*parts, None], [*seen, material], strict=True)):
             name = FINAL if fold is None else f"fold-{fold.name}"
             tuning = self._run(one, course.steps)
             report = self._reporter(number, len(parts), done, total)
-            child = run(tuning, self.kept / f"{name}.pt", report, course.limit_s)
+            least = round(LEAST_SHARE * np.mean(taken)) if fold is None else 0
+            child = run(tuning, self.kept / f"{name}.pt", report, course.limit_s, least)
+            taken.append(tuning.step)
             curves[name], done = tuning.curve, done + course.steps
             children.append(child)
             if fold is not None:

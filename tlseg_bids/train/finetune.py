@@ -281,7 +281,11 @@ Report = Callable[[int, int], None]
 
 
 def run(
-    tuning: FineTuning, checkpoint: Path, report: Report, limit_s: float = math.inf
+    tuning: FineTuning,
+    checkpoint: Path,
+    report: Report,
+    limit_s: float = math.inf,
+    least_steps: int = 0,
 ) -> dict[str, Tensor]:
     """Run to the end, from the checkpoint if there is one of this very run.
 
@@ -295,6 +299,8 @@ def run(
         Told the steps done and in all.
     limit_s : float
         Seconds of training after which the run ends early, where the machine became slower.
+    least_steps : int
+        Steps that it takes however long they last.
 
     Returns
     -------
@@ -312,7 +318,8 @@ def run(
             tuning.resume(saved)
     every = max(tuning.steps // REPORT_POINTS, 1)
     written = time.monotonic()
-    while tuning.step < tuning.steps and tuning.seconds < limit_s:
+    least_steps = min(least_steps, tuning.steps)
+    while tuning.step < least_steps or (tuning.step < tuning.steps and tuning.seconds < limit_s):
         begun = time.monotonic()
         tuning.learn()
         tuning.seconds += time.monotonic() - begun

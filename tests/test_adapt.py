@@ -18,10 +18,9 @@ from tests.datasets import config, make_dataset
 from tlseg_bids.adapt import inspect as adapt_inspect
 from tlseg_bids.adapt import page, work
 from tlseg_bids.adapt.judge import decide, folds, half, program_labels
-from tlseg_bids.adapt.labels import collect, match
 from tlseg_bids.adapt.reading import IGNORE
 from tlseg_bids.adapt.record import domain_of, joined_licence
-from tlseg_bids.adapt.site import fine_tune
+from tlseg_bids.adapt.site import collect, fine_tune, match
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.scan import Age, Scan
 from tlseg_bids.cli.progress import Progress

@@ -47,7 +47,8 @@ from tlseg_bids.adapt.judge import (
     rehearsal_dice,
     rehearsal_set,
 )
-from tlseg_bids.adapt.labels import collect, match
+from tlseg_bids.adapt.labels import collect
+from tlseg_bids.adapt.matching import match
 from tlseg_bids.adapt.site import base_jobs
 from tlseg_bids.adapt.work import Asked, Work
 from tlseg_bids.app import answer, find

@@ -17,7 +17,8 @@ import nibabel as nib
 import numpy as np
 
 from tlseg_bids.adapt.evidence import measure, why_wrong
-from tlseg_bids.adapt.labels import collect, match
+from tlseg_bids.adapt.labels import collect
+from tlseg_bids.adapt.matching import match
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.config import Config
 from tlseg_bids.labels.protocol import load_protocol

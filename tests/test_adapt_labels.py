@@ -14,7 +14,8 @@ from tests.datasets import config, real_dataset
 from tests.test_adapt import PROTOCOL, affine, head, paint, save_nifti, write_site
 from tlseg_bids.adapt.corrected import changed_channels, corrected_only
 from tlseg_bids.adapt.evidence import Evidence, explained, measure, why_wrong
-from tlseg_bids.adapt.labels import collect, match, unknown_slices
+from tlseg_bids.adapt.labels import collect, unknown_slices
+from tlseg_bids.adapt.matching import match
 from tlseg_bids.adapt.reading import IGNORE, own_protocol, read_as
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.scan import Scan

@@ -1,4 +1,4 @@
-"""Labelled scans of a site: label images of a BIDS derivative, matched with the scans.
+"""Labelled scans of a site: the label images that belong to scans, read and checked.
 
 What cannot be used gets a sentence and the others go on; a scan without labels is no failure.
 """
@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from tlseg_bids.adapt.matching import SUFFIX, Matched, Refused, difference, entities_of, scan_name
 from tlseg_bids.adapt.reading import IGNORE, STRAY_SHARE, Reading, read_as
-from tlseg_bids.bids.names import DERIVATIVE_ENTITIES, EXTENSIONS, without_extension
+from tlseg_bids.bids.names import without_extension
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.tables import read_table
-from tlseg_bids.errors import DataError, NoInputError, ScanError, TlsegError
+from tlseg_bids.errors import DataError, ScanError, TlsegError
 from tlseg_bids.labels.protocol import LabelProtocol, known_protocols, load_protocol
 from tlseg_bids.volume import Grid, Volume, load_grid, load_labels
 
-SAME_GRID_MM = 0.1
 STRAY_AREA = 0.05
-SUFFIX = "dseg"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,15 +61,6 @@ class LabelledScan:
         return f"{self.scan.stem}_{self.scan.suffix}"
 
 
-@dataclass(frozen=True)
-class Refused:
-    """A scan or label image that cannot be used: what is wrong, and what to do."""
-
-    name: str
-    what: str
-    hint: str
-
-
 @dataclass(frozen=True, eq=False)
 class Collected:
     """What a derivative holds for the selected scans.
@@ -82,45 +72,6 @@ class Collected:
     refused: tuple[Refused, ...]
     unlabelled: tuple[str, ...]
     reading: Reading
-
-
-@dataclass(frozen=True, eq=False)
-class Matched:
-    """Scans with the label image that belongs to each, and what could not be matched."""
-
-    labels_dir: Path
-    pairs: tuple[tuple[Scan, Path], ...]
-    refused: tuple[Refused, ...]
-    unlabelled: tuple[str, ...]
-
-
-def match(labels_dir: Path, scans: Sequence[Scan]) -> Matched:
-    """Find the label image of every scan; no voxel is read.
-
-    Parameters
-    ----------
-    labels_dir : Path
-        Root of a BIDS derivative with ``sub-*/**/*_seg-P_dseg.nii.gz``.
-    scans : sequence of Scan
-        The selected scans. A label image belongs to the scan that has its entities, of several
-        such scans to that whose suffix is its ``space``, else to each on whose grid it lies.
-
-    Raises
-    ------
-    NoInputError
-        If the folder does not exist or holds no label image of these scans.
-    """
-    files = _label_files(labels_dir)
-    pairs, refused = _matched(files, scans)
-    if not pairs and not refused:
-        raise NoInputError(
-            f"none of the {len(files)} label images belongs to a selected scan", labels_dir,
-            "check that subject, session and other entities are those of the scans, and the "
-            "selection (--participant-label, --bids-filter-file)",
-        )  # fmt: skip
-    done = {_name(scan) for scan, _ in pairs} | {one.name for one in refused}
-    unlabelled = tuple(_name(scan) for scan in scans if _name(scan) not in done)
-    return Matched(labels_dir, tuple(pairs), tuple(refused), unlabelled)
 
 
 def collect(matched: Matched, model: LabelProtocol, new_head: bool = False) -> Collected:
@@ -148,7 +99,7 @@ def collect(matched: Matched, model: LabelProtocol, new_head: bool = False) -> C
         try:
             loaded.append((scan, file, _load(scan, file, tables[file])))
         except TlsegError as error:
-            refused.append(Refused(_name(scan), error.what, error.hint))
+            refused.append(Refused(scan_name(scan), error.what, error.hint))
     if not loaded:
         raise _none_usable(matched.labels_dir, refused)
     reading = _reading([(file, volume) for _, file, volume in loaded], tables, model, new_head)
@@ -178,12 +129,6 @@ def look_up_table(file: Path, root: Path) -> dict[int, str] | None:
         if folder == root:
             return None
     return None
-
-
-def entities_of(file: Path) -> dict[str, str]:
-    """Entities in a file's name, derivative ones included; parts without a dash are dropped."""
-    parts = without_extension(file.name).split("_")[:-1]
-    return dict(part.split("-", 1) for part in parts if "-" in part)
 
 
 def unknown_slices(labelled: np.ndarray) -> tuple[np.ndarray, str]:
@@ -228,82 +173,11 @@ def unknown_slices(labelled: np.ndarray) -> tuple[np.ndarray, str]:
     return unknown, note
 
 
-def _label_files(labels_dir: Path) -> list[Path]:
-    if not labels_dir.is_dir():
-        raise NoInputError("there is no such folder", f"--labels {labels_dir}", "correct the path")
-    files = [
-        path
-        for extension in EXTENSIONS
-        for path in sorted(labels_dir.glob(f"sub-*/**/*_{SUFFIX}{extension}"))
-    ]
-    if not files:
-        raise NoInputError(
-            f"there are no labels: no sub-*/…_{SUFFIX}.nii.gz was found", f"--labels {labels_dir}",
-            "name the root of a BIDS derivative with label images",
-        )  # fmt: skip
-    return files
-
-
-def _matched(
-    files: Iterable[Path], scans: Sequence[Scan]
-) -> tuple[list[tuple[Scan, Path]], list[Refused]]:
-    """Pairs of scan and label image; a scan with two of them is refused."""
-    found: dict[str, list[tuple[Scan, Path]]] = {}
-    refused = []
-    for file in files:
-        named = entities_of(file)
-        raw = {k: v for k, v in named.items() if k not in DERIVATIVE_ENTITIES}
-        fitting = [scan for scan in scans if raw.items() <= scan.entities.items()]
-        exact = [scan for scan in fitting if raw == scan.entities]
-        fitting = exact or fitting
-        spaced = [scan for scan in fitting if scan.suffix == named.get("space")]
-        fitting = spaced or fitting
-        if len(fitting) > 1:
-            same = [scan for scan in fitting if _grids_apart(scan, file) is None]
-            if not same:
-                refused.append(Refused(
-                    file.name, f"the label image fits {len(fitting)} scans by its name, and lies "
-                    "on the grid of none", "write space-T1w or space-T2w into its name",
-                ))  # fmt: skip
-            fitting = same
-        for scan in fitting:
-            found.setdefault(_name(scan), []).append((scan, file))
-    for name, pairs in found.items():
-        if len(pairs) > 1:
-            both = " and ".join(file.name for _, file in pairs[:2])
-            hint = "keep one of them in the folder given with --labels"
-            refused.append(Refused(name, f"there are two label images of this scan, {both}", hint))
-    return [pairs[0] for pairs in found.values() if len(pairs) == 1], refused
-
-
-def _name(scan: Scan) -> str:
-    return f"{scan.stem}_{scan.suffix}"
-
-
-def _grids_apart(scan: Scan, file: Path) -> str | None:
-    """How the grids of scan and labels differ; None if they are the same."""
-    try:
-        one, other = load_grid(scan.path)[0], load_grid(file)[0]
-    except ScanError as error:
-        return error.what
-    return _difference(one, other)
-
-
-def _difference(one: Grid, other: Grid) -> str | None:
-    if one.shape != other.shape:
-        return f"{other.shape} voxels, the scan has {one.shape}"
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in one.shape], [1], indexing="ij"))
-    apart = np.linalg.norm(((one.affine - other.affine) @ corners.reshape(4, -1))[:3], axis=0)
-    if apart.max() > SAME_GRID_MM:
-        return f"a corner lies {apart.max():.1f} mm from that of the scan"
-    return None
-
-
 def _load(scan: Scan, file: Path, names: dict[int, str] | None) -> Volume:
     """The labels of a scan, on its grid and with known indices."""
     grid = load_grid(scan.path)[0]
     volume = load_labels(file)
-    apart = _difference(grid, volume.grid)
+    apart = difference(grid, volume.grid)
     if apart:
         raise ScanError(
             f"the labels {file.name} lie on another grid than the scan: {apart}", file,

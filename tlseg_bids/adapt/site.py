@@ -18,7 +18,8 @@ from tlseg_bids import __version__
 from tlseg_bids.adapt.choose import AUTO
 from tlseg_bids.adapt.corrected import corrected_only
 from tlseg_bids.adapt.inspect import Answer
-from tlseg_bids.adapt.labels import Collected, Matched, Refused, collect, match
+from tlseg_bids.adapt.labels import Collected, collect
+from tlseg_bids.adapt.matching import Matched, Refused, match
 from tlseg_bids.adapt.record import dataset_name, finished, site_licences
 from tlseg_bids.adapt.work import Asked, Work
 from tlseg_bids.bids.discover import discover

@@ -33,7 +33,8 @@ from tlseg_bids.adapt.judge import (
     visible,
     with_network,
 )
-from tlseg_bids.adapt.labels import Collected, Refused
+from tlseg_bids.adapt.labels import Collected
+from tlseg_bids.adapt.matching import Refused
 from tlseg_bids.adapt.page import write_page
 from tlseg_bids.adapt.record import (
     RECORD,

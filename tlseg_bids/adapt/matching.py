@@ -1,0 +1,144 @@
+"""Which label image of a BIDS derivative belongs to which scan; no voxel is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tlseg_bids.bids.names import DERIVATIVE_ENTITIES, EXTENSIONS, without_extension
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.errors import NoInputError, ScanError
+from tlseg_bids.volume import Grid, load_grid
+
+SAME_GRID_MM = 0.1
+SUFFIX = "dseg"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A scan or label image that cannot be used: what is wrong, and what to do."""
+
+    name: str
+    what: str
+    hint: str
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """Scans with the label image that belongs to each, and what could not be matched."""
+
+    labels_dir: Path
+    pairs: tuple[tuple[Scan, Path], ...]
+    refused: tuple[Refused, ...]
+    unlabelled: tuple[str, ...]
+
+
+def match(labels_dir: Path, scans: Sequence[Scan]) -> Matched:
+    """Find the label image of every scan; no voxel is read.
+
+    Parameters
+    ----------
+    labels_dir : Path
+        Root of a BIDS derivative with ``sub-*/**/*_seg-P_dseg.nii.gz``.
+    scans : sequence of Scan
+        The selected scans. A label image belongs to the scan that has its entities, of several
+        such scans to that whose suffix is its ``space``, else to each on whose grid it lies.
+
+    Raises
+    ------
+    NoInputError
+        If the folder does not exist or holds no label image of these scans.
+    """
+    files = _label_files(labels_dir)
+    pairs, refused = _matched(files, scans)
+    if not pairs and not refused:
+        raise NoInputError(
+            f"none of the {len(files)} label images belongs to a selected scan", labels_dir,
+            "check that subject, session and other entities are those of the scans, and the "
+            "selection (--participant-label, --bids-filter-file)",
+        )  # fmt: skip
+    done = {scan_name(scan) for scan, _ in pairs} | {one.name for one in refused}
+    unlabelled = tuple(scan_name(scan) for scan in scans if scan_name(scan) not in done)
+    return Matched(labels_dir, tuple(pairs), tuple(refused), unlabelled)
+
+
+def entities_of(file: Path) -> dict[str, str]:
+    """Entities in a file's name, derivative ones included; parts without a dash are dropped."""
+    parts = without_extension(file.name).split("_")[:-1]
+    return dict(part.split("-", 1) for part in parts if "-" in part)
+
+
+def _label_files(labels_dir: Path) -> list[Path]:
+    if not labels_dir.is_dir():
+        raise NoInputError("there is no such folder", f"--labels {labels_dir}", "correct the path")
+    files = [
+        path
+        for extension in EXTENSIONS
+        for path in sorted(labels_dir.glob(f"sub-*/**/*_{SUFFIX}{extension}"))
+    ]
+    if not files:
+        raise NoInputError(
+            f"there are no labels: no sub-*/…_{SUFFIX}.nii.gz was found", f"--labels {labels_dir}",
+            "name the root of a BIDS derivative with label images",
+        )  # fmt: skip
+    return files
+
+
+def _matched(
+    files: Iterable[Path], scans: Sequence[Scan]
+) -> tuple[list[tuple[Scan, Path]], list[Refused]]:
+    """Pairs of scan and label image; a scan with two of them is refused."""
+    found: dict[str, list[tuple[Scan, Path]]] = {}
+    refused = []
+    for file in files:
+        named = entities_of(file)
+        raw = {k: v for k, v in named.items() if k not in DERIVATIVE_ENTITIES}
+        fitting = [scan for scan in scans if raw.items() <= scan.entities.items()]
+        exact = [scan for scan in fitting if raw == scan.entities]
+        fitting = exact or fitting
+        spaced = [scan for scan in fitting if scan.suffix == named.get("space")]
+        fitting = spaced or fitting
+        if len(fitting) > 1:
+            same = [scan for scan in fitting if _grids_apart(scan, file) is None]
+            if not same:
+                refused.append(Refused(
+                    file.name, f"the label image fits {len(fitting)} scans by its name, and lies "
+                    "on the grid of none", "write space-T1w or space-T2w into its name",
+                ))  # fmt: skip
+            fitting = same
+        for scan in fitting:
+            found.setdefault(scan_name(scan), []).append((scan, file))
+    for name, pairs in found.items():
+        if len(pairs) > 1:
+            both = " and ".join(file.name for _, file in pairs[:2])
+            hint = "keep one of them in the folder given with --labels"
+            refused.append(Refused(name, f"there are two label images of this scan, {both}", hint))
+    return [pairs[0] for pairs in found.values() if len(pairs) == 1], refused
+
+
+def scan_name(scan: Scan) -> str:
+    """``sub-01_T2w``: stem and suffix."""
+    return f"{scan.stem}_{scan.suffix}"
+
+
+def _grids_apart(scan: Scan, file: Path) -> str | None:
+    """How the grids of scan and labels differ; None if they are the same."""
+    try:
+        one, other = load_grid(scan.path)[0], load_grid(file)[0]
+    except ScanError as error:
+        return error.what
+    return difference(one, other)
+
+
+def difference(one: Grid, other: Grid) -> str | None:
+    """How a grid differs from that of a scan, `one`; None if they are the same."""
+    if one.shape != other.shape:
+        return f"{other.shape} voxels, the scan has {one.shape}"
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in one.shape], [1], indexing="ij"))
+    apart = np.linalg.norm(((one.affine - other.affine) @ corners.reshape(4, -1))[:3], axis=0)
+    if apart.max() > SAME_GRID_MM:
+        return f"a corner lies {apart.max():.1f} mm from that of the scan"
+    return None

@@ -97,7 +97,7 @@ def collect(matched: Matched, model: LabelProtocol, new_head: bool = False) -> C
     loaded = []
     for scan, file in matched.pairs:
         try:
-            loaded.append((scan, file, _load(scan, file, tables[file])))
+            loaded.append((scan, file, _load(scan, file, tables[file], model)))
         except TlsegError as error:
             refused.append(Refused(scan_name(scan), error.what, error.hint))
     if not loaded:
@@ -173,7 +173,7 @@ def unknown_slices(labelled: np.ndarray) -> tuple[np.ndarray, str]:
     return unknown, note
 
 
-def _load(scan: Scan, file: Path, names: dict[int, str] | None) -> Volume:
+def _load(scan: Scan, file: Path, names: dict[int, str] | None, model: LabelProtocol) -> Volume:
     """The labels of a scan, on its grid and with known indices."""
     grid = load_grid(scan.path)[0]
     volume = load_labels(file)
@@ -189,7 +189,7 @@ def _load(scan: Scan, file: Path, names: dict[int, str] | None) -> Volume:
         raise ScanError(
             f"the label image {file.name} shows no structure", file, "label it, or remove the file"
         )
-    known = _known_indices(file, names)
+    known = _known_indices(file, names, model)
     if known is not None:
         strange = {label: n for label, n in counts.items() if label not in known and label != 0}
         total = sum(n for label, n in counts.items() if label != 0)
@@ -203,11 +203,15 @@ def _load(scan: Scan, file: Path, names: dict[int, str] | None) -> Volume:
     return volume
 
 
-def _known_indices(file: Path, names: dict[int, str] | None) -> set[int] | None:
+def _known_indices(
+    file: Path, names: dict[int, str] | None, model: LabelProtocol
+) -> set[int] | None:
     """What the look-up table names; without one, the indices of the protocol in the file's name."""
     if names is not None:
         return set(names)
     seg = entities_of(file).get("seg", "")
+    if seg == model.name:
+        return set(map(int, model.indices))
     return set(map(int, load_protocol(seg).indices)) if seg in known_protocols() else None
 
 

@@ -127,14 +127,14 @@ def read_as(
         raise DataError("no label image shows any structure", "--labels", "label some voxels")
     best: tuple[float, LabelProtocol] | None = None
     for name in _candidates(seg, model.name):
-        protocol = load_protocol(name)
+        protocol = model if name == model.name else load_protocol(name)
         if not _names_agree(protocol, found, names, seg):
             continue
         stray = _stray_share(protocol, found)
         if stray <= STRAY_SHARE and (best is None or stray < best[0]):
             best = (stray, protocol)
     if best is None:
-        return _own(found, names, seg)
+        return _own(found, names, seg, model.name)
     if new_head and best[1].name != model.name:
         return _kept(best[1], found)
     return _known(best[1], model, found)
@@ -256,8 +256,10 @@ def _partial(reading: Reading, found: Mapping[int, int]) -> Reading:
     return replace(reading, group=group, notes=notes)
 
 
-def _own(found: Mapping[int, int], names: Mapping[int, str] | None, seg: str) -> Reading:
-    """Labels in a protocol of the site's own."""
+def _own(
+    found: Mapping[int, int], names: Mapping[int, str] | None, seg: str, model: str
+) -> Reading:
+    """Labels in a protocol of the site's own, whose name is neither a known one nor the model's."""
     if names is None:
         known = ", ".join(known_protocols())
         raise DataError(
@@ -268,7 +270,8 @@ def _own(found: Mapping[int, int], names: Mapping[int, str] | None, seg: str) ->
         )  # fmt: skip
     name = re.sub(r"[^0-9A-Za-z]", "", seg) or "site"
     known = [label for label in found if label in names]
-    protocol = own_protocol(name + "site" if name in known_protocols() else name, names, known)
+    taken = name in (*known_protocols(), model)
+    protocol = own_protocol(name + "site" if taken else name, names, known)
     pairs = {int(label): c for c, label in enumerate(protocol.indices)}
     pairs |= {int(label): 0 for label in names if label not in pairs}
     note = (

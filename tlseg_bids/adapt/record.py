@@ -28,6 +28,7 @@ from tlseg_bids.adapt.reading import Reading
 from tlseg_bids.bids.atomic import atomic, write_json, write_text
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.tables import read_json
+from tlseg_bids.labels.protocol import known_protocols
 from tlseg_bids.train.adaptation import Adaptation
 from tlseg_bids.train.recipe import code_version
 from tlseg_bids.zoo.calibration import Calibration
@@ -113,10 +114,7 @@ def write_model(
     tensors = {k: v.contiguous() for k, v in base.items() if k.startswith(kept)}
     kind = next(value.dtype for key, value in base.items() if key.startswith("segmenter."))
     tensors |= {f"segmenter.{k}": v.to(kind).contiguous() for k, v in child.items()}
-    if outcome.reading.new_head:
-        target = outcome.reading.target
-        table = target.table.to_csv(sep="\t", index=False)
-        write_text(folder / f"seg-{target.name}_dseg.tsv", table)
+    _write_protocols(folder, outcome)
     licence = joined_licence(outcome.base.weights.licence, site_licences(outcome.scans))
     version = _version(folder)
     draft = replace(_card(outcome, outcome.base.weights, version), path=folder / CARD)
@@ -282,6 +280,15 @@ def _card(outcome: Outcome, weights: Any, version: str) -> ModelCard:
         calibration=Calibration(),
         path=None,
     )  # fmt: skip
+
+
+def _write_protocols(folder: Path, outcome: Outcome) -> None:
+    """Put the tables of the heads' protocols that do not come with the program beside the card."""
+    target = outcome.reading.target
+    for name in set(outcome.heads) - set(known_protocols()):
+        protocol = target if name == target.name else outcome.base.protocol_of(name)
+        table = protocol.table.to_csv(sep="\t", index=False)
+        write_text(folder / f"seg-{name}_dseg.tsv", table)
 
 
 def _version(folder: Path) -> str:

@@ -123,6 +123,7 @@ def test_reports_tables_and_scores_keep_to_the_grid_of_the_scan(out) -> None:
     assert not failed
     assert [file.name for file in label_files(out)] == ["sub-01_space-T1w_seg-aseg_dseg.nii.gz"]
     assert not in_standard_space(Path("sub-01_seg-x_dseg.nii.gz"))
+    assert not in_standard_space(Path("sub-01_space-orig_seg-x_dseg.nii.gz"))
     assert in_standard_space(Path("sub-01_space-MNIInfant+2_seg-x_dseg.nii.gz"))
 
 

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tlseg_bids.bids.names import DERIVATIVE_ENTITIES, EXTENSIONS, without_extension
+from tlseg_bids.bids.names import (
+    DERIVATIVE_ENTITIES,
+    EXTENSIONS,
+    SUFFIX_SPACE,
+    in_standard_space,
+    without_extension,
+)
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.errors import NoInputError, ScanError
 from tlseg_bids.volume import Grid, load_grid
@@ -44,15 +50,16 @@ def match(labels_dir: Path, scans: Sequence[Scan]) -> Matched:
     labels_dir : Path
         Root of a BIDS derivative with ``sub-*/**/*_seg-P_dseg.nii.gz``.
     scans : sequence of Scan
-        The selected scans. A label image belongs to the scan that has its entities, of several
-        such scans to that whose suffix is its ``space``, else to each on whose grid it lies.
+        The selected scans. A label image belongs to the scan that has its entities and whose
+        suffix is its ``space``, of several such scans to each on whose grid it lies. Those in a
+        standard space are left out.
 
     Raises
     ------
     NoInputError
         If the folder does not exist or holds no label image of these scans.
     """
-    files = _label_files(labels_dir)
+    files = _native(_label_files(labels_dir), labels_dir)
     pairs, refused = _matched(files, scans)
     if not pairs and not refused:
         raise NoInputError(
@@ -87,6 +94,29 @@ def _label_files(labels_dir: Path) -> list[Path]:
     return files
 
 
+def _native(files: list[Path], labels_dir: Path) -> list[Path]:
+    """Those of the label images that lie in the space of a scan."""
+    native = [file for file in files if not in_standard_space(file)]
+    if not native:
+        raise NoInputError(
+            f"all {len(files)} label images lie in a standard space, such as {files[0].name}",
+            f"--labels {labels_dir}",
+            "give labels on the grids of the scans (space-T1w, space-T2w)",
+        )  # fmt: skip
+    return native
+
+
+def _fitting(file: Path, scans: Iterable[Scan]) -> list[Scan]:
+    """The scans that a label image may belong to by its name, those of its very entities first."""
+    named = entities_of(file)
+    space = named.get("space", "")
+    raw = {k: v for k, v in named.items() if k not in DERIVATIVE_ENTITIES}
+    if SUFFIX_SPACE.fullmatch(space):
+        scans = [scan for scan in scans if scan.suffix == space]
+    fitting = [scan for scan in scans if raw.items() <= scan.entities.items()]
+    return [scan for scan in fitting if raw == scan.entities] or fitting
+
+
 def _matched(
     files: Iterable[Path], scans: Sequence[Scan]
 ) -> tuple[list[tuple[Scan, Path]], list[Refused]]:
@@ -94,13 +124,7 @@ def _matched(
     found: dict[str, list[tuple[Scan, Path]]] = {}
     refused = []
     for file in files:
-        named = entities_of(file)
-        raw = {k: v for k, v in named.items() if k not in DERIVATIVE_ENTITIES}
-        fitting = [scan for scan in scans if raw.items() <= scan.entities.items()]
-        exact = [scan for scan in fitting if raw == scan.entities]
-        fitting = exact or fitting
-        spaced = [scan for scan in fitting if scan.suffix == named.get("space")]
-        fitting = spaced or fitting
+        fitting = _fitting(file, scans)
         if len(fitting) > 1:
             same = [scan for scan in fitting if _grids_apart(scan, file) is None]
             if not same:

@@ -17,6 +17,9 @@ ORDER = (
     "res", "label", "desc",
 )  # fmt: skip
 EXTENSIONS = (".nii.gz", ".nii")
+SUFFIX_SPACE = re.compile(r"\w+w|FLAIR")
+"""Values of ``space`` that are the suffix of the scan on whose grid a derivative lies."""
+NATIVE_SPACES = ("scan", "orig", "individual")
 
 
 class BrokenName(ValueError):
@@ -83,4 +86,6 @@ def without_extension(name: str) -> str:
 def in_standard_space(path: Path) -> bool:
     """Whether a derivative lies in a template's space; that of a scan is named by its suffix."""
     space = re.search(r"_space-([0-9a-zA-Z+]+)_", path.name)
-    return space is not None and not re.fullmatch(r"\w+w|FLAIR|scan", space[1])
+    if space is None or space[1] in NATIVE_SPACES:
+        return False
+    return SUFFIX_SPACE.fullmatch(space[1]) is None

@@ -1,0 +1,51 @@
+"""Which label image belongs to which scan of a site, and what is said of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.test_adapt import head, paint, save_nifti, write_site
+from tlseg_bids.adapt.matching import Matched, match
+from tlseg_bids.bids.names import parse_name
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.errors import NoInputError
+
+
+def scans_of(bids: Path, pattern: str = "*") -> list[Scan]:
+    paths = sorted(bids.glob(f"sub-*/**/{pattern}_T?w.nii.gz"))
+    return [Scan(path, bids, *parse_name(path.name)) for path in paths]
+
+
+def named(matched: Matched) -> dict[str, str]:
+    return {scan.path.name: file.name for scan, file in matched.pairs}
+
+
+def test_labels_in_a_standard_space_are_not_those_of_the_scan(tmp_path):
+    bids, derivative = write_site(tmp_path, {"sub-00": head(0)})
+    beside = derivative / "sub-00/anat"
+    save_nifti(beside / "sub-00_space-MNI152NLin2009cAsym_seg-aseg_dseg.nii.gz", head(0))
+    found = match(derivative, scans_of(bids))
+    assert named(found) == {"sub-00_T1w.nii.gz": "sub-00_space-T1w_seg-aseg_dseg.nii.gz"}
+    assert not found.refused
+    (beside / "sub-00_space-T1w_seg-aseg_dseg.nii.gz").unlink()
+    sentence = (
+        r"all 1 label images lie in a standard space, such as sub-00_space-MNI.*give labels on"
+    )
+    with pytest.raises(NoInputError, match=sentence):
+        match(derivative, scans_of(bids))
+
+
+def test_labels_whose_space_is_a_suffix_go_to_no_other_scan(tmp_path):
+    bids, derivative = write_site(tmp_path, {"sub-00": head(0)})
+    save_nifti(bids / "sub-00/anat/sub-00_acq-space_T2w.nii.gz", paint(head(0), 5))
+    of_t2w = "sub-00_space-T2w_seg-aseg_dseg.nii.gz"
+    save_nifti(derivative / "sub-00/anat" / of_t2w, head(0))
+    found = match(derivative, scans_of(bids))
+    assert named(found) == {
+        "sub-00_T1w.nii.gz": "sub-00_space-T1w_seg-aseg_dseg.nii.gz",
+        "sub-00_acq-space_T2w.nii.gz": of_t2w,
+    }
+    alone = match(derivative, [scan for scan in scans_of(bids) if scan.suffix == "T1w"])
+    assert list(named(alone)) == ["sub-00_T1w.nii.gz"] and not alone.refused

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.test_adapt import head, paint, save_nifti, write_site
+from tests.test_adapt import (
+    PROTOCOL,
+    Told,
+    answer,
+    asked,
+    base,  # noqa: F401
+    head,
+    paint,
+    save_nifti,
+    write_site,
+)
+from tlseg_bids.adapt import site
+from tlseg_bids.adapt.labels import collect
 from tlseg_bids.adapt.matching import Matched, match
+from tlseg_bids.adapt.site import fine_tune
 from tlseg_bids.bids.names import parse_name
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.errors import NoInputError
@@ -49,3 +63,41 @@ def test_labels_whose_space_is_a_suffix_go_to_no_other_scan(tmp_path):
     }
     alone = match(derivative, [scan for scan in scans_of(bids) if scan.suffix == "T1w"])
     assert list(named(alone)) == ["sub-00_T1w.nii.gz"] and not alone.refused
+
+
+def test_label_images_of_no_selected_scan_are_named(tmp_path, caplog, base):  # noqa: F811
+    bids, derivative = write_site(tmp_path, {"sub-00": head(0)})
+    save_nifti(derivative / "sub-77/anat/sub-77_seg-aseg_dseg.nii.gz", head(0))
+    save_nifti(derivative / "sub-01/ses-1/anat/sub-01_ses-1_seg-aseg_dseg.nii.gz", head(1))
+    found = match(derivative, scans_of(bids))
+    assert found.unmatched == (
+        "sub-01_ses-1_seg-aseg_dseg.nii.gz", "sub-77_seg-aseg_dseg.nii.gz",
+    )  # fmt: skip
+    assert found.unlabelled == ("sub-01_T1w", "sub-02_T1w")
+    assert fine_tune(replace(asked(bids, derivative, base), dry_run=True), answer, Told()) == 0
+    (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert warning.startswith("Not used, as they belong to no selected scan: sub-01_ses-1_seg-aseg")
+    assert "Check that subject, session, run" in warning
+    (note,) = [n for n in collect(found, PROTOCOL).reading.notes if "no selected scan" in n]
+    assert note == warning
+
+
+def test_scans_without_labels_are_told_by_default(tmp_path, caplog, base, monkeypatch):  # noqa: F811
+    record = {"Refused": [], "Unlabelled": ["sub-01_T1w", "sub-02_T1w"], "Reason": "as it is"}
+    monkeypatch.setattr(site, "finished", lambda *_: record)
+    what = asked(*write_site(tmp_path, {"sub-00": head(0)}), base)
+    assert fine_tune(what, answer, Told()) == 0
+    warnings = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert "without labels, and skipped: sub-01_T1w, sub-02_T1w" in warnings
+
+
+def test_indices_are_compared_as_numbers(tmp_path):
+    bids, derivative = write_site(tmp_path, {})
+    for run in ("01", "2"):
+        save_nifti(bids / f"sub-00/anat/sub-00_run-{run}_T1w.nii.gz", paint(head(0), 5))
+    for run in ("1", "02"):
+        save_nifti(derivative / f"sub-00/anat/sub-00_run-{run}_seg-aseg_dseg.nii.gz", head(0))
+    assert named(match(derivative, scans_of(bids))) == {
+        "sub-00_run-01_T1w.nii.gz": "sub-00_run-1_seg-aseg_dseg.nii.gz",
+        "sub-00_run-2_T1w.nii.gz": "sub-00_run-02_seg-aseg_dseg.nii.gz",
+    }

@@ -103,6 +103,7 @@ def collect(matched: Matched, model: LabelProtocol, new_head: bool = False) -> C
     if not loaded:
         raise _none_usable(matched.labels_dir, refused)
     reading = _reading([(file, volume) for _, file, volume in loaded], tables, model, new_head)
+    reading = replace(reading, notes=(*reading.notes, *matched.notes))
     usable = tuple(_labelled(*one, reading) for one in loaded)
     return Collected(usable, tuple(refused), matched.unlabelled, reading)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tlseg_bids.adapt.reading import listed
 from tlseg_bids.bids.names import (
     DERIVATIVE_ENTITIES,
     EXTENSIONS,
+    INDEX,
+    INDEX_ENTITIES,
     SUFFIX_SPACE,
     in_standard_space,
     without_extension,
@@ -34,12 +37,26 @@ class Refused:
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """Scans with the label image that belongs to each, and what could not be matched."""
+    """Scans with the label image that belongs to each, and what could not be matched.
+
+    `unmatched` names the label images that belong to no selected scan.
+    """
 
     labels_dir: Path
     pairs: tuple[tuple[Scan, Path], ...]
     refused: tuple[Refused, ...]
     unlabelled: tuple[str, ...]
+    unmatched: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence on the label images that belong to no selected scan, if there are any."""
+        if not self.unmatched:
+            return ()
+        return (
+            f"Not used, as they belong to no selected scan: {listed(self.unmatched)}. Check that "
+            "subject, session, run, space and other entities are those of the scans.",
+        )
 
 
 def match(labels_dir: Path, scans: Sequence[Scan]) -> Matched:
@@ -60,7 +77,7 @@ def match(labels_dir: Path, scans: Sequence[Scan]) -> Matched:
         If the folder does not exist or holds no label image of these scans.
     """
     files = _native(_label_files(labels_dir), labels_dir)
-    pairs, refused = _matched(files, scans)
+    pairs, refused, unmatched = _matched(files, scans)
     if not pairs and not refused:
         raise NoInputError(
             f"none of the {len(files)} label images belongs to a selected scan", labels_dir,
@@ -69,7 +86,10 @@ def match(labels_dir: Path, scans: Sequence[Scan]) -> Matched:
         )  # fmt: skip
     done = {scan_name(scan) for scan, _ in pairs} | {one.name for one in refused}
     unlabelled = tuple(scan_name(scan) for scan in scans if scan_name(scan) not in done)
-    return Matched(labels_dir, tuple(pairs), tuple(refused), unlabelled)
+    subjects = {scan.subject for scan in scans}
+    unmatched.sort(key=lambda file: entities_of(file).get("sub") not in subjects)
+    names = tuple(file.name for file in unmatched)
+    return Matched(labels_dir, tuple(pairs), tuple(refused), unlabelled, names)
 
 
 def entities_of(file: Path) -> dict[str, str]:
@@ -107,24 +127,40 @@ def _native(files: list[Path], labels_dir: Path) -> list[Path]:
 
 
 def _fitting(file: Path, scans: Iterable[Scan]) -> list[Scan]:
-    """The scans that a label image may belong to by its name, those of its very entities first."""
+    """The scans that a label image may belong to by its name.
+
+    Those that have its very entities, else those with the same ones (``run-1`` is ``run-01``),
+    else those that have more.
+    """
     named = entities_of(file)
     space = named.get("space", "")
     raw = {k: v for k, v in named.items() if k not in DERIVATIVE_ENTITIES}
     if SUFFIX_SPACE.fullmatch(space):
         scans = [scan for scan in scans if scan.suffix == space]
-    fitting = [scan for scan in scans if raw.items() <= scan.entities.items()]
-    return [scan for scan in fitting if raw == scan.entities] or fitting
+    numbered = _numbered(raw)
+    fitting = [scan for scan in scans if numbered.items() <= _numbered(scan.entities).items()]
+    very = [scan for scan in fitting if raw == scan.entities]
+    return very or [scan for scan in fitting if len(scan.entities) == len(raw)] or fitting
+
+
+def _numbered(entities: Mapping[str, str]) -> dict[str, str | int]:
+    """The entities with indices as numbers."""
+    return {
+        key: int(label) if key in INDEX_ENTITIES and INDEX.fullmatch(label) else label
+        for key, label in entities.items()
+    }
 
 
 def _matched(
     files: Iterable[Path], scans: Sequence[Scan]
-) -> tuple[list[tuple[Scan, Path]], list[Refused]]:
-    """Pairs of scan and label image; a scan with two of them is refused."""
+) -> tuple[list[tuple[Scan, Path]], list[Refused], list[Path]]:
+    """Pairs of scan and label image, refusals, unmatched images; no scan may have two images."""
     found: dict[str, list[tuple[Scan, Path]]] = {}
-    refused = []
+    refused, unmatched = [], []
     for file in files:
         fitting = _fitting(file, scans)
+        if not fitting:
+            unmatched.append(file)
         if len(fitting) > 1:
             same = [scan for scan in fitting if _grids_apart(scan, file) is None]
             if not same:
@@ -140,7 +176,7 @@ def _matched(
             both = " and ".join(file.name for _, file in pairs[:2])
             hint = "keep one of them in the folder given with --labels"
             refused.append(Refused(name, f"there are two label images of this scan, {both}", hint))
-    return [pairs[0] for pairs in found.values() if len(pairs) == 1], refused
+    return [pairs[0] for pairs in found.values() if len(pairs) == 1], refused, unmatched
 
 
 def scan_name(scan: Scan) -> str:

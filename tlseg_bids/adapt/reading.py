@@ -174,6 +174,13 @@ def own_protocol(name: str, names: Mapping[int, str], indices: Iterable[int]) ->
     return LabelProtocol(name, pd.DataFrame(table, columns=columns))
 
 
+def listed(items: Iterable[object], most: int = 8) -> str:
+    """The items, or the first `most` of them and how many more there are."""
+    items = [str(item) for item in items]
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
 def _candidates(seg: str, model: str) -> list[str]:
     """Known protocols that could be meant: named, the model's, and those a mapping connects."""
     known, mappings = known_protocols(), known_mappings()
@@ -223,7 +230,7 @@ def _known(source: LabelProtocol, model: LabelProtocol, found: Mapping[int, int]
     stray = sorted(set(found) - set(pairs))
     pairs |= dict.fromkeys(stray, IGNORE)
     if stray:
-        notes.append(f"Labels {_listed(stray)} are not in that protocol and count as unknown.")
+        notes.append(f"Labels {listed(stray)} are not in that protocol and count as unknown.")
     return _partial(Reading(source, model, pairs, group, tuple(notes)), found)
 
 
@@ -247,7 +254,7 @@ def _partial(reading: Reading, found: Mapping[int, int]) -> Reading:
     notes = reading.notes
     if absent:
         names = reading.target.table["name"].iloc[absent]
-        notes += (f"Not labelled, and merged into the background in the loss: {_listed(names)}.",)
+        notes += (f"Not labelled, and merged into the background in the loss: {listed(names)}.",)
     if not (set(told) - set(absent)):
         raise DataError(
             "no structure of the model is labelled", "--labels",
@@ -264,7 +271,7 @@ def _own(
         known = ", ".join(known_protocols())
         raise DataError(
             f"nothing says what the labels mean: no look-up table was found and '{seg or 'seg-'}' "
-            "is no protocol of the model's", f"--labels, labels {_listed(sorted(found)[:8])}",
+            "is no protocol of the model's", f"--labels, labels {listed(sorted(found)[:8])}",
             f"put seg-{seg or 'NAME'}_dseg.tsv with columns index and name at the root of the "
             f"derivative, or name the images seg-P_dseg with P one of {known}",
         )  # fmt: skip
@@ -309,9 +316,3 @@ def _alike(one: str, other: str) -> bool:
 def _short(name: str) -> str:
     words = re.findall(r"[0-9A-Za-z]+", name)
     return "".join(word[:3] for word in words)[:12] or name[:3]
-
-
-def _listed(items: Iterable[object], most: int = 8) -> str:
-    items = [str(item) for item in items]
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more

@@ -20,6 +20,7 @@ from tlseg_bids.adapt.corrected import corrected_only
 from tlseg_bids.adapt.inspect import Answer
 from tlseg_bids.adapt.labels import Collected, collect
 from tlseg_bids.adapt.matching import Matched, Refused, match
+from tlseg_bids.adapt.reading import listed
 from tlseg_bids.adapt.record import dataset_name, finished, site_licences
 from tlseg_bids.adapt.work import Asked, Work
 from tlseg_bids.bids.discover import discover
@@ -63,6 +64,8 @@ def fine_tune(config: Config, answer: Answer, progress: Progress) -> int:
     for one in unusable:
         LOG.warning("%s: %s – %s", one.scan.path.name, one.reason, one.hint)
     matched = match(config.labels_dir, scans)
+    for note in matched.notes:
+        LOG.warning("%s", note)
     jobs = base_jobs(config, matched)
     card = jobs[0].card
     protocol = card.protocol_of(card.protocol)
@@ -85,8 +88,8 @@ def fine_tune(config: Config, answer: Answer, progress: Progress) -> int:
     refused = refused_now(record, collected)
     for one in refused:
         LOG.warning("%s: %s – %s", one.name, one.what, one.hint)
-    for name in collected.unlabelled:
-        LOG.info("%s: no labels; skipped", name)
+    if collected.unlabelled:
+        LOG.warning("without labels, and skipped: %s", listed(collected.unlabelled))
     print(f"{config.site}: {record['Reason']}\n{folder}")
     return int(bool(refused))
 

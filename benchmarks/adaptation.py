@@ -107,7 +107,7 @@ class Site:
                 one for one in scans if one.subject in sorted({s.subject for s in scans})[:persons]
             ]
         matched = match(config.labels_dir, scans)
-        jobs = base_jobs(config, matched)
+        jobs, matched = base_jobs(config, matched)
         protocol = jobs[0].card.protocol_of(jobs[0].card.protocol)
         collected = collect(matched, protocol, new_head)
         self.work = Work(Asked(config, tuple(jobs), collected, ""), answer, Silent(), out)

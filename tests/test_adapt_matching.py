@@ -24,7 +24,7 @@ from tlseg_bids.adapt.matching import Matched, match
 from tlseg_bids.adapt.site import fine_tune
 from tlseg_bids.bids.names import parse_name
 from tlseg_bids.bids.scan import Scan
-from tlseg_bids.errors import NoInputError
+from tlseg_bids.errors import DataError, NoInputError
 
 
 def scans_of(bids: Path, pattern: str = "*") -> list[Scan]:
@@ -101,3 +101,55 @@ def test_indices_are_compared_as_numbers(tmp_path):
         "sub-00_run-01_T1w.nii.gz": "sub-00_run-1_seg-aseg_dseg.nii.gz",
         "sub-00_run-2_T1w.nii.gz": "sub-00_run-02_seg-aseg_dseg.nii.gz",
     }
+
+
+def refused_by_a_run(bids: Path, derivative: Path, models: Path, monkeypatch, **options) -> list:
+    """What `fine_tune`, which must end with 1, hands to the work as refused."""
+    seen = []
+
+    class Seen:
+        def __init__(self, asked, *_):
+            seen.extend(asked.collected.refused)
+
+        def adapt(self, _):
+            refused = [{"Name": one.name, "What": one.what, "Hint": one.hint} for one in seen]
+            return {"Refused": refused, "Unlabelled": [], "Reason": "as it is"}
+
+    monkeypatch.setattr(site, "Work", Seen)
+    assert fine_tune(asked(bids, derivative, models, **options), answer, Told()) == 1
+    return seen
+
+
+def test_a_labelled_scan_that_cannot_be_read_is_refused(tmp_path, base, monkeypatch):  # noqa: F811
+    bids, derivative = write_site(tmp_path, {"sub-00": head(0), "sub-01": head(1)})
+    for number in (1, 2):
+        scan = bids / f"sub-0{number}/anat/sub-0{number}_T1w.nii.gz"
+        scan.unlink()
+        scan.symlink_to("../../.git/annex/objects/x.nii.gz")
+    (one,) = refused_by_a_run(bids, derivative, base, monkeypatch)
+    assert one.name == "sub-01_T1w"
+    assert one.what.startswith("the scan has labels and cannot be used: ")
+    assert "datalad get" in one.hint
+
+
+def test_if_the_only_labelled_scan_cannot_be_read_that_is_said(tmp_path, base):  # noqa: F811
+    bids, derivative = write_site(tmp_path, {"sub-00": head(0)})
+    scan = bids / "sub-00/anat/sub-00_T1w.nii.gz"
+    scan.unlink()
+    scan.symlink_to("../../.git/annex/objects/x.nii.gz")
+    sentence = r"no labelled scan can be used; sub-00_T1w: the scan has labels and cannot be used"
+    with pytest.raises(DataError, match=sentence):
+        fine_tune(asked(bids, derivative, base), answer, Told())
+
+
+def test_a_labelled_run_that_is_not_the_first_is_refused_by_the_plan(
+    tmp_path, base, monkeypatch  # noqa: F811
+):  # fmt: skip
+    bids, derivative = write_site(tmp_path, {})
+    for run in (1, 2):
+        save_nifti(bids / f"sub-00/anat/sub-00_run-{run}_T1w.nii.gz", paint(head(0), run))
+        save_nifti(derivative / f"sub-00/anat/sub-00_run-{run}_seg-aseg_dseg.nii.gz", head(0))
+    (one,) = refused_by_a_run(bids, derivative, base, monkeypatch, multi_run="first")
+    assert one.name == "sub-00_run-2_T1w"
+    assert one.what == "--multi-run first: sub-00_run-1_T1w.nii.gz was taken"
+    assert one.hint == "use --multi-run each for every run"

@@ -18,7 +18,6 @@ from tlseg_bids.adapt import inspect as adapt_inspect
 from tlseg_bids.adapt import site
 from tlseg_bids.adapt.choose import choose_recipe
 from tlseg_bids.adapt.reading import Reading, _partial
-from tlseg_bids.adapt.work import Work
 from tlseg_bids.bids import age, layout
 from tlseg_bids.bids.discover import _Reader
 from tlseg_bids.bids.lock import hold
@@ -87,17 +86,6 @@ def test_a_model_of_two_images_cannot_be_adapted(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(site, "make_plan", lambda *_: plan)
     with pytest.raises(UsageError, match="model 'two' wants T1w and T2w of a person together"):
         site.base_jobs(fine_tuning(tmp_path), SimpleNamespace(pairs=[], refused=[]))
-
-
-def test_a_scan_that_could_not_be_planned_is_no_example(tmp_path) -> None:
-    one = SimpleNamespace(name="sub-01_T1w", scan=SimpleNamespace(path="sub-01_T1w.nii"))
-    silent = SimpleNamespace(step=lambda *_: None, finish=lambda *_: None)
-    work = Work.__new__(Work)
-    work.progress, work.kept, work.config = silent, tmp_path, fine_tuning(tmp_path)
-    collected = SimpleNamespace(usable=[one], refused=())
-    work.asked, work.jobs = SimpleNamespace(jobs=(), collected=collected), {}
-    with pytest.raises(DataError, match="sub-01_T1w: the scan cannot be read"):
-        work._inspect(None)
 
 
 # Input -------------------------------------------------------------------------------------------

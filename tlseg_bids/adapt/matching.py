@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from tlseg_bids.bids.names import (
     in_standard_space,
     without_extension,
 )
-from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.scan import Scan, Unusable
 from tlseg_bids.errors import NoInputError, ScanError
+from tlseg_bids.flow import Skip
 from tlseg_bids.volume import Grid, load_grid
 
 SAME_GRID_MM = 0.1
@@ -59,7 +60,7 @@ class Matched:
         )
 
 
-def match(labels_dir: Path, scans: Sequence[Scan]) -> Matched:
+def match(labels_dir: Path, scans: Sequence[Scan], unusable: Iterable[Unusable] = ()) -> Matched:
     """Find the label image of every scan; no voxel is read.
 
     Parameters
@@ -70,6 +71,8 @@ def match(labels_dir: Path, scans: Sequence[Scan]) -> Matched:
         The selected scans. A label image belongs to the scan that has its entities and whose
         suffix is its ``space``, of several such scans to each on whose grid it lies. Those in a
         standard space are left out.
+    unusable : iterable of Unusable
+        Scans that were found and cannot be read: those with labels are refused by their reason.
 
     Raises
     ------
@@ -78,6 +81,8 @@ def match(labels_dir: Path, scans: Sequence[Scan]) -> Matched:
     """
     files = _native(_label_files(labels_dir), labels_dir)
     pairs, refused, unmatched = _matched(files, scans)
+    unmatched, lost = _without_scan(unmatched, unusable)
+    refused += lost
     if not pairs and not refused:
         raise NoInputError(
             f"none of the {len(files)} label images belongs to a selected scan", labels_dir,
@@ -177,6 +182,35 @@ def _matched(
             hint = "keep one of them in the folder given with --labels"
             refused.append(Refused(name, f"there are two label images of this scan, {both}", hint))
     return [pairs[0] for pairs in found.values() if len(pairs) == 1], refused, unmatched
+
+
+def _without_scan(
+    files: Iterable[Path], unusable: Iterable[Unusable]
+) -> tuple[list[Path], list[Refused]]:
+    """Label images that belong to no scan at all, and scans that have one and cannot be read."""
+    lost = [one for one in unusable if scan_name(one.scan) == without_extension(one.scan.path.name)]
+    unmatched, refused = [], {}
+    for file in files:
+        fitting = _fitting(file, [one.scan for one in lost])
+        if not fitting:
+            unmatched.append(file)
+        for one in lost:
+            if one.scan in fitting:
+                what = f"the scan has labels and cannot be used: {one.reason}"
+                refused[one.scan.path] = Refused(scan_name(one.scan), what, one.hint)
+    return unmatched, list(refused.values())
+
+
+def without(matched: Matched, skips: Iterable[Skip]) -> Matched:
+    """The same without the scans that the plan skips: they are refused by its reason."""
+    why = {scan_name(skip.scan): skip for skip in skips}
+    refused = [
+        Refused(name, why[name].reason, why[name].hint)
+        for name in (scan_name(scan) for scan, _ in matched.pairs)
+        if name in why
+    ]
+    pairs = tuple(pair for pair in matched.pairs if scan_name(pair[0]) not in why)
+    return replace(matched, pairs=pairs, refused=(*matched.refused, *refused))
 
 
 def scan_name(scan: Scan) -> str:

@@ -19,7 +19,7 @@ from tlseg_bids.adapt.choose import AUTO
 from tlseg_bids.adapt.corrected import corrected_only
 from tlseg_bids.adapt.inspect import Answer
 from tlseg_bids.adapt.labels import Collected, collect
-from tlseg_bids.adapt.matching import Matched, Refused, match
+from tlseg_bids.adapt.matching import Matched, Refused, match, without
 from tlseg_bids.adapt.reading import listed
 from tlseg_bids.adapt.record import dataset_name, finished, site_licences
 from tlseg_bids.adapt.work import Asked, Work
@@ -63,10 +63,10 @@ def fine_tune(config: Config, answer: Answer, progress: Progress) -> int:
     scans, unusable = discover(config)
     for one in unusable:
         LOG.warning("%s: %s – %s", one.scan.path.name, one.reason, one.hint)
-    matched = match(config.labels_dir, scans)
+    matched = match(config.labels_dir, scans, unusable)
     for note in matched.notes:
         LOG.warning("%s", note)
-    jobs = base_jobs(config, matched)
+    jobs, matched = base_jobs(config, matched)
     card = jobs[0].card
     protocol = card.protocol_of(card.protocol)
     collected = collect(matched, protocol, _new_head(config))
@@ -94,8 +94,8 @@ def fine_tune(config: Config, answer: Answer, progress: Progress) -> int:
     return int(bool(refused))
 
 
-def base_jobs(config: Config, matched: Matched) -> list[Job]:
-    """A job with the base model for every labelled scan.
+def base_jobs(config: Config, matched: Matched) -> tuple[list[Job], Matched]:
+    """A job with the base model for every labelled scan, and the matches without those skipped.
 
     The base is ``--base``, else the model that the plan takes for most of the labelled scans; an
     earlier adaptation of the same name is never its own base.
@@ -133,7 +133,7 @@ def base_jobs(config: Config, matched: Matched) -> list[Job]:
             f"model '{card.name}' wants {' and '.join(card.channels)} of a person together, and "
             "such models cannot be adapted", "--base", "name a model of one image",
         )  # fmt: skip
-    return list(plan.jobs)
+    return list(plan.jobs), without(matched, plan.skips)
 
 
 def content_key(config: Config, card: ModelCard, collected: Collected) -> str:

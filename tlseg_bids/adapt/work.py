@@ -168,8 +168,6 @@ class Work:
         for one in self.asked.collected.usable:
             self.progress.step(one.name, "look", 1, 1)
             try:
-                if one.name not in self.jobs:
-                    raise ScanError("the scan cannot be read", one.scan.path, "look at the file")
                 path = self.kept / f"{one.name}.npz"
                 found.append(
                     inspect(one, self.jobs[one.name], base, self.reading, self.answer, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +117,37 @@ def test_an_unknown_index_is_refused_for_its_scan_alone(tmp_path):
     (one,) = found.refused
     assert "index 999 is not in the look-up table" in one.what
     assert "labelled voxels" in one.what and "add the row" in one.hint
+
+
+@pytest.mark.parametrize(
+    ("index", "sentence", "hint"),
+    [
+        (-1, r"1 voxels of sub-00_.*_dseg.nii.gz have a negative label, down to -1", "write 0"),
+        (40000, r"index 40000 of sub-00_.* is above 32767, the largest", "a smaller index"),
+    ],
+)
+@pytest.mark.parametrize("with_table", [True, False])
+def test_an_index_that_cannot_be_held_is_refused(tmp_path, index, sentence, hint, with_table):
+    labels = head(0).astype(np.int32)
+    labels[0, 0, 0] = index
+    bids, derivative = write_site(tmp_path, {"sub-00": labels, "sub-01": head(1)})
+    names = derivative / "seg-aseg_dseg.tsv"
+    if with_table:
+        names.write_text(f"{names.read_text()}{index}\tmine\n")
+    else:
+        names.unlink()
+        for file in derivative.glob("sub-*/anat/*"):
+            file.rename(file.with_name(file.name.replace("_seg-aseg", "")))
+    found = collected(bids, derivative)
+    assert [one.name for one in found.usable] == ["sub-01_T1w"]
+    (one,) = found.refused
+    assert re.search(sentence, one.what) and hint in one.hint
+
+
+def test_a_row_below_zero_leaves_the_other_labels_alone():
+    names = {-1: "outside", 1: "one", 2: "two"}
+    reading = read_as({1: 5, 2: 5}, names, "lab", PROTOCOL)
+    assert reading.channels(np.array([-1, 0, 1, 2, 3])).tolist() == [0, 0, 1, 2, IGNORE]
 
 
 def test_no_labels_at_all_is_said(tmp_path):

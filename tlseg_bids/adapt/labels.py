@@ -23,6 +23,7 @@ from tlseg_bids.labels.protocol import LabelProtocol, known_protocols, load_prot
 from tlseg_bids.volume import Grid, Volume, load_grid, load_labels
 
 STRAY_AREA = 0.05
+LARGEST_INDEX = int(np.iinfo(np.int16).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +186,7 @@ def _load(scan: Scan, file: Path, names: dict[int, str] | None, model: LabelProt
             "resample the labels to the scan (nearest neighbour), or take the scan they were "
             "drawn on",
         )  # fmt: skip
+    _check_range(volume.data, file)
     counts = _counts(volume.data)
     if not any(label > 0 for label in counts):
         raise ScanError(
@@ -194,14 +196,29 @@ def _load(scan: Scan, file: Path, names: dict[int, str] | None, model: LabelProt
     if known is not None:
         strange = {label: n for label, n in counts.items() if label not in known and label != 0}
         total = sum(n for label, n in counts.items() if label != 0)
-        if min(counts) < 0 or sum(strange.values()) > STRAY_SHARE * total:
-            label = max(strange, key=strange.__getitem__, default=min(counts))
+        if sum(strange.values()) > STRAY_SHARE * total:
+            label = max(strange, key=strange.__getitem__)
             raise ScanError(
-                f"index {label} is not in the look-up table; {strange.get(label, 0)} of {total} "
+                f"index {label} is not in the look-up table; {strange[label]} of {total} "
                 f"labelled voxels of {file.name} have it",
                 file, "add the row (index, name) to the TSV, or correct the voxels",
             )  # fmt: skip
     return volume
+
+
+def _check_range(labels: np.ndarray, file: Path) -> None:
+    """Refuse indices that no label map of this program can hold."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0:
+        raise ScanError(
+            f"{np.count_nonzero(labels < 0)} voxels of {file.name} have a negative label, "
+            f"down to {low}", file, "write 0 where nothing is labelled, else an index above 0",
+        )  # fmt: skip
+    if high > LARGEST_INDEX:
+        raise ScanError(
+            f"index {high} of {file.name} is above {LARGEST_INDEX}, the largest that label maps "
+            "are written with", file, "give its structure a smaller index, here and in the TSV",
+        )  # fmt: skip
 
 
 def _known_indices(

@@ -69,11 +69,14 @@ class Reading:
     new_head: bool = False
 
     def channels(self, labels: np.ndarray) -> np.ndarray:
-        """Channels uint8 of an array of labels, `IGNORE` for labels that are in no table."""
-        top = max(int(labels.max(initial=0)), max(self.pairs)) + 1
-        table = np.full(top, IGNORE, np.uint8)
+        """Channels uint8 of an array of labels, `IGNORE` for labels that are in no table.
+
+        Negative labels are background.
+        """
+        table = np.full(int(labels.max(initial=0)) + 1, IGNORE, np.uint8)
         for label, channel in self.pairs.items():
-            table[label] = channel
+            if 0 <= label < len(table):
+                table[label] = channel
         return table[np.maximum(labels, 0)]
 
     def labelled(self) -> np.ndarray:

@@ -22,6 +22,7 @@ import pandas as pd
 from tlseg_bids.errors import DataError
 from tlseg_bids.labels.mapping import LEFT_OUT, known_mappings, load_mapping
 from tlseg_bids.labels.protocol import LabelProtocol, known_protocols, load_protocol
+from tlseg_bids.labels.sides import mirrored_name, side_of, unpaired, without_side
 
 IGNORE = 255
 """Channel of voxels of which nothing is known, as in `tlseg_bids.train.dataset`."""
@@ -30,14 +31,6 @@ MOST_STRUCTURES = 254
 STRAY_SHARE = 0.01
 AGREEING_NAMES = 0.5
 BACKGROUND = "Background"
-
-_SIDE = re.compile(
-    r"^(?P<first>left|right|lh|rh|l|r)(?=[\s._-])|(?<=[\s._-])(?P<inner>lh|rh)(?=[\s._-])"
-    r"|(?<=[\s._-])(?P<last>left|right|lh|rh|l|r)$",
-    re.IGNORECASE,
-)
-_OTHER = {"left": "right", "lh": "rh", "l": "r"}
-_OTHER |= {right: left for left, right in _OTHER.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +76,11 @@ class Reading:
         """Channels of the structures that the labels tell apart, background left out."""
         alone = np.flatnonzero(self.group == np.arange(len(self.group)))
         return alone[alone > 0]
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the labels hold in the mirror: every structure of a side has its partner."""
+        return not unpaired(self.target.table)
 
     def indices(self, channels: np.ndarray) -> np.ndarray:
         """Labels of `target`, int16, of an array of channels; `IGNORE` becomes background."""
@@ -164,9 +162,12 @@ def own_protocol(name: str, names: Mapping[int, str], indices: Iterable[int]) ->
     rows = {index: names[index] for index in wanted}
     by_name = {_plain(text): index for index, text in rows.items()}
     table = [(0, BACKGROUND, "BG", "#000000", "none", 0, "background", 0)]
+    partners = {
+        index: by_name.get(_plain(mirrored_name(text)), index) for index, text in rows.items()
+    }
     for number, (index, text) in enumerate(rows.items()):
-        side, partner = _side(text), by_name.get(_plain(_mirrored(text)))
-        if side == "none" or partner is None:
+        side, partner = side_of(text), partners[index]
+        if partner == index or partners[partner] != index:
             side, partner = "none", index
         red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.65, 0.95)
         colour = "#" + "".join(f"{round(255 * part):02x}" for part in (red, green, blue))
@@ -230,6 +231,7 @@ def _known(source: LabelProtocol, model: LabelProtocol, found: Mapping[int, int]
             group[[channel[s] for s in members]] = first
         group[[channel[s] for s in mapping.left_out]] = 0
         notes += mapping.describe()
+    notes += _told_alone(model)
     stray = sorted(set(found) - set(pairs))
     pairs |= dict.fromkeys(stray, IGNORE)
     if stray:
@@ -289,19 +291,26 @@ def _own(
         f"{len(protocol) - 1} structures: the model gets a new head for it."
     )
     group = np.arange(len(protocol))
-    return Reading(protocol, protocol, pairs, group, (note,), new_head=True)
+    notes = (note, *_told_sides(protocol))
+    return Reading(protocol, protocol, pairs, group, notes, new_head=True)
 
 
-def _side(name: str) -> str:
-    match = _SIDE.search(name)
-    if match is None:
-        return "none"
-    return "left" if match[0].lower() in ("left", "lh", "l") else "right"
+def _told_sides(protocol: LabelProtocol) -> list[str]:
+    """Sentences: which structures are taken as left and right of each other, and which as alone."""
+    name = dict(zip(protocol.table["index"], protocol.table["name"], strict=True))
+    pairs = [f"{name[left]} and {name[right]}" for left, right in protocol.pairs()]
+    notes = ["The names tell no pairs of left and right."]
+    if pairs:
+        notes = [f"Pairs of left and right by the names: {listed(pairs)}."]
+    return [*notes, *_told_alone(protocol)]
 
 
-def _mirrored(name: str) -> str:
-    """The name of the structure on the other side."""
-    return _SIDE.sub(lambda match: _OTHER[match[0].lower()], name, count=1)
+def _told_alone(protocol: LabelProtocol) -> list[str]:
+    """A sentence on the structures whose side has no partner, if there are any."""
+    alone = unpaired(protocol.table)
+    if not alone:
+        return []
+    return [f"Of one side alone by the names: {listed(alone)}; so no scan is shown in the mirror."]
 
 
 def _plain(name: str) -> str:
@@ -310,9 +319,9 @@ def _plain(name: str) -> str:
 
 def _alike(one: str, other: str) -> bool:
     """Whether two names of one index mean the same: ``Left-Thalamus-Proper``, ``Left thalamus``."""
-    if _side(one) != _side(other):
+    if side_of(one) != side_of(other):
         return False
-    words = [set(re.findall(r"[a-z0-9]+", _SIDE.sub(" ", name).lower())) for name in (one, other)]
+    words = [set(re.findall(r"[a-z0-9]+", without_side(name).lower())) for name in (one, other)]
     return 2 * len(words[0] & words[1]) >= min(map(len, words)) > 0
 
 

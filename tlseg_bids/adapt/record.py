@@ -227,9 +227,17 @@ def domain_of(scans: Sequence[Scan], base: Domain) -> Domain:
     )  # fmt: skip
 
 
+def straight(card: ModelCard) -> ModelCard:
+    """The card without the mirror in its strategy."""
+    if not card.strategy.get("mirror", False):
+        return card
+    return replace(card, strategy={**card.strategy, "mirror": False})
+
+
 def _card(outcome: Outcome, weights: Any, version: str) -> ModelCard:
     """The child's card."""
-    base, verdict, count = outcome.base, outcome.verdict, len(outcome.scans)
+    base = outcome.base if outcome.reading.mirrored else straight(outcome.base)
+    verdict, count = outcome.verdict, len(outcome.scans)
     after = [mean(one.child) for one in outcome.tested]
     before = float(np.mean([mean(one.base) for one in outcome.tested]))
     persons = len({one.scan.subject for one in outcome.scans})

@@ -41,6 +41,7 @@ from tlseg_bids.adapt.record import (
     Outcome,
     Tested,
     remove_model,
+    straight,
     write_model,
     write_record,
 )
@@ -200,26 +201,30 @@ class Work:
         ]
         maps = [_on(one, base.device) for one in rehearsal_samples(base.template)]
         known = [np.ones(one.base.shape, bool) for one in inspected]
-        model = self._with_head(base, samples, inspected, known)
-        return Material(
-            how, tuple(inspected), samples, maps, self._parent(model), model, base
-        )  # fmt: skip
+        mirror = self.reading.mirrored
+        base = base if mirror else replace(base, card=straight(base.card))
+        model = self._with_head(base, samples, inspected, known, mirror)
+        parent = self._parent(model, mirror)
+        return Material(how, tuple(inspected), samples, maps, parent, model, base)
 
     def shown(self, material: Material, fold: Fold) -> Material:
-        """What a fold's run has: nothing of what is held out, nor an atlas or a head made of it."""
+        """What a fold's run has: nothing of what is held out, nor an atlas or a head made of it.
+
+        A run that a half is held out from sees the other one in the mirror whatever the labels are.
+        """
         samples = visible(material.samples, material.inspected, fold)
-        if not self.reading.new_head:
-            return replace(material, samples=samples)
         known = [
             ~held_out(one, fold) if i in fold.held_out else np.ones(one.base.shape, bool)
             for i, one in enumerate(material.inspected)
         ]
-        model = self._with_head(material.base, samples, material.inspected, known)
-        return replace(material, samples=samples, parent=self._parent(model), model=model)
+        mirror = self.reading.mirrored or bool(fold.side)
+        model = self._with_head(material.base, samples, material.inspected, known, mirror)
+        parent = self._parent(model, mirror)
+        return replace(material, samples=samples, parent=parent, model=model)
 
     def _with_head(
         self, base: Model, samples: list[Sample], inspected: Sequence[Inspected],
-        known: Sequence[np.ndarray],
+        known: Sequence[np.ndarray], mirror: bool,
     ) -> Model:  # fmt: skip
         """The base with one head more, where the labels need one.
 
@@ -228,22 +233,22 @@ class Work:
         if not self.reading.new_head:
             return base
         heads = (self.reading.target, *base.heads)
-        model = replace(base, heads=heads, priors=self._atlases(base, samples))
+        model = replace(base, heads=heads, priors=self._atlases(base, samples, mirror))
         network = self.new_network(model)
         sources = overlap(inspected, known, len(heads[0])).to(base.device)
         with torch.no_grad():
             grown(network, base.networks["segmenter"], sources)
         return with_network(model, network, heads)
 
-    def _parent(self, model: Model) -> Parent:
+    def _parent(self, model: Model, mirror: bool) -> Parent:
         options = self.card.preprocess
         return Parent(
             model.networks["segmenter"], tuple(protocol.name for protocol in model.heads),
             [prior[0] for prior in model.priors.values()], options["box_mm"],
-            float(options["spacing_mm"]), model.precision,
+            float(options["spacing_mm"]), model.precision, mirror,
         )  # fmt: skip
 
-    def _atlases(self, model: Model, samples: list[Sample]) -> dict[str, Tensor]:
+    def _atlases(self, model: Model, samples: list[Sample], mirror: bool) -> dict[str, Tensor]:
         """The model's atlases, and before them one of the labels that a new head learns.
 
         Its voxels are twice as long as those of the template's atlas. One part in n + 1 of it, of n
@@ -256,7 +261,8 @@ class Work:
         box, shape = self.card.preprocess["box_mm"], next(iter(known.values())).shape[2:]
         spacing_mm = (box[0][1] - box[0][0]) / shape[0]
         spacing_mm *= 1 if any(size % 2 for size in shape) else 2
-        found = atlas([_on(one, torch.device("cpu")) for one in samples], box, spacing_mm)
+        shown = [_on(one, torch.device("cpu")) for one in samples]
+        found = atlas(shown, box, spacing_mm, mirror)
         found = found.lerp(torch.full_like(found, 1 / len(found)), 1 / (len(samples) + 1))
         stored = (found * 255).round() / 255  # as the file will have it
         return {target: stored[None].to(model.device), **known}

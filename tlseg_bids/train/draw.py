@@ -19,10 +19,12 @@ from tlseg_bids.train.recipe import Recipe
 from tlseg_bids.train.synth import Random, deformed_positions, example, read_classes
 
 
-def atlas(samples: list[Sample], box_mm: list[list[float]], spacing_mm: float) -> Tensor:
-    """Mean labels of aligned samples of one protocol and their mirror images, where known.
+def atlas(
+    samples: list[Sample], box_mm: list[list[float]], spacing_mm: float, mirror: bool = True
+) -> Tensor:
+    """Mean labels of aligned samples of one protocol and, if `mirror`, their mirror images.
 
-    In the protocol that the samples are learned in.
+    Where they are known, in the protocol that the samples are learned in.
 
     Returns
     -------
@@ -51,8 +53,9 @@ def atlas(samples: list[Sample], box_mm: list[list[float]], spacing_mm: float) -
         total, known = total + share[0], known + told[0]
     total = total / known.clamp_min(1e-3)
     total[0] = torch.where(known > 0, total[0], 1.0)
-    mirrored = total.flip(1)[torch.as_tensor(protocol.mirror)]
-    mean = (total + mirrored)[None] / 2
+    if mirror:
+        total = (total + total.flip(1)[torch.as_tensor(protocol.mirror)]) / 2
+    mean = total[None]
     smooth = torch.nn.functional.avg_pool3d(mean, 3, 1, 1, count_include_pad=False)
     return (mean + smooth)[0] / 2
 
@@ -156,8 +159,7 @@ class Draw:
     Parameters
     ----------
     samples : dict of str to list of Sample
-        Aligned with the template; each is used as it is and, unless the recipe says no, in the
-        mirror.
+        Aligned with the template; each is used as it is and, by the recipe, in the mirror.
     priors : list of Tensor
         Atlases, for a network that takes them: those of the last heads, in the heads' order.
     network : Module

@@ -59,6 +59,8 @@ class Parent:
         The template region and the voxel size that the segmenter works in.
     precision : torch.dtype
         Of the forward pass.
+    mirror : bool
+        Whether scans may be shown in the mirror: no label is of one side alone.
     """
 
     network: nn.Module
@@ -67,6 +69,7 @@ class Parent:
     box_mm: list[list[float]]
     spacing_mm: float
     precision: torch.dtype
+    mirror: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -395,6 +398,7 @@ def _recipe(how: Adaptation, parent: Parent, seed: int) -> Recipe:
         name=how.name, role="segmenter", protocol=parent.heads[0],
         more_heads=list(parent.heads[1:]), network={}, patch=patch,
         spacing_mm=parent.spacing_mm, box_mm=parent.box_mm, centred=0.5, seed=seed,
+        mirror=parent.mirror,
         datasets={
             SITE: {"weight": 1 - how.rehearsal, "real": 1 - how.painted, "mix": {"own": OWN}},
             REHEARSAL: {"weight": how.rehearsal},
@@ -407,7 +411,7 @@ def _mark(
     how: Adaptation, parent: Parent, pools: dict[str, list[Sample]], steps: int, seed: int
 ) -> str:
     """What a checkpoint must have been made from to be gone on with."""
-    digest = hashlib.sha256(repr((asdict(how), parent.heads, steps, seed)).encode())
+    digest = hashlib.sha256(repr((asdict(how), parent.heads, parent.mirror, steps, seed)).encode())
     for name, found in pools.items():
         digest.update(repr((name, [(s.name, s.sha256) for s in found])).encode())
     priors = {f"prior {n}": prior for n, prior in enumerate(parent.priors)}

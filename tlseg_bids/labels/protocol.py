@@ -5,9 +5,12 @@ No integer label is written in Python code; a protocol is asked by name, group o
 
 from __future__ import annotations
 
+import io
+import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,9 @@ from tlseg_bids.errors import DataError
 
 DEFAULT_PROTOCOL = "aseg"
 """What a scan is labelled in where the user names neither a protocol nor a model."""
+
+HIGHEST = 2**15 - 1
+"""The largest label: label maps are int16."""
 
 COLUMNS = (
     "index", "name", "abbreviation", "color", "hemisphere", "mirror", "group", "subcortical14",
@@ -43,6 +49,15 @@ class LabelProtocol:
         missing = [column for column in COLUMNS if column not in table]
         if missing:
             raise DataError(f"columns {missing} are missing", where, "add them to the TSV")
+        if table.empty:
+            raise DataError("the table has no rows", where, "name background 0 and the structures")
+        for column in ("index", "mirror"):
+            odd = [value for value in table[column] if not _is_label(value)]
+            if odd:
+                raise DataError(
+                    f"{odd[0]!r} in the column '{column}' is no integer from 0 to {HIGHEST}", where,
+                    "write the label's number",
+                )  # fmt: skip
         if table["index"].duplicated().any():
             twice = table["index"][table["index"].duplicated()].tolist()
             raise DataError(f"indices {twice} occur twice", where, "give each structure its own")
@@ -88,9 +103,10 @@ class LabelProtocol:
         return len(self.table)
 
 
-@lru_cache
 def load_protocol(name: str, folder: Path | None = None) -> LabelProtocol:
     """Read `protocols/<name>.tsv`, or else `seg-<name>_dseg.tsv` in a folder.
+
+    The same table is parsed once; one that was rewritten is read as it is now.
 
     Parameters
     ----------
@@ -102,16 +118,70 @@ def load_protocol(name: str, folder: Path | None = None) -> LabelProtocol:
     Raises
     ------
     DataError
-        If there is no such protocol.
+        If there is no such protocol, or its table is damaged.
     """
-    file = resources.files("tlseg_bids.labels") / "protocols" / f"{name}.tsv"
-    if not file.is_file() and folder is not None:
-        file = folder / f"seg-{name}_dseg.tsv"
-    if not file.is_file():
+    if _shipped(name).is_file():
+        return _shipped_protocol(name)
+    file = own_table(name, folder)
+    if file is None:
         known = ", ".join(known_protocols())
-        raise DataError(f"no label protocol '{name}'", "", f"known are {known}")
-    with file.open(encoding="utf-8") as stream:
-        return LabelProtocol(name, pd.read_csv(stream, sep="\t", keep_default_na=False))
+        raise DataError(f"no label protocol '{name}'", folder or "", f"known are {known}")
+    try:
+        return _parsed(name, file.read_bytes())
+    except DataError as error:
+        raise DataError(error.what, file, error.hint) from error
+    except OSError as error:
+        raise DataError(
+            f"the protocol's table cannot be read ({error.strerror})", file, "look at the file"
+        ) from error
+
+
+def own_table(name: str, folder: Path | None) -> Path | None:
+    """The table of a site's own protocol in a folder; None for one that comes with the program.
+
+    Parameters
+    ----------
+    name : str
+        Name of the protocol.
+    folder : Path or None
+        Where the model lies.
+    """
+    if folder is None or _shipped(name).is_file():
+        return None
+    file = folder / table_name(name)
+    return file if file.is_file() else None
+
+
+def table_name(name: str) -> str:
+    """The file's name of the table of a site's own protocol."""
+    return f"seg-{name}_dseg.tsv"
+
+
+def _shipped(name: str) -> Traversable:
+    return resources.files("tlseg_bids.labels") / "protocols" / f"{name}.tsv"
+
+
+@lru_cache
+def _shipped_protocol(name: str) -> LabelProtocol:
+    return _parsed(name, _shipped(name).read_bytes())
+
+
+@lru_cache
+def _parsed(name: str, content: bytes) -> LabelProtocol:
+    """A protocol from the bytes of its table."""
+    try:
+        table = pd.read_csv(io.BytesIO(content), sep="\t", keep_default_na=False)
+    except ValueError as error:  # pandas derives its own from it, as Python does UnicodeDecodeError
+        raise DataError(
+            f"the table of the protocol '{name}' is damaged ({str(error).strip()})", "",
+            "restore the file, or install or adapt the model again",
+        ) from error  # fmt: skip
+    return LabelProtocol(name, table)
+
+
+def _is_label(value: object) -> bool:
+    text = str(value)
+    return re.fullmatch("[0-9]{1,5}", text) is not None and int(text) <= HIGHEST
 
 
 def known_protocols() -> tuple[str, ...]:

@@ -6,17 +6,19 @@ in ``OUT_DIR/models``; in the latter two as ``NAME.toml`` or ``NAME/card.toml``.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tlseg_bids.bids.scan import Scan
-from tlseg_bids.errors import DataError, NoInputError, UsageError
+from tlseg_bids.errors import DataError, NoInputError, TlsegError, UsageError
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import digest, read_card
 from tlseg_bids.zoo.evidence import SCORE, Measured, compare, measured
 
+LOG = logging.getLogger(__name__)
 BUILTIN = Path(__file__).parent / "cards"
 
 
@@ -25,12 +27,14 @@ def load_cards(
 ) -> tuple[ModelCard, ...]:
     """Every card of the package, of the folders in `model_dirs` and of ``out_dir/models``.
 
+    A damaged model in ``out_dir/models``, where nobody asked for it, is left out with a warning.
+
     Raises
     ------
     NoInputError
         If a folder of `model_dirs` does not exist or holds no card.
     DataError
-        If a card is damaged, or two cards of one name differ.
+        If a card of the package or of `model_dirs` is damaged, or two cards of one name differ.
     """
     files = sorted(builtin.glob("*.toml"))
     for folder in model_dirs:
@@ -42,9 +46,10 @@ def load_cards(
                 "give a folder with NAME.toml or NAME/card.toml",
             )  # fmt: skip
         files += found
+    cards = [read_card(file) for file in files]
     if out_dir is not None:
-        files += _card_files(out_dir / "models")
-    return _without_duplicates(read_card(file) for file in files)
+        cards += _readable(_card_files(out_dir / "models"))
+    return _without_duplicates(cards)
 
 
 def find_card(cards: Iterable[ModelCard], name: str, where: str = "--model") -> ModelCard:
@@ -188,6 +193,17 @@ def _worse(card: ModelCard, by_name: dict[str, ModelCard], scan: Scan) -> bool:
 
 def _card_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.toml")) + sorted(folder.glob("*/card.toml"))
+
+
+def _readable(files: Iterable[Path]) -> list[ModelCard]:
+    """The cards that can be read; of each other one a warning says why not."""
+    cards = []
+    for file in files:
+        try:
+            cards.append(read_card(file))
+        except TlsegError as error:
+            LOG.warning("the model of %s is left out: %s", file, error)
+    return cards
 
 
 def _without_duplicates(cards: Iterable[ModelCard]) -> tuple[ModelCard, ...]:

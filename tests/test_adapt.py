@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -472,6 +473,8 @@ def test_a_sites_own_protocol_gets_a_new_head_that_the_next_run_knows(tmp_path, 
     assert record["Kept"], record["Reason"]
     (card,) = [c for c in load_cards((base,), what.out_dir) if c.name == "lab"]
     assert card.heads == ("lab", "aseg")
+    table = (card.path.parent / "seg-lab_dseg.tsv").read_bytes()
+    assert card.tables == {"lab": hashlib.sha256(table).hexdigest()}
     protocol = card.protocol_of("lab")
     assert protocol.table["index"].tolist() == [0, 1, 2, 11, 12]
     assert protocol.mirror.tolist() == [0, 2, 1, 4, 3]

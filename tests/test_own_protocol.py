@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.cards import SEGMENTER, small_card
+from tlseg_bids.cli.zoo import main
 from tlseg_bids.errors import DataError
 from tlseg_bids.labels.protocol import COLUMNS, load_protocol
 from tlseg_bids.networks import build
@@ -109,3 +112,64 @@ def test_a_damaged_model_among_the_outputs_is_left_out_and_told(tmp_path, caplog
     shutil.rmtree(card.path.parent)
     write_lab(tmp_path / "models")
     assert "lab" in [card.name for card in load_cards((), tmp_path)]
+
+
+# --- the hash of the table --------------------------------------------------------------------
+
+
+def sealed(folder: Path) -> ModelCard:
+    """A model whose card holds the hash of its table."""
+    return write_lab(folder, tables={"lab": hashlib.sha256(table(*ROWS)).hexdigest()})
+
+
+def exchanged(card: ModelCard) -> None:
+    """Exchange left and right in the table."""
+    path = card.path.parent / TABLE
+    text = path.read_text().replace("left", "LEFT").replace("right", "left")
+    path.write_text(text.replace("LEFT", "right"))
+
+
+CHANGED = (
+    r"the table of the protocol 'lab' has the SHA-256 [0-9a-f]{64}, the card says [0-9a-f]{64} "
+    r"– .*seg-lab_dseg.tsv – the table was changed.*restore it, or install or adapt the model again"
+)
+
+
+def test_a_changed_table_is_refused_when_the_card_is_read_and_at_the_import(tmp_path):
+    card = sealed(tmp_path / "zoo")
+    whole = export_model(card, tmp_path / "whole.zip")
+    exchanged(card)
+    with pytest.raises(DataError, match=CHANGED):
+        read_card(card.path)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(tmp_path / "x.zip", "w") as changed:
+        for name in archive.namelist():
+            content = archive.read(name)
+            text = (card.path.parent / TABLE).read_bytes()
+            changed.writestr(name, text if name == TABLE else content)
+    with pytest.raises(DataError, match=CHANGED):
+        import_model(tmp_path / "x.zip", tmp_path / "there")
+    assert not list((tmp_path / "there").iterdir())
+    assert import_model(whole, tmp_path / "there").tables == card.tables
+
+
+def test_a_changed_table_fails_the_verification(tmp_path, capsys):
+    card = sealed(tmp_path)
+    assert main(["verify", "lab", "--models", str(tmp_path)]) == 0
+    assert "no hash" not in capsys.readouterr().out
+    exchanged(card)
+    assert main(["verify", "lab", "--models", str(tmp_path)]) == 65
+    assert "the table of the protocol 'lab' has the SHA-256" in capsys.readouterr().err
+
+
+def test_a_model_without_the_hash_is_loaded_and_told(tmp_path, capsys):
+    write_lab(tmp_path)
+    assert main(["verify", "lab", "--models", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "the card holds no hash of the table of 'lab', so it cannot be checked" in said
+
+
+def test_a_hash_of_a_table_that_the_model_does_not_bring_is_refused(tmp_path):
+    with pytest.raises(
+        DataError, match=r"'aseg' is no protocol of the site's own.*\[tables\] – na"
+    ):
+        write_lab(tmp_path, tables={"aseg": "0" * 64})

@@ -236,7 +236,7 @@ def exportable(tmp_path, monkeypatch) -> SimpleNamespace:
     weights.write_bytes(b"w")
     monkeypatch.setattr(bundle, "verify", lambda _: weights)
     return SimpleNamespace(
-        name="m", path=card, heads=(), weights=SimpleNamespace(file=weights.name)
+        name="m", path=card, own_tables={}, weights=SimpleNamespace(file=weights.name)
     )
 
 

@@ -604,4 +604,4 @@ def test_the_example_in_the_documentation_is_a_card(tmp_path):
     card = read_card(path)
     assert card.memory == Memory()
     keys = set(tomllib.loads(to_toml(card)))
-    assert keys == {field.name for field in fields(card)} - {"path"} - {"training"}
+    assert keys == {field.name for field in fields(card)} - {"path", "training", "tables"}

@@ -28,12 +28,12 @@ from tlseg_bids.adapt.reading import Reading
 from tlseg_bids.bids.atomic import atomic, write_json, write_text
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.tables import read_json
-from tlseg_bids.labels.protocol import known_protocols
+from tlseg_bids.labels.protocol import table_name
 from tlseg_bids.train.adaptation import Adaptation
 from tlseg_bids.train.recipe import code_version
 from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.card import Domain, ModelCard, age_in_years
-from tlseg_bids.zoo.card_file import read_card, write_card
+from tlseg_bids.zoo.card_file import file_sha256, read_card, write_card
 from tlseg_bids.zoo.proof import make_proof
 from tlseg_bids.zoo.weights import describe
 
@@ -114,17 +114,27 @@ def write_model(
     tensors = {k: v.contiguous() for k, v in base.items() if k.startswith(kept)}
     kind = next(value.dtype for key, value in base.items() if key.startswith("segmenter."))
     tensors |= {f"segmenter.{k}": v.to(kind).contiguous() for k, v in child.items()}
-    _write_protocols(folder, outcome)
+    tables = _write_tables(folder, outcome)
     licence = joined_licence(outcome.base.weights.licence, site_licences(outcome.scans))
     version = _version(folder)
-    draft = replace(_card(outcome, outcome.base.weights, version), path=folder / CARD)
+    draft = _card(outcome, outcome.base.weights, version)
+    draft = replace(draft, tables=tables, path=folder / CARD)
     tensors |= make_proof(draft, tensors)
     file = folder / f"{outcome.site}.safetensors"
     with atomic(file) as stream:
         stream.write(save(dict(sorted(tensors.items()))))
-    card = _card(outcome, describe(file, licence, folder / CARD), version)
-    write_card(replace(card, path=folder / CARD), folder / CARD)
+    write_card(replace(draft, weights=describe(file, licence, folder / CARD)), folder / CARD)
     return read_card(folder / CARD)
+
+
+def _write_tables(folder: Path, outcome: Outcome) -> dict[str, str]:
+    """Write the tables of heads in a site's own protocol; their SHA-256 by the protocol's name."""
+    target = outcome.reading.target
+    texts = {name: file.read_text("utf-8") for name, file in outcome.base.own_tables.items()}
+    if outcome.reading.new_head:
+        texts[target.name] = target.table.to_csv(sep="\t", index=False)
+    files = {name: write_text(folder / table_name(name), text) for name, text in texts.items()}
+    return {name: file_sha256(file) for name, file in files.items()}
 
 
 def remove_model(folder: Path, site: str) -> None:
@@ -288,15 +298,6 @@ def _card(outcome: Outcome, weights: Any, version: str) -> ModelCard:
         calibration=Calibration(),
         path=None,
     )  # fmt: skip
-
-
-def _write_protocols(folder: Path, outcome: Outcome) -> None:
-    """Put the tables of the heads' protocols that do not come with the program beside the card."""
-    target = outcome.reading.target
-    for name in set(outcome.heads) - set(known_protocols()):
-        protocol = target if name == target.name else outcome.base.protocol_of(name)
-        table = protocol.table.to_csv(sep="\t", index=False)
-        write_text(folder / f"seg-{name}_dseg.tsv", table)
 
 
 def _version(folder: Path) -> str:

@@ -164,6 +164,8 @@ def _verified(card: ModelCard) -> str:
     path = verify(card)
     tensors = load_weights(card, offline=True)
     said = f"whole, {path}\n  {precision(card, tensors)}, heads {', '.join(card.heads)}"
+    for name in sorted(set(card.own_tables) - set(card.tables)):
+        said += f"; the card holds no hash of the table of '{name}', so it cannot be checked"
     if not has_proof(tensors):
         assemble(card, tensors)
         return f"{said}; there is no stored answer to compare with"

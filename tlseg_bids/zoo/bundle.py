@@ -1,7 +1,7 @@
 """A model as one file: a zip of its card, its weights and, where it has its own, look-up tables.
 
-Nothing in it is run or unpickled when it is opened. Names, sizes and the hash of the weights are
-checked before anything is written, and the model appears whole or not at all.
+Nothing in it is run or unpickled when it is opened. Names, sizes and the hashes of weights and
+tables are checked before anything is written, and the model appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def export_model(card: ModelCard, target: Path) -> Path:
         target = target / f"{card.name}.zip"
     text = card.path.read_text(encoding="utf-8")
     files = {CARD: text.encode(), Path(card.weights.file or weights.name).name: weights}
-    tables = sorted(card.path.parent.glob("seg-*_dseg.tsv"))
-    own = {f"seg-{name}_dseg.tsv" for name in card.heads}
-    files |= {table.name: table for table in tables if table.name in own}
+    files |= {table.name: table for table in sorted(card.own_tables.values())}
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,8 +88,8 @@ def import_model(file: Path, models: Path) -> ModelCard:
     NoInputError
         If there is no such file.
     DataError
-        If it is no zip, damaged, holds anything but a card, safetensors and tables, or the weights
-        are not what the card says.
+        If it is no zip, damaged, holds anything but a card, safetensors and tables, or weights or
+        tables are not what the card says.
     UsageError
         If another model of that name is there already.
     CannotCreateError

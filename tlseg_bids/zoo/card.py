@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tlseg_bids.bids.scan import Age, Scan
-from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
+from tlseg_bids.labels.protocol import LabelProtocol, load_protocol, own_table
 from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.licence import is_permissive
 
@@ -146,6 +146,8 @@ class ModelCard:
     frame : str
         Protocol of the template and of the locator, where it is not that of the last head; the
         segmenter cannot check the frame then.
+    tables : dict of str to str
+        SHA-256 of the table of every protocol of a site's own, by the protocol's name.
     """
 
     name: str
@@ -169,6 +171,7 @@ class ModelCard:
     channels: tuple[str, ...] = ()
     calibration: Calibration = field(default_factory=Calibration)
     frame: str = ""
+    tables: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.heads:
@@ -182,6 +185,13 @@ class ModelCard:
     def protocol_of(self, head: str) -> LabelProtocol:
         """The protocol of one of the heads; a site's own lies beside the card."""
         return load_protocol(head, None if self.path is None else self.path.parent)
+
+    @property
+    def own_tables(self) -> dict[str, Path]:
+        """The tables beside the card, of protocols that do not come with the program, by name."""
+        folder = None if self.path is None else self.path.parent
+        found = {name: own_table(name, folder) for name in (*self.heads, self.located_in)}
+        return {name: file for name, file in found.items() if file is not None}
 
     @property
     def permissive(self) -> bool:

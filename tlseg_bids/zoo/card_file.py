@@ -41,6 +41,7 @@ CARD: Keys = {
 CARD_OPTIONAL: Keys = {
     "training": dict, "evidence": list, "known_failures": list, "parent": str, "memory": dict,
     "heads": list, "channels": list, "calibration": dict, "frame": str,
+    "tables": dict,
 }  # fmt: skip
 DOMAIN: Keys = {
     "suffixes": list, "age_years": list, "contrast_agent": bool, "skull_stripped": bool,
@@ -125,6 +126,7 @@ def check_card(card: ModelCard) -> None:
         check_list(row.get("age_years", []), f"{entry}, age_years", float)
         _check_range(row.get("age_years"), f"{entry}, age_years")
     _check_heads(card, where)
+    _check_tables(card, where)
     _check_channels(card, where)
     _check_networks(card, where)
     check_settings(card.preprocess, card.strategy, where)
@@ -150,7 +152,7 @@ def to_toml(card: ModelCard) -> str:
     table["memory"] = asdict(card.memory)
     table["calibration"] = card.calibration.to_table() if card.calibration else {}
     for key in ("training", "evidence", "known_failures", "parent", "channels",
-                "calibration", "frame"):  # fmt: skip
+                "calibration", "frame", "tables"):  # fmt: skip
         if not table[key]:
             del table[key]
     if card.heads == (card.protocol,):
@@ -264,6 +266,33 @@ def _check_heads(card: ModelCard, where: object) -> None:
         raise DataError(
             f"a head occurs twice: {heads}", f"{where}, heads", "name each protocol once"
         )
+
+
+def _check_tables(card: ModelCard, where: object) -> None:
+    """Refuse a table of a site's own protocol that is not the one the card was written with."""
+    if card.path is None:
+        return
+    there = card.own_tables
+    for name, stored in card.tables.items():
+        if name not in there:
+            raise DataError(
+                f"'{name}' is no protocol of the site's own in this model", f"{where}, [tables]",
+                "name protocols of heads whose table lies beside the card",
+            )  # fmt: skip
+        found = file_sha256(there[name])
+        if found != stored:
+            raise DataError(
+                f"the table of the protocol '{name}' has the SHA-256 {found}, the card says "
+                f"{stored}", there[name],
+                "the table was changed, so its labels may mean something else; restore it, or "
+                "install or adapt the model again",
+            )  # fmt: skip
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_channels(card: ModelCard, where: object) -> None:

@@ -220,6 +220,8 @@ def test_a_model_is_adapted_kept_and_taken_by_the_next_run(site, base, capsys):
     assert not card.weights.permissive
     assert set(card.training["data"][-1]["subjects"]) == {"sub-00_T1w", "sub-01_T1w"}
     assert card.evidence[0]["mean"] > 0.02
+    before = np.mean([one["DiceBefore"] for one in record["HeldOut"]])
+    assert card.evidence[0]["parent_mean"] == pytest.approx(before)
     rows = card.training["segmenter"]["per_structure"]
     assert {"name", "before", "after", "n"} == set(rows[0])
 

@@ -161,6 +161,26 @@ def test_an_adapted_model_comes_first_for_scans_of_its_domain_alone(cards, it, m
     assert reason in choice.reason
 
 
+@pytest.mark.parametrize(
+    ("pair", "model"),
+    [({"parent_mean": 0.74}, "lab2"), ({"parent_mean": 0.79}, "lab"), ({}, "lab")],
+)
+def test_a_model_is_compared_with_its_parent_on_the_same_scans(pair, model):
+    def row(**values):
+        return (evidence(dataset="Site", n=4, sd=0.02, **values),)
+
+    cards = [
+        small_card("any", path=BUILTIN / "any.toml"),
+        small_card("lab", parent="any", evidence=row(mean=0.83, parent_mean=0.7)),
+        small_card("lab2", parent="lab", evidence=row(mean=0.78, **pair)),
+    ]
+    for order in (cards, cards[::-1]):
+        choice = choose(order, scan())
+        assert choice.card.name == model
+    if model == "lab2":
+        assert "adapted from 'lab' for such scans" in choice.reason
+
+
 def test_few_scans_do_not_beat_many_and_one_scan_is_no_measurement():
     many = packaged("many", evidence(mean=0.85, sd=0.02, n=30))
     few = packaged("few", evidence(mean=0.87, sd=0.05, n=3))

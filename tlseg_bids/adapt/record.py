@@ -292,7 +292,7 @@ def _card(outcome: Outcome, weights: Any, version: str) -> ModelCard:
         evidence=({
             "dataset": dataset, "n": len(after), "metric": "dice", "mean": float(np.mean(after)),
             "sd": float(np.std(after)), "how": f"{how}; the base has {before:.3f} on the same",
-            "suffixes": sorted({one.scan.suffix for one in outcome.scans}),
+            "suffixes": sorted({one.scan.suffix for one in outcome.scans}), "parent_mean": before,
         },),
         parent=base.name,
         calibration=Calibration(),

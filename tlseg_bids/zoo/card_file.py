@@ -55,7 +55,7 @@ EVIDENCE: Keys = {
 }  # fmt: skip
 EVIDENCE_OPTIONAL: Keys = {
     "suffixes": list, "age_years": list, "contrast_agent": bool, "skull_stripped": bool,
-    "structures": str,
+    "structures": str, "parent_mean": float,
 }  # fmt: skip
 
 

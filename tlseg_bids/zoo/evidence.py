@@ -2,6 +2,7 @@
 
 A row of evidence may say on which scans it was measured (`suffixes`, `age_years`,
 `contrast_agent`, `skull_stripped`) and over which `structures`; what it leaves out holds for all.
+`parent_mean` is the mean of the parent on the same scans and structures.
 """
 
 from __future__ import annotations
@@ -107,6 +108,17 @@ def compare(cards: Sequence[ModelCard], scan: Scan) -> dict[str, Measured]:
             key = min(shared, key=lambda key: (-shared[key], key))
             return {name: _pooled(found[key]) for name, found in groups.items() if key in found}
     return {}
+
+
+def gain_on_parent(card: ModelCard, scan: Scan) -> float | None:
+    """Mean Dice of a card minus that of its parent, on the same scans and structures.
+
+    Of the rows nearest to the scan those count that hold both figures (`parent_mean`); None where
+    there is none.
+    """
+    pairs = [row for row in _nearest(card, scan) if math.isfinite(row.get("parent_mean", math.nan))]
+    total = sum(row["n"] for row in pairs)
+    return sum(r["n"] * (r["mean"] - r["parent_mean"]) for r in pairs) / total if pairs else None
 
 
 def measured(card: ModelCard, scan: Scan | None = None) -> list[Measured]:

@@ -16,7 +16,7 @@ from tlseg_bids.bids.scan import Scan
 from tlseg_bids.errors import DataError, NoInputError, TlsegError, UsageError
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import digest, read_card
-from tlseg_bids.zoo.evidence import SCORE, Measured, compare, measured
+from tlseg_bids.zoo.evidence import SCORE, Measured, compare, gain_on_parent, measured
 
 LOG = logging.getLogger(__name__)
 BUILTIN = Path(__file__).parent / "cards"
@@ -83,7 +83,8 @@ class Standing:
     card : ModelCard
         The model.
     for_site : bool
-        It was adapted by the user for such scans, and was not measured to be worse than its parent.
+        It was adapted by the user for such scans, was not measured to be worse than its parent, and
+        none adapted from it was measured to be as good or better on the same scans.
     measured : Measured or None
         What it is compared by; None where it lacks the measurement, or there is none to compare.
     generation : int
@@ -121,11 +122,12 @@ def standings(cards: Iterable[ModelCard], scan: Scan | None = None) -> list[Stan
     cards = list(cards)
     by_name = {card.name: card for card in cards}
     found = {} if scan is None else compare(cards, scan)
+    first = set() if scan is None else _for_site(cards, by_name, scan)
     return sorted(
         (
             Standing(
                 card,
-                scan is not None and is_site_model(card) and not _worse(card, by_name, scan),
+                card.name in first,
                 found.get(card.name),
                 generation(card, by_name),
                 bool(measured(card, scan)),
@@ -183,10 +185,25 @@ def generation(card: ModelCard, by_name: dict[str, ModelCard]) -> int:
     return len(seen) - 1
 
 
+def _for_site(cards: Iterable[ModelCard], by_name: dict[str, ModelCard], scan: Scan) -> set[str]:
+    """Names of the models of `Standing.for_site`."""
+    own = [card for card in cards if is_site_model(card) and not _worse(card, by_name, scan)]
+    better = (card for card in own if gain_on_parent(card, scan) is not None)
+    outdone = {card.parent for card in better if card.parent != card.name}
+    return {card.name for card in own} - outdone
+
+
 def _worse(card: ModelCard, by_name: dict[str, ModelCard], scan: Scan) -> bool:
-    """Whether a model was measured to be worse than its parent on the same scans."""
+    """Whether a model was measured to be worse than its parent.
+
+    What the card says of both on the same scans decides, where it does; else what the two cards
+    were measured on.
+    """
     if card.parent not in by_name or card.parent == card.name:
         return False
+    gain = gain_on_parent(card, scan)
+    if gain is not None:
+        return gain < 0
     found = compare([card, by_name[card.parent]], scan)
     return bool(found) and found[card.name].mean < found[card.parent].mean
 

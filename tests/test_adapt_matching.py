@@ -83,7 +83,12 @@ def test_label_images_of_no_selected_scan_are_named(tmp_path, caplog, base):  # 
 
 
 def test_scans_without_labels_are_told_by_default(tmp_path, caplog, base, monkeypatch):  # noqa: F811
-    record = {"Refused": [], "Unlabelled": ["sub-01_T1w", "sub-02_T1w"], "Reason": "as it is"}
+    record = {
+        "Refused": [],
+        "Unlabelled": ["sub-01_T1w", "sub-02_T1w"],
+        "Kept": False,
+        "Reason": "as it is",
+    }
     monkeypatch.setattr(site, "finished", lambda *_: record)
     what = asked(*write_site(tmp_path, {"sub-00": head(0)}), base)
     assert fine_tune(what, answer, Told()) == 0
@@ -113,7 +118,7 @@ def refused_by_a_run(bids: Path, derivative: Path, models: Path, monkeypatch, **
 
         def adapt(self, _):
             refused = [{"Name": one.name, "What": one.what, "Hint": one.hint} for one in seen]
-            return {"Refused": refused, "Unlabelled": [], "Reason": "as it is"}
+            return {"Refused": refused, "Unlabelled": [], "Kept": False, "Reason": "as it is"}
 
     monkeypatch.setattr(site, "Work", Seen)
     assert fine_tune(asked(bids, derivative, models, **options), answer, Told()) == 1

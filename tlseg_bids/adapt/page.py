@@ -40,6 +40,7 @@ def write_page(folder: Path, outcome: Outcome) -> Path:
     return write_adaptation_page(path, outcome.reading.target, {
         "site": outcome.site,
         "kept": outcome.verdict.kept,
+        "earlier": outcome.earlier is not None,
         "reason": outcome.verdict.reason,
         "parts": parts,
         "rows": per_structure(outcome),

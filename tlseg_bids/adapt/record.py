@@ -1,8 +1,9 @@
 """What an adaptation leaves behind: `OUT/models/SITE/` with card, weights, curves, page and record.
 
-The record (``adaptation.json``) is written last; it holds the content key by which a second run
-knows that there is nothing left to do. Where the base stays there is no card, so no later run picks
-the child by mistake.
+Everything is written in a folder beside it, which takes its place at the end. The record
+(``adaptation.json``) holds the content key by which a second run knows that there is nothing left
+to do. Where the base stays there is no card, so no later run picks the child by mistake; where an
+earlier adaptation of the name stays, page and record lie in ``not-kept`` beside it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ RECORD = "adaptation.json"
 CARD = "card.toml"
 PAGE = "adaptation.html"
 CURVES = "curves"
+NOT_KEPT = "not-kept"
 KEY = "ContentKey"
 SITE_LICENCE = "not stated: for use at the site"
 AGE_MARGIN = 0.15
@@ -50,7 +52,10 @@ MARGIN_PX = 48
 
 @dataclass(frozen=True, eq=False)
 class Tested:
-    """One held-out part: Dice per channel of parent and child, and the labels for the page."""
+    """One held-out part: Dice per channel of parent and child, and the labels for the page.
+
+    `earlier` is that of an earlier adaptation of the same name that did not learn from the scan.
+    """
 
     scan: LabelledScan
     part: str
@@ -58,6 +63,7 @@ class Tested:
     child: dict[int, float]
     base_channels: np.ndarray
     child_channels: np.ndarray
+    earlier: dict[int, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +87,17 @@ class Outcome:
     curves: dict[str, list[tuple[float, ...]]]
     heads: tuple[str, ...]
     segmenter: dict[str, Any]
+    earlier: ModelCard | None = None
 
 
 def finished(folder: Path, key: str) -> dict[str, Any] | None:
     """The record of an earlier run with the same key whose files are all there; else None."""
-    record, problem = read_json(folder / RECORD)
-    if problem or record.get(KEY) != key:
-        return None
-    files = [folder / name for name in record.get("Files", [])]
-    return record if files and all(file.is_file() for file in files) else None
+    for place in (folder, folder / NOT_KEPT):
+        record, problem = read_json(place / RECORD)
+        files = [place / name for name in record.get("Files", [])] if not problem else []
+        if files and record.get(KEY) == key and all(file.is_file() for file in files):
+            return record
+    return None
 
 
 def write_model(
@@ -103,7 +111,7 @@ def write_model(
     Parameters
     ----------
     folder : Path
-        ``OUT/models/SITE``.
+        What becomes ``OUT/models/SITE``.
     base : mapping
         The parent's tensors, and the atlas of a new head; locator, atlases and template are taken
         over.
@@ -116,7 +124,7 @@ def write_model(
     tensors |= {f"segmenter.{k}": v.to(kind).contiguous() for k, v in child.items()}
     tables = _write_tables(folder, outcome)
     licence = joined_licence(outcome.base.weights.licence, site_licences(outcome.scans))
-    version = _version(folder)
+    version = _version(outcome.earlier)
     draft = _card(outcome, outcome.base.weights, version)
     draft = replace(draft, tables=tables, path=folder / CARD)
     tensors |= make_proof(draft, tensors)
@@ -137,12 +145,6 @@ def _write_tables(folder: Path, outcome: Outcome) -> dict[str, str]:
     return {name: file_sha256(file) for name, file in files.items()}
 
 
-def remove_model(folder: Path, site: str) -> None:
-    """Take away the card and weights of an earlier adaptation of this name."""
-    for name in (CARD, f"{site}.safetensors"):
-        (folder / name).unlink(missing_ok=True)
-
-
 def write_record(folder: Path, outcome: Outcome, files: Sequence[Path]) -> Path:
     """Write curves and, last of all, the record."""
     made = [*files, *_write_curves(folder, outcome.curves)]
@@ -151,8 +153,8 @@ def write_record(folder: Path, outcome: Outcome, files: Sequence[Path]) -> Path:
         "Site": outcome.site, "Base": f"{outcome.base.name} {outcome.base.version}",
         "Kept": outcome.verdict.kept, "Reason": outcome.verdict.reason,
         "Share": outcome.verdict.share, "Gain": outcome.verdict.gain,
-        "Forgotten": outcome.verdict.forgotten, "Recipe": outcome.how.name,
-        "Reasons": outcome.reasons, "Steps": outcome.steps,
+        "Forgotten": outcome.verdict.forgotten, "Earlier": _earlier(outcome),
+        "Recipe": outcome.how.name, "Reasons": outcome.reasons, "Steps": outcome.steps,
         "Seconds": round(outcome.seconds, 1), "Version": __version__,
         "Made": datetime.now(UTC).isoformat(timespec="seconds"),
         "Labels": outcome.reading.notes,
@@ -178,6 +180,18 @@ def write_record(folder: Path, outcome: Outcome, files: Sequence[Path]) -> Path:
         KEY: outcome.key,
     }  # fmt: skip
     return write_json(folder / RECORD, content)
+
+
+def _earlier(outcome: Outcome) -> dict[str, Any] | None:
+    """What became of the earlier model of the name, and both figures where they were compared."""
+    if outcome.earlier is None:
+        return None
+    both = [one for one in outcome.tested if one.earlier]
+    return {
+        "Version": outcome.earlier.version, "Stays": not outcome.verdict.kept, "HeldOut": len(both),
+        "DiceEarlier": float(np.mean([mean(one.earlier) for one in both])) if both else None,
+        "DiceNow": float(np.mean([mean(one.child) for one in both])) if both else None,
+    }  # fmt: skip
 
 
 def per_structure(outcome: Outcome) -> list[dict[str, Any]]:
@@ -300,12 +314,10 @@ def _card(outcome: Outcome, weights: Any, version: str) -> ModelCard:
     )  # fmt: skip
 
 
-def _version(folder: Path) -> str:
-    """One more than the version of the card that is replaced."""
-    try:
-        return str(int(read_card(folder / CARD).version) + 1)
-    except Exception:
-        return "1"
+def _version(earlier: ModelCard | None) -> str:
+    """One more than the version of the model that is replaced."""
+    known = earlier is not None and earlier.version.isdecimal()
+    return str(int(earlier.version) + 1) if known else "1"
 
 
 def _names(reading: Reading) -> list[str]:

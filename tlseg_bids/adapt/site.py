@@ -17,12 +17,14 @@ from typing import Any
 from tlseg_bids import __version__
 from tlseg_bids.adapt.choose import AUTO
 from tlseg_bids.adapt.corrected import corrected_only
+from tlseg_bids.adapt.earlier import check_own
 from tlseg_bids.adapt.inspect import Answer
 from tlseg_bids.adapt.labels import Collected, collect
 from tlseg_bids.adapt.matching import Matched, Refused, match, without
 from tlseg_bids.adapt.reading import listed
-from tlseg_bids.adapt.record import dataset_name, finished, site_licences
+from tlseg_bids.adapt.record import CARD, NOT_KEPT, dataset_name, finished, site_licences
 from tlseg_bids.adapt.work import Asked, Work
+from tlseg_bids.bids.atomic import settle
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.config import Config
@@ -77,6 +79,7 @@ def fine_tune(config: Config, answer: Answer, progress: Progress) -> int:
     folder = config.out_dir / "models" / config.site
     key = content_key(config, card, collected)
     with hold(folder.parent / f".{config.site}.lock", f"model '{config.site}' is being adapted"):
+        settle(folder)
         record = finished(folder, key)
         if record is None:
             kept = (config.work_dir or folder.parent / ".work") / f"{config.site}-{key[:16]}"
@@ -90,7 +93,8 @@ def fine_tune(config: Config, answer: Answer, progress: Progress) -> int:
         LOG.warning("%s: %s – %s", one.name, one.what, one.hint)
     if collected.unlabelled:
         LOG.warning("without labels, and skipped: %s", listed(collected.unlabelled))
-    print(f"{config.site}: {record['Reason']}\n{folder}")
+    place = folder if record["Kept"] or not (folder / CARD).is_file() else folder / NOT_KEPT
+    print(f"{config.site}: {record['Reason']}\n{place}")
     return int(bool(refused))
 
 
@@ -103,15 +107,18 @@ def base_jobs(config: Config, matched: Matched) -> tuple[list[Job], Matched]:
     Raises
     ------
     UsageError
-        If there is no such model, or it wants several images of a person.
+        If there is no such model, or it wants several images of a person; if the name belongs to a
+        model that no adaptation wrote.
     DataError
         If no scan with labels can be read.
     """
-    cards = [c for c in load_cards(config.model_dirs, config.out_dir) if c.name != config.site]
+    known = load_cards(config.model_dirs, config.out_dir)
+    cards = [card for card in known if card.name != config.site]
     if config.site in {c.name for c in load_cards(config.model_dirs)}:
         raise UsageError(
             f"a model named '{config.site}' is there already", "--name", "choose another name"
         )
+    check_own(config.out_dir / "models" / config.site, known)
     scans = [scan for scan, _ in matched.pairs]
     if config.base is None:
         plan = make_plan(scans, (), cards, config, __version__)

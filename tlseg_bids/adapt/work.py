@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tlseg_bids.adapt.choose import AUTO, Costs, Course, choose_recipe, plan_course
+from tlseg_bids.adapt.earlier import Rival, against_earlier, earlier_model, find_rival
 from tlseg_bids.adapt.evidence import why_wrong
 from tlseg_bids.adapt.inspect import Answer, Inspected, inspect, overlap, sample_of
 from tlseg_bids.adapt.judge import (
@@ -37,15 +38,16 @@ from tlseg_bids.adapt.labels import Collected
 from tlseg_bids.adapt.matching import Refused
 from tlseg_bids.adapt.page import write_page
 from tlseg_bids.adapt.record import (
+    CARD,
+    NOT_KEPT,
     RECORD,
     Outcome,
     Tested,
-    remove_model,
     straight,
     write_model,
     write_record,
 )
-from tlseg_bids.bids.atomic import write_json
+from tlseg_bids.bids.atomic import atomic_folder, write_json
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.config import Config
 from tlseg_bids.errors import DataError, ScanError, UsageError
@@ -143,25 +145,34 @@ class Work:
         how, reasons = choose_recipe(self.config.fine_tune or AUTO, inspected, self.reading)
         material = self.material(how, inspected, base)
         course = self._course(material)
-        tested, verdict, child, curves = self._train(material, course)
+        earlier = earlier_model(folder)
+        tested, verdict, child, curves = self._train(material, course, earlier)
         outcome = Outcome(
             self.config.site, self.asked.key, self.card, self.reading, how,
             tuple(one.labelled for one in inspected), refused, self.asked.collected.unlabelled,
             (*reasons, *course.reasons), tested, verdict, int(curves[FINAL][-1][0]),
             time.monotonic() - self.begun, self.config.random_seed, curves,
             tuple(protocol.name for protocol in material.model.heads),
-            self.segmenter_options(material.model),
+            self.segmenter_options(material.model), earlier,
         )  # fmt: skip
-        files = [write_page(folder, outcome)]
-        if verdict.kept:
-            taken = {**tensors, **stored_atlases(material.model.priors)}
-            card = write_model(folder, outcome, taken, child)
-            files += [card.path, folder / card.weights.file]
-        else:
-            remove_model(folder, self.config.site)
-        write_record(folder, outcome, files)
+        taken = {**tensors, **stored_atlases(material.model.priors)}
+        target = self._write(folder, outcome, taken, child)
         self.progress.finish(self.config.site, "done", verdict.reason)
-        return read_json(folder / RECORD)[0]
+        return read_json(target / RECORD)[0]
+
+    def _write(
+        self, folder: Path, outcome: Outcome, base: dict[str, Tensor], child: dict[str, Tensor]
+    ) -> Path:
+        """Put the model, or why there is none, in its place at once; returns the folder."""
+        kept = outcome.verdict.kept
+        target = folder / NOT_KEPT if not kept and (folder / CARD).is_file() else folder
+        with atomic_folder(target) as new:
+            files = [write_page(new, outcome)]
+            if kept:
+                card = write_model(new, outcome, base, child)
+                files += [card.path, new / card.weights.file, *card.own_tables.values()]
+            write_record(new, outcome, files)
+        return target
 
     def _inspect(self, base: Model) -> tuple[list[Inspected], tuple[Refused, ...]]:
         """Label every scan with the base, and leave out those whose labels are not theirs."""
@@ -303,7 +314,7 @@ class Work:
         return course
 
     def _train(
-        self, material: Material, course: Course
+        self, material: Material, course: Course, earlier: ModelCard | None
     ) -> tuple[tuple[Tested, ...], Verdict, dict[str, Tensor], dict[str, list]]:
         """Folds, final run and judgement."""
         subjects = [one.labelled.scan.subject for one in material.inspected]
@@ -326,11 +337,15 @@ class Work:
         rehearsal = self._rehearse(material, children[-1])
         verdict = decide(base, quick, rehearsal)
         share = verdict.share or max(material.how.shares)
+        rival = None
+        if verdict.kept:
+            rival = find_rival(earlier, self.asked.jobs[0], self.reading, self.answer)
         tested = [
             one
             for fold, child, there in zip(parts, children[:-1], seen, strict=True)
-            for one in self._tested(there, fold, blended(there.parent.network, child, share))
+            for one in self._tested(there, fold, blended(there.parent.network, child, share), rival)
         ]
+        verdict = against_earlier(verdict, earlier, tested)
         final = blended(material.parent.network, children[-1], share)
         return tuple(tested), verdict, final, curves
 
@@ -384,7 +399,9 @@ class Work:
             scores[share] = float(np.mean(rehearsal_dice(model, heads)))
         return scores
 
-    def _tested(self, material: Material, fold: Fold, state: dict[str, Tensor]) -> list[Tested]:
+    def _tested(
+        self, material: Material, fold: Fold, state: dict[str, Tensor], rival: Rival | None
+    ) -> list[Tested]:
         """Dice before and after of what a fold held out, as the program would label it."""
         model, found = self.child(material, state), []
         for i in fold.held_out:
@@ -393,6 +410,7 @@ class Work:
             found.append(Tested(
                 one.labelled, f"{one.name} {fold.side}".strip(),
                 held_out_dice(before, one, fold), held_out_dice(after, one, fold), before, after,
+                rival and rival.dice(one, self.jobs[one.name], fold),
             ))  # fmt: skip
         return found
 

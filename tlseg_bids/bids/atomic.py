@@ -1,8 +1,9 @@
-"""Files that are either whole or absent: written under a temporary name, then renamed."""
+"""Files and folders that are whole or absent: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -10,6 +11,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +25,8 @@ NOT_CREATABLE = {
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of `renameat2` in Linux: paths from the current folder; both names change their files at once."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -58,6 +62,62 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         if partial is not None:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder whose content becomes `path`, in place of what is there, at the end of the block.
+
+    Until then, and after an error, `path` stays as it was. Only one run at a time may do this for a
+    path. Where the system cannot exchange two folders at once, a run that is killed between two
+    renames leaves the earlier folder beside `path`, and `settle` puts it back.
+
+    Raises
+    ------
+    CannotCreateError
+        If the folder cannot be made.
+    OutputError
+        If it cannot be put in its place.
+    """
+    place = _beside(path)
+    new = place / "new"
+    try:
+        settle(path)
+        new.mkdir(parents=True)
+        yield new
+        if not path.exists():
+            new.rename(path)
+        elif not _exchange(new, path):
+            path.rename(place / "old")
+            new.rename(path)
+    except OSError as error:
+        raise writing_failed(error, path) from error
+    finally:
+        settle(path)
+
+
+def settle(path: Path) -> None:
+    """Put back what `atomic_folder` had to move away, and remove what it left, after a kill."""
+    place = _beside(path)
+    with contextlib.suppress(OSError):
+        if (place / "old").exists() and not path.exists():
+            (place / "old").rename(path)
+        if path.exists() or not (place / "old").exists():
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders at once; False where the system or the file system cannot."""
+    try:
+        call = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    paths = os.fsencode(one), os.fsencode(other)
+    return call(AT_FDCWD, paths[0], AT_FDCWD, paths[1], RENAME_EXCHANGE) == 0
 
 
 def _open_own(path: Path, mark: str) -> tuple[Path, BinaryIO]:

@@ -40,9 +40,10 @@ def write_adaptation_page(path: Path, protocol: LabelProtocol, content: Mapping[
     protocol : LabelProtocol
         Of the labels in the pictures.
     content : mapping
-        ``site``, ``kept``, ``reason``, ``parts`` and ``rows`` (Dice before and after), ``facts``,
-        ``reasons``, ``scans``, ``refused``, ``unlabelled``, ``curves`` (a picture) and
-        ``pictures``: pairs of a title and the `Side`s of one scan.
+        ``site``, ``kept``, ``earlier`` (there was a model of this name), ``reason``, ``parts`` and
+        ``rows`` (Dice before and after), ``facts``, ``reasons``, ``scans``, ``refused``,
+        ``unlabelled``, ``curves`` (a picture) and ``pictures``: pairs of a title and the
+        `Side`s of one scan.
 
     Raises
     ------

@@ -148,7 +148,8 @@ def _stratum(
     head = done.head
     if config.icv_correction != "none":
         size = volumes[:, names.index(config.head_size)]
-        first = fit & _first([row.participant for row in members])
+        usable = fit & np.isfinite(size)
+        first = _first([row.participant for row in members], usable)
         head = fit_head_size(config.icv_correction, config.head_size, volumes, size, first)
         if 0 < head.scans < FEW:
             notes.append(f"the correction for head size was fitted on {head.scans} scans only")
@@ -166,13 +167,13 @@ def _stratum(
     )  # fmt: skip
 
 
-def _first(keys: Sequence[object]) -> np.ndarray:
-    """The first row of every key: repeated scans of a person do not count twice in a fit."""
+def _first(keys: Sequence[object], usable: np.ndarray) -> np.ndarray:
+    """The first usable row of every key: repeated scans of a person do not count twice in a fit."""
     seen: set[object] = set()
     first = np.zeros(len(keys), bool)
-    for place, key in enumerate(keys):
-        first[place] = key not in seen
-        seen.add(key)
+    for place in np.flatnonzero(usable):
+        first[place] = keys[place] not in seen
+        seen.add(keys[place])
     return first
 
 
@@ -187,11 +188,14 @@ def _fit_combat(
     every = study.column(config.combat, "--combat")
     sites = [every[n] for n in rows]
     names = () if config.combat_covariates == NO_COVARIATES else config.combat_covariates
+    columns = _columns(study, names, rows)
+    told = zip(sites, *columns.values(), strict=True)
+    complete = fit & np.array([all(map(known, cells)) for cells in told])
+    usable = complete if complete.any() else fit  # of none, it is said what is unknown
     who = [(study.rows[n].participant, every[n]) for n in rows]
     return fit_combat(
-        raw, sites, _columns(study, names, rows), fit & _first(who),
-        (config.combat, config.combat_reference),
-    )  # fmt: skip
+        raw, sites, columns, _first(who, usable), (config.combat, config.combat_reference)
+    )
 
 
 def _apply_combat(

@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from tests.studies import Person, simulate
-from tests.test_group import COMBAT, THREE_SITES, study, told
+import numpy as np
+
+from tests.studies import Person, simulate, write_person
+from tests.test_group import COMBAT, THREE_SITES, read, study, told
 from tlseg_bids.cli.run import main
 
 RESIDUAL = ("--icv-correction", "residual")
@@ -64,3 +66,51 @@ def test_a_covariate_that_no_scan_has_is_named(tmp_path, capsys) -> None:
     arguments = study(tmp_path, people, "\n".join(table) + "\n")
     assert main([*arguments, *COMBAT, "weight"]) == 64
     assert "the column 'weight' has no value in the scans of the fit" in told(capsys)
+
+
+def test_a_scan_without_intracranial_volume_costs_the_others_nothing(tmp_path, caplog) -> None:
+    people, rows = simulate(60, THREE_SITES)
+    arguments = study(tmp_path, people, "\n".join(rows) + "\n")
+    options = [*COMBAT, "--combat-reference", "A", *RESIDUAL]
+    assert main([*arguments, *options]) == 0
+    before = read(tmp_path / "out", "group_volumes")
+    write_person(tmp_path / "out", replace(people[31], icv=None))
+    assert main([*arguments, *options]) == 0
+    assert (
+        "59 of the 60 scans of the fit have a volume 'icv': ComBat is fitted on these"
+        in caplog.text
+    )
+    after = read(tmp_path / "out", "group_volumes")
+    assert np.flatnonzero(after["icv_combat_mm3"].isna()).tolist() == [31]
+    others = np.arange(60) != 31
+    assert np.allclose(after["icv_combat_mm3"][others], before["icv_combat_mm3"][others], rtol=0.02)
+    thalamus = [table["left_thalamus_combat_mm3"] for table in (before, after)]
+    assert np.allclose(*thalamus, rtol=1e-6)
+    assert np.flatnonzero(after["left_thalamus_adjusted"].isna()).tolist() == [31]
+
+
+def test_an_intracranial_volume_that_too_few_have_is_told_as_it_is(
+    tmp_path, caplog, capsys
+) -> None:
+    people, rows = simulate(60, THREE_SITES)
+    people = [replace(one, icv=None) if n % 3 == 2 else one for n, one in enumerate(people)]
+    arguments = study(tmp_path, people, "\n".join(rows) + "\n")
+    assert main([*arguments, *COMBAT]) == 0
+    assert "40 of the 60 scans of the fit have a volume 'icv'" in caplog.text
+    assert "ComBat is fitted on these, and not at C, which have too few" in caplog.text
+    harmonised = read(tmp_path / "out", "group_volumes")["icv_combat_mm3"]
+    assert harmonised.isna().tolist() == [False, False, True] * 20
+
+    for one in people[:54]:
+        write_person(tmp_path / "out", replace(one, icv=None))
+    told(capsys)
+    assert main([*arguments, *COMBAT, *RESIDUAL]) == 65
+    error = told(capsys)
+    assert "no scan has a harmonised intracranial volume – --icv-correction residual – " in error
+    assert "--head-size brain" in error
+    assert "leave the correction or ComBat out" in error
+    assert main([*arguments, *COMBAT]) == 0
+    assert (
+        "4 of the 60 scans of the fit have a volume 'icv': too few for ComBat; its harmonised "
+        "volumes are n/a" in caplog.text
+    )

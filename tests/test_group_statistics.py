@@ -164,10 +164,12 @@ def test_a_structure_that_is_absent_at_a_site_is_not_harmonised() -> None:
     values, sites, columns = data()
     values[np.array(sites) == "A", 3] = 0.0
     values[5, 4] = np.nan
+    values[2:, 5] = np.nan
     effects, _ = fit_combat(values, sites, columns, np.ones(90, bool), ("site", None))
     result = effects.apply(values, sites, design_of(effects.covariates, columns, 90))
-    assert np.isnan(result[:, [3, 4]]).all()
-    assert np.isfinite(np.delete(result, [3, 4], axis=1)).all()
+    assert np.isnan(result[:, [3, 5]]).all()
+    assert np.flatnonzero(np.isnan(result[:, 4])).tolist() == [5]
+    assert np.isfinite(np.delete(result, [3, 4, 5], axis=1)).all()
 
 
 def test_without_the_library_there_is_a_sentence(monkeypatch) -> None:

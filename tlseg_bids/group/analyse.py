@@ -139,7 +139,7 @@ def _stratum(
     done = done or Fit()
     effects, notes = done.combat, []
     if config.combat is not None:
-        effects, notes = _fit_combat(study, config, rows, raw, fit)
+        effects, notes = _fit_combat(study, config, rows, (names, raw), fit)
     combat = site_effect = None
     if effects is not None:
         combat, site_effect, said = _apply_combat(study, effects, rows, raw)
@@ -150,7 +150,9 @@ def _stratum(
         size = volumes[:, names.index(config.head_size)]
         usable = fit & np.isfinite(size)
         first = _first([row.participant for row in members], usable)
-        head = fit_head_size(config.icv_correction, config.head_size, volumes, size, first)
+        head = fit_head_size(
+            config.icv_correction, config.head_size, volumes, size, first, combat is not None
+        )
         if 0 < head.scans < FEW:
             notes.append(f"the correction for head size was fitted on {head.scans} scans only")
     adjusted = head.apply(volumes, volumes[:, names.index(head.measure)]) if head else None
@@ -183,8 +185,9 @@ def _columns(study: Study, names: Sequence[str], rows: np.ndarray) -> dict[str, 
 
 
 def _fit_combat(
-    study: Study, config: Config, rows: np.ndarray, raw: np.ndarray, fit: np.ndarray
-) -> tuple[SiteEffects, list[str]]:
+    study: Study, config: Config, rows: np.ndarray,
+    volumes: tuple[Sequence[str], np.ndarray], fit: np.ndarray,
+) -> tuple[SiteEffects, list[str]]:  # fmt: skip
     every = study.column(config.combat, "--combat")
     sites = [every[n] for n in rows]
     names = () if config.combat_covariates == NO_COVARIATES else config.combat_covariates
@@ -194,8 +197,9 @@ def _fit_combat(
     usable = complete if complete.any() else fit  # of none, it is said what is unknown
     who = [(study.rows[n].participant, every[n]) for n in rows]
     return fit_combat(
-        raw, sites, columns, _first(who, usable), (config.combat, config.combat_reference)
-    )
+        volumes[1], sites, columns, _first(who, usable),
+        (config.combat, config.combat_reference), volumes[0],
+    )  # fmt: skip
 
 
 def _apply_combat(

@@ -93,7 +93,8 @@ class SiteEffects:
             moved = scale * values[here] + offset
             for column, coefficient in enumerate(coefficients):
                 moved = moved + design[here, column, None] * coefficient
-            result[here] = values[here] if site == self.reference else moved
+            stays = np.where(np.isfinite(scale), values[here], np.nan)
+            result[here] = stays if site == self.reference else moved
         return result
 
 
@@ -132,8 +133,12 @@ def fit_combat(
     columns: Mapping[str, Sequence[str]],
     fit: np.ndarray,
     options: tuple[str, str | None],
+    names: Sequence[str] = (),
 ) -> tuple[SiteEffects, list[str]]:
     """Estimate the effect of the site.
+
+    A feature that some scans of the fit lack (the intracranial volume) is fitted on those that
+    have it, together with all features that these scans have.
 
     Parameters
     ----------
@@ -147,6 +152,8 @@ def fit_combat(
         Scans to estimate from. Those without site or covariate are left out.
     options : tuple
         Name of the site column, and the reference site or None.
+    names : sequence of str, optional
+        Features, for the sentences on those that some scans lack.
 
     Returns
     -------
@@ -184,14 +191,10 @@ def fit_combat(
     use &= np.isin(np.array(sites, str), large)
     chosen = np.array(sites, str)[use]
     _check_rank(chosen, design[use], large, column)
-    varies = _varies(values[use], chosen, large)
-    numbers, said = _lines(values[use][:, varies], chosen, design[use], large, reference)
-    full = {}
-    for site in large:
-        full[site] = np.full((numbers[site].shape[0], values.shape[1]), np.nan)
-        full[site][:, varies] = numbers[site]
+    numbers, said = _by_gaps(values[use], chosen, design[use], large, reference)
+    notes += said + _gap_notes(np.isfinite(values), use, numbers, names)
     scans = {site: int((chosen == site).sum()) for site in large}
-    return SiteEffects(column, reference, covariates, full, scans), notes + said
+    return SiteEffects(column, reference, covariates, numbers, scans), notes
 
 
 def site_share(values: np.ndarray, sites: Sequence[str], design: np.ndarray) -> np.ndarray:
@@ -249,16 +252,71 @@ def _size_notes(counts: pd.Series, large: list[str]) -> list[str]:
 
 
 def _check_rank(sites: np.ndarray, design: np.ndarray, large: list[str], column: str) -> None:
+    if not _separable(sites, design, large):
+        raise DataError(
+            "the effect of the sites cannot be told from that of the covariates: a covariate does "
+            f"not vary within the sites, or there are too few scans ({len(sites)})",
+            f"--combat {column}", "leave out a covariate, or widen --fit-where",
+        )  # fmt: skip
+
+
+def _separable(sites: np.ndarray, design: np.ndarray, large: list[str]) -> bool:
+    """Whether the effects of the sites and those of the covariates can be told apart."""
     dummies = np.stack([sites == site for site in large], axis=1).astype(float)
     spread = design.std(axis=0)
     centred = (design - design.mean(axis=0)) / np.where(spread > 0, spread, 1)
     both = np.concatenate([dummies, centred], axis=1)
-    if len(both) <= both.shape[1] or np.linalg.matrix_rank(both) < both.shape[1]:
-        raise DataError(
-            "the effect of the sites cannot be told from that of the covariates: a covariate does "
-            f"not vary within the sites, or there are too few scans ({len(both)})",
-            f"--combat {column}", "leave out a covariate, or widen --fit-where",
-        )  # fmt: skip
+    return len(both) > both.shape[1] and np.linalg.matrix_rank(both) == both.shape[1]
+
+
+def _by_gaps(
+    values: np.ndarray,
+    sites: np.ndarray,
+    design: np.ndarray,
+    large: list[str],
+    reference: str | None,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """`_lines` for every set of features that the same scans have; NaN where there is no fit."""
+    here = np.isfinite(values)
+    numbers = {site: np.full((2 + design.shape[1], values.shape[1]), np.nan) for site in large}
+    said: list[str] = []
+    for pattern in np.unique(here, axis=1).T:
+        rows = np.flatnonzero(pattern)
+        own = (here == pattern[:, None]).all(axis=0)
+        there = [s for s in large if (sites[rows] == s).sum() >= MIN_SITE]
+        rows = rows[np.isin(sites[rows], there)]
+        lost = reference is not None and reference not in there
+        if len(there) < 2 or lost or not _separable(sites[rows], design[rows], there):
+            continue
+        varies = _varies(values[rows], sites[rows], there)
+        if not (own & varies).any():
+            continue
+        lines, told = _lines(values[rows][:, varies], sites[rows], design[rows], there, reference)
+        said += [text for text in told if text not in said]
+        for site in there:
+            numbers[site][:, own & varies] = lines[site][:, own[varies]]
+    return numbers, said
+
+
+def _gap_notes(
+    known_volumes: np.ndarray, use: np.ndarray, numbers: Mapping[str, np.ndarray],
+    names: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """Sentences on the features that some scans of the fit lack."""
+    notes = []
+    scans = int(use.sum())
+    for f, name in enumerate(names):
+        count = int(known_volumes[use, f].sum())
+        without = [site for site, lines in numbers.items() if np.isnan(lines[0, f])]
+        if count == scans or not known_volumes[:, f].any():
+            continue
+        if len(without) == len(numbers):
+            end = "too few for ComBat; its harmonised volumes are n/a"
+        else:
+            end = "ComBat is fitted on these"
+            end += f", and not at {listed(without)}, which have too few" if without else ""
+        notes.append(f"{count} of the {scans} scans of the fit have a volume '{name}': {end}")
+    return notes
 
 
 def _varies(values: np.ndarray, sites: np.ndarray, large: list[str]) -> np.ndarray:

@@ -64,8 +64,9 @@ class HeadSize:
 
 
 def fit_head_size(
-    method: str, measure: str, values: np.ndarray, size_mm3: np.ndarray, fit: np.ndarray
-) -> HeadSize:
+    method: str, measure: str, values: np.ndarray, size_mm3: np.ndarray, fit: np.ndarray,
+    harmonised: bool = False,
+) -> HeadSize:  # fmt: skip
     """Estimate a correction on some of the scans.
 
     Parameters
@@ -78,6 +79,8 @@ def fit_head_size(
         Head sizes, mm³; NaN where unknown.
     fit : ndarray of bool, shape (scans,)
         Scans to estimate from.
+    harmonised : bool
+        Whether the volumes are those after ComBat, as the error message tells.
 
     Raises
     ------
@@ -93,9 +96,11 @@ def fit_head_size(
     name = {"icv": "intracranial volume", "brain": "brain volume"}[measure]
     if np.isnan(size_mm3).all():
         other = "brain" if measure == "icv" else "icv"
+        article = "a harmonised" if harmonised else {"icv": "an", "brain": "a"}[measure]
+        leave = "the correction or ComBat" if harmonised else "the correction"
         raise DataError(
-            f"no scan has an {name}" if measure == "icv" else f"no scan has a {name}", where,
-            f"correct by the other volume (--head-size {other}), or leave the correction out",
+            f"no scan has {article} {name}", where,
+            f"correct by the other volume (--head-size {other}), or leave {leave} out",
         )  # fmt: skip
     if method == "ratio":
         return HeadSize(method, measure, 1.0, np.ones(values.shape[1]), 0)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.studies import Person, simulate, write_person
 from tests.test_group import COMBAT, THREE_SITES, read, study, told
@@ -114,3 +115,20 @@ def test_an_intracranial_volume_that_too_few_have_is_told_as_it_is(
         "4 of the 60 scans of the fit have a volume 'icv': too few for ComBat; its harmonised "
         "volumes are n/a" in caplog.text
     )
+
+
+@pytest.mark.parametrize("measure", ["icv", "brain"])
+def test_the_head_size_is_scored_as_it_was_measured(tmp_path, measure) -> None:
+    people, _ = simulate(120, THREE_SITES)
+    arguments = study(tmp_path, people, None)
+    options = ["--icv-correction", "power-proportion", "--head-size", measure]
+    assert main([*arguments, *options]) == 0
+    corrected = read(tmp_path / "out", "group_outliers")
+    assert main(arguments) == 0
+    measured = read(tmp_path / "out", "group_outliers")
+    of_corrected, of_measured = (
+        table[table["structure"] == measure].reset_index(drop=True)
+        for table in (corrected, measured)
+    )
+    assert of_corrected.equals(of_measured)
+    assert (of_corrected["robust_z"].abs() < 10).all()

@@ -119,6 +119,17 @@ def test_a_structure_that_hardly_ever_varies_has_finite_scores() -> None:
     assert np.isnan(z[4, 1])
 
 
+@pytest.mark.parametrize("age", [np.full(60, np.nan), np.arange(60.0)])
+def test_rounding_is_no_deviation(age: np.ndarray) -> None:
+    values = np.full((60, 2), 1.5e6)
+    values[::3, 0] = np.nextafter(1.5e6, 2e6)
+    values[7, 0] = np.nextafter(1.5e6, 0)
+    values[::3, 1] += 1.0
+    z = robust_scores(values, age).z
+    assert (z[:, 0] == 0).all()
+    assert (z[::3, 1] > 0).all()
+
+
 @pytest.mark.parametrize(("method", "exponent"), [("power-proportion", 0.7), ("residual", None)])
 def test_head_size_corrections_find_the_truth(method: str, exponent: float | None) -> None:
     rng = np.random.default_rng(2)

@@ -10,7 +10,7 @@ import numpy as np
 from tlseg_bids.config import Config
 from tlseg_bids.errors import UsageError
 from tlseg_bids.group.harmonise import SiteEffects, design_of, fit_combat, site_share
-from tlseg_bids.group.headsize import FEW, fit_head_size
+from tlseg_bids.group.headsize import FEW, HeadSize, fit_head_size
 from tlseg_bids.group.outliers import Scores, robust_scores
 from tlseg_bids.group.parameters import Fit, Parameters
 from tlseg_bids.group.study import TOTALS, Study, known, listed, matrix, structures
@@ -68,14 +68,27 @@ class Stratum:
 
     @property
     def final(self) -> np.ndarray:
-        """The most processed volumes there are."""
-        return self.volumes if self.adjusted is None else self.adjusted
+        """The most processed volumes there are; the head size itself is not corrected by itself."""
+        return _final(self.volumes, self.adjusted, self.corrected())
 
     def corrected(self) -> list[int]:
         """Features that a correction for head size applies to: not the head size itself."""
-        head = self.fit.head
-        gone = {"icv": ("icv",), "brain": TOTALS}[head.measure] if head else ()
-        return [f for f, name in enumerate(self.names) if name not in gone]
+        return _corrected(self.names, self.fit.head)
+
+
+def _corrected(names: Sequence[str], head: HeadSize | None) -> list[int]:
+    gone = {"icv": ("icv",), "brain": TOTALS}[head.measure] if head else ()
+    return [f for f, name in enumerate(names) if name not in gone]
+
+
+def _final(
+    volumes: np.ndarray, adjusted: np.ndarray | None, corrected: Sequence[int]
+) -> np.ndarray:
+    if adjusted is None:
+        return volumes
+    final = volumes.copy()
+    final[:, corrected] = adjusted[:, corrected]
+    return final
 
 
 def analyse(study: Study, config: Config, given: Parameters | None) -> list[Stratum]:
@@ -161,7 +174,7 @@ def _stratum(
             f"{lost} scans without head size or harmonised volume have no corrected volume"
         )
     study.notes += ["".join([*told, note]) for note in notes]
-    final = volumes if adjusted is None else adjusted
+    final = _final(volumes, adjusted, _corrected(names, head))
     return Stratum(
         name, rows, names, raw, combat, adjusted, Fit(effects, head),
         robust_scores(final, _age(members)), _asymmetry(protocol, raw),

@@ -15,6 +15,8 @@ MEAN_TO_SD = 1.2533141373155001
 MIN_SCANS = 8
 MIN_AGED = 20
 WINDOW = 101
+NEGLIGIBLE = 1e-9
+"""Deviations below this share of the median are rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +60,19 @@ def robust_scores(values: np.ndarray, age: np.ndarray) -> Scores:
     median, sd = np.full(values.shape, np.nan), np.full(values.shape, np.nan)
     by_age = np.zeros(scans, bool)
     if scans >= MIN_SCANS:
-        median[:], sd[:] = _centre(values), _spread(values - _centre(values))
+        median[:] = _centre(values)
+        sd[:] = _spread(_deviation(values, median))
         aged = np.flatnonzero(np.isfinite(age))
         if len(aged) >= MIN_AGED and np.ptp(age[aged]) > 0:
             order = aged[np.argsort(age[aged], kind="stable")]
             windows = _windows(len(order))
             ordered = values[order]
             local = np.array([_centre(ordered[window]) for window in windows])
-            residual = ordered - local
+            residual = _deviation(ordered, local)
             median[order] = local
             sd[order] = [_spread(residual[window]) for window in windows]
             by_age[order] = True
-    difference = values - median
+    difference = _deviation(values, median)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(difference == 0, 0.0, difference / np.where(sd > 0, sd, np.nan))
     return Scores(np.where(np.isfinite(difference), z, np.nan), median, sd, by_age)
@@ -93,6 +96,12 @@ def _centre(values: np.ndarray) -> np.ndarray:
         return np.median(values, axis=0)
     empty = np.isnan(values).all(axis=0)
     return np.where(empty, np.nan, np.nanmedian(np.where(empty, 0.0, values), axis=0))
+
+
+def _deviation(values: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Differences from `centre`, 0 where they are rounding."""
+    difference = values - centre
+    return np.where(np.abs(difference) <= NEGLIGIBLE * np.abs(centre), 0.0, difference)
 
 
 def _spread(residual: np.ndarray) -> np.ndarray:

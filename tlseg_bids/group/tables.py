@@ -148,13 +148,13 @@ def outliers(study: Study, strata: Sequence[Stratum]) -> Table:
 
 def _outlier_rows(study: Study, strata: Sequence[Stratum]) -> Iterator[list[str]]:
     for stratum in strata:
-        scores = stratum.scores
+        scores, final = stratum.scores, stratum.final
         for place, n in enumerate(stratum.rows):
             size = np.nan_to_num(np.abs(scores.z[place]))
             for f in np.argsort(-size, kind="stable"):
                 if size[f] <= Z_LIMIT:
                     break
-                values = (stratum.final[place, f], scores.median[place, f], scores.sd[place, f])
+                values = (final[place, f], scores.median[place, f], scores.sd[place, f])
                 basis = "age" if scores.by_age[place] else "all"
                 yield [
                     *identity(study.rows[n]), stratum.names[f], *map(cell, values),

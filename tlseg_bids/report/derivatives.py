@@ -21,6 +21,7 @@ from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 DSEG_NAME = re.compile(r"^(?P<stem>sub-.+)_seg-(?P<protocol>[^_]+)_dseg\.nii\.gz$")
 INDEX = re.compile(r"[0-9]{1,9}")
 MOST_INDEX = 32767
+FINISH = "label the scan again (level participant)"
 AGAIN = "delete it and label the scan again"
 ENTITY_WORDS = {"ses": "session", "acq": "acquisition", "ce": "contrast agent", "run": "run"}
 
@@ -40,7 +41,7 @@ class LabelledScan:
     suffix : str
         Suffix of the scan it labels (``T1w``, ``T2w``).
     sidecar : dict
-        Its JSON; empty if there is none.
+        Its JSON, which is written last.
     volumes : tuple of dict or None
         Rows of the volumes table, cells as text; None if there is no table.
     totals : dict
@@ -101,7 +102,8 @@ def labelled_scans(out_dir: Path, subject: str) -> tuple[list[LabelledScan], lis
     scans : list of LabelledScan
         The readable ones.
     failed : list of FailedScan
-        Those whose sidecar, volumes table or label protocol is damaged or missing.
+        Those whose sidecar, volumes table or label protocol is damaged or missing; without a
+        sidecar, the scan is not finished.
     """
     links = dataset_links(out_dir)
     scans, failed = [], []
@@ -153,12 +155,16 @@ def _labelled_scan(
 ) -> LabelledScan:
     entities = dict(part.split("-", 1) for part in match["stem"].split("_") if "-" in part)
     base = path.name.removesuffix("_dseg.nii.gz")
-    sidecar = _object(path.with_name(f"{base}_dseg.json"))
+    protocol = protocol_of(match["protocol"], out_dir)
+    file = path.with_name(f"{base}_dseg.json")
+    if not file.is_file():
+        raise DataError(f"it is not finished: there is no {file.name}", file.parent, FINISH)
+    sidecar = _object(file)
     source = str(next(iter(_as_list(sidecar.get("Sources"))), ""))
     table_file = path.with_name(f"{base}_desc-volumes_dseg.tsv")
     return LabelledScan(
         dseg=path,
-        protocol=protocol_of(match["protocol"], out_dir),
+        protocol=protocol,
         entities=entities,
         suffix=entities.get("space", "scan"),
         sidecar=sidecar,

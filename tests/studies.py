@@ -30,6 +30,7 @@ class Person:
     icv: float | None = TYPICAL_ICV
     session: str = ""
     run: str = ""
+    echo: str = ""
     days: float | None = None
     suffix: str = "T1w"
     sidecar: Mapping[str, Any] = field(default_factory=dict)
@@ -39,7 +40,8 @@ class Person:
         """Name of the label map without ``_dseg.nii.gz``."""
         visit = f"_ses-{self.session}" if self.session else ""
         run = f"_run-{self.run}" if self.run else ""
-        return f"sub-{self.label}{visit}{run}_space-{self.suffix}_seg-aseg"
+        echo = f"_echo-{self.echo}" if self.echo else ""
+        return f"sub-{self.label}{visit}{run}{echo}_space-{self.suffix}_seg-aseg"
 
     @property
     def folder(self) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from tests.studies import TYPICAL, Person, write_person
+from tests.studies import Person
 from tests.test_group import read, some, study
 from tlseg_bids.cli.run import main
 
@@ -22,3 +20,16 @@ def test_a_scan_without_its_sidecar_is_named_and_not_in_the_tables(tmp_path, cap
     there = read(tmp_path / "out", "group_volumes")["participant_id"].tolist()
     assert there == ["sub-00", "sub-02"]
     assert sidecar.name in (tmp_path / "out" / "group.html").read_text()
+
+
+def test_echoes_of_one_scan_are_no_repeated_scans(tmp_path) -> None:
+    people = [
+        Person(one.label, one.volumes * (1 + 0.1 * int(echo)), session="a", echo=echo)
+        for one in some(4)
+        for echo in "12"
+    ]
+    assert main(study(tmp_path, people, None)) == 0
+    out = tmp_path / "out"
+    assert read(out, "group_volumes")["echo"].tolist() == [1, 2] * 4
+    assert json.loads((out / "group_volumes.json").read_text())["echo"]["Description"]
+    assert read(out, "group_reliability").empty

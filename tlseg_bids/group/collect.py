@@ -16,7 +16,10 @@ from tlseg_bids.report.derivatives import FailedScan, LabelledScan, labelled_sca
 from tlseg_bids.report.provenance import model_of
 from tlseg_bids.report.verdict import verdict, volume_rows
 
-LONG = {"acq": "acquisition", "ce": "contrast_agent", "rec": "reconstruction", "run": "run"}
+LONG = {
+    "acq": "acquisition", "ce": "contrast_agent", "rec": "reconstruction", "run": "run",
+    "echo": "echo", "part": "part", "chunk": "chunk",
+}  # fmt: skip
 YEAR_DIGITS = 6  # half a minute
 AGAIN = "label the scan again (level participant)"
 

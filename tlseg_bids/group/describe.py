@@ -53,6 +53,9 @@ OWN = {
     "contrast_agent": entry("Entity ce of the scan"),
     "reconstruction": entry("Entity rec of the scan"),
     "run": entry("Entity run of the scan"),
+    "echo": entry("Entity echo of the scan"),
+    "part": entry("Entity part of the scan"),
+    "chunk": entry("Entity chunk of the scan"),
     "age_years": entry(
         "Age at the scan: the nearest of scans, sessions and participants table that gives one, "
         "else what was known when the scan was labelled", "year",

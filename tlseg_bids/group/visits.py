@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tlseg_bids.group.study import Row
+from tlseg_bids.report.derivatives import SAME
 
 RETEST_DAYS = 30.0
 """Scans of one person within this time count as repeated, not as a change."""
 DAYS_PER_YEAR = 365.25
-SAME = ("acq", "ce", "rec")
 CONFIDENCE = 0.95
 
 

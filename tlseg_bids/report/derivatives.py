@@ -23,6 +23,8 @@ INDEX = re.compile(r"[0-9]{1,9}")
 MOST_INDEX = 32767
 FINISH = "label the scan again (level participant)"
 AGAIN = "delete it and label the scan again"
+SAME = ("acq", "ce", "rec", "echo", "part", "chunk")
+"""Scans that differ in one of these entities are neither repeated scans nor visits to compare."""
 ENTITY_WORDS = {"ses": "session", "acq": "acquisition", "ce": "contrast agent", "run": "run"}
 
 

@@ -602,8 +602,9 @@ def test_the_verdict_in_the_sidecar_is_the_one_that_counts(tmp_path: Path) -> No
 
 
 def test_sessions_stand_side_by_side_with_their_change(tmp_path: Path) -> None:
-    for session in "ba":
-        write_scan(tmp_path, f"sub-01_ses-{session}_space-T1w")
+    for days, session in enumerate("ab"):
+        age = {"Age": {"Days": 100 + days}}
+        write_scan(tmp_path, f"sub-01_ses-{session}_space-T1w", sidecar=age)
     write_scan(tmp_path, "sub-01_ses-b_space-T2w")
     file = next(tmp_path.rglob("*ses-b_space-T1w*_desc-volumes_dseg.tsv"))
     table = pd.read_csv(file, sep="\t").set_index("name")
@@ -620,6 +621,7 @@ def test_sessions_stand_side_by_side_with_their_change(tmp_path: Path) -> None:
     text = words(report(tmp_path).text)
     assert "Change between sessions, T1w" in text
     assert "Change between sessions, T2w" not in text
+    assert "change from the first to the last session, by age, in percent" in text
     assert text.count("From, mm³ To, mm³") == 1
     assert "11 4 321" in text
 

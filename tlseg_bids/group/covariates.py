@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from tlseg_bids.bids.scan import Age
 from tlseg_bids.bids.sidecar import SidecarReader
 from tlseg_bids.bids.tables import Table, read_table
 from tlseg_bids.bids.write import SCANNER
-from tlseg_bids.group.study import Key, known, listed, number, snake
+from tlseg_bids.group.study import Key, listed, number, snake
 from tlseg_bids.report.derivatives import LabelledScan
+from tlseg_bids.report.timing import date_days
 
-ORIGIN = datetime.datetime(1900, 1, 1)
 IDENTITY = {"participant_id", "session_id", "filename"}
 
 
@@ -58,7 +57,7 @@ class Covariates:
         facts.update(self._scanner(scan))
         age, visit_days = self._age(scan, tables)
         dates = [facts.get((source, "acq_time"), "") for source in ("scans", "sessions")]
-        date = next((d for d in map(_date_days, dates) if not math.isnan(d)), math.nan)
+        date = next((d for d in map(date_days, dates) if not math.isnan(d)), math.nan)
         return facts, age, date, visit_days
 
     def notes(self) -> list[str]:
@@ -177,14 +176,3 @@ def _of_session(rows, session: str) -> list[dict[str, str]]:
 def _positive(value: object) -> float | None:
     found = number(value)
     return found if found >= 0 else None
-
-
-def _date_days(text: str) -> float:
-    """Days of an ISO date since an origin; NaN if it is none. Time zones are left aside."""
-    if not known(text):
-        return math.nan
-    try:
-        when = datetime.datetime.fromisoformat(text).replace(tzinfo=None)
-    except ValueError:
-        return math.nan
-    return (when - ORIGIN).total_seconds() / 86400

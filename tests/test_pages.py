@@ -61,3 +61,12 @@ def test_an_earlier_failure_is_told_until_the_scan_is_labelled(tmp_path, written
     told = Pages(tmp_path, "tlseg", [one])
     told.ended(Outcome(one, "done"))
     assert written == [("01", ["T2w was cut"])]
+
+
+def test_a_failure_that_is_over_leaves_the_page_though_the_scan_is_reused(tmp_path, written):
+    """Labelled, its content dropped and so failed, fetched again and so reused."""
+    one = scan(tmp_path, "01")
+    (tmp_path / "sub-01.html").touch()
+    RunLog(tmp_path).record(Outcome(one, "failed", error="the content is not here"))
+    Pages(tmp_path, "tlseg", [one]).ended(Outcome(one, "reused"))
+    assert written == [("01", [])]

@@ -19,7 +19,8 @@ LOG = logging.getLogger(__name__)
 class Pages:
     """Hears of every scan that has ended, and writes the page of a subject after its last one.
 
-    A subject whose scans were all reused keeps the page that it has.
+    A subject whose scans were all reused keeps the page that it has, unless that tells of a failure
+    that is over.
 
     Parameters
     ----------
@@ -40,12 +41,13 @@ class Pages:
     def ended(self, outcome: Outcome) -> None:
         """Take in what became of a scan; raises as `write_subject_report` where a page is due."""
         subject, scan = outcome.scan.subject, scan_name(outcome.scan)
+        over, page = False, self.out_dir / f"sub-{subject}.html"
         if outcome.status == "failed":
             name = outcome.scan.path.name
             self._failed[scan] = FailedScan(name, outcome.error, outcome.hint)
         else:
-            self._failed.pop(scan, None)
-        if outcome.status != "reused" or not (self.out_dir / f"sub-{subject}.html").is_file():
+            over = self._failed.pop(scan, None) is not None
+        if over or outcome.status != "reused" or not page.is_file():
             self._changed.add(subject)
         self._left[subject] -= 1
         if self._left[subject] == 0 and subject in self._changed:

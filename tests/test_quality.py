@@ -11,6 +11,7 @@ from phantom import PROTOCOL, Phantom, grid_over
 from scipy import ndimage
 from test_postprocess import one_hot, truth
 
+from tlseg_bids.bids.scan import Age
 from tlseg_bids.flow import Prediction
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.postprocess import to_native
@@ -25,6 +26,7 @@ from tlseg_bids.postprocess.judgement import LEVELS, RULES, assess, judge
 from tlseg_bids.postprocess.plausibility import (
     euler_number,
     expected_brain_mm3,
+    judged_age_years,
     turned_degrees,
 )
 from tlseg_bids.postprocess.references import compare, load_references
@@ -122,6 +124,17 @@ def test_expected_brain_volume_follows_its_sources() -> None:
     assert expected_brain_mm3(80) == expected_brain_mm3(75.5)
     ages = np.linspace(0, 14, 50)
     assert (np.diff([expected_brain_mm3(age) for age in ages]) > 0).all()
+
+
+def test_a_preterm_brain_is_judged_by_its_age_since_term() -> None:
+    assert judged_age_years(Age(pma_weeks=28.0)) is None
+    assert judged_age_years(Age(days=7.0, pma_weeks=39.9)) is None
+    assert judged_age_years(Age(days=98.0, pma_weeks=40.0)) == 0
+    assert expected_brain_mm3(judged_age_years(Age(98.0, 40.0))) == pytest.approx(341e3)
+    assert judged_age_years(Age(pma_weeks=40 + 365.25 / 7)) == pytest.approx(1)
+    assert judged_age_years(Age(days=365.25 * 3, pma_weeks=182.5)) == pytest.approx(3)
+    assert judged_age_years(Age(days=30.0)) == pytest.approx(30 / 365.25)
+    assert judged_age_years(Age()) is None
 
 
 @pytest.mark.parametrize("angle", [0, 30, 90, 180])

@@ -25,7 +25,7 @@ from tlseg_bids.plan import describe, make_plan
 from tlseg_bids.plan.choice import outside
 from tlseg_bids.postprocess import probability_maps, to_native
 from tlseg_bids.postprocess.judgement import assess
-from tlseg_bids.postprocess.plausibility import turned_degrees
+from tlseg_bids.postprocess.plausibility import judged_age_years, turned_degrees
 from tlseg_bids.postprocess.quality import HOPEFUL_DICE, SURE_DICE, expected_dice, implausible
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
@@ -41,7 +41,6 @@ from tlseg_bids.resources import (
 from tlseg_bids.runner import Labour, Progress, Steps, Work, exit_code, run_jobs
 from tlseg_bids.segment.model import Ask, Model, Models, locate, segment
 from tlseg_bids.volume import Grid, Volume, load_scan, load_volume
-from tlseg_bids.zoo.card import age_in_years
 from tlseg_bids.zoo.registry import load_cards
 
 Frame = tuple[Grid, np.ndarray]
@@ -170,7 +169,7 @@ def run_job(
             raise ScanError(reason, "", CHECK_SCAN)
         segmentation = assess(
             segmentation, scan, model.protocol, prepared.template_from_native,
-            age_in_years(job.scan.age), (*odd, *prepared.warnings, *outside(job.warnings)),
+            judged_age_years(job.scan.age), (*odd, *prepared.warnings, *outside(job.warnings)),
         )  # fmt: skip
     with steps("write"):
         for number, space in enumerate(job.spaces):

@@ -90,7 +90,8 @@ def assess(
     template_from_scan : ndarray, shape (4, 4)
         World mm to template mm.
     age_years : float or None
-        Age at the scan; None if it is not known.
+        Age to judge by (`tlseg_bids.postprocess.plausibility.judged_age_years`); None if it is not
+        known or before term.
     warnings : iterable of str
         What was odd about the scan.
 

@@ -8,14 +8,17 @@ Brain volume by age (both sexes, mm³, tissue and ventricles) is a chain of publ
 - from 26 months to 14 years + 26 % (25 to 27), thereafter down to that of 26 months at 71 to 80
   years: Courchesne et al. 2000, doi:10.1148/radiology.216.3.r00au37672.
 
-Between these ages its logarithm is interpolated linearly.
+Between these ages its logarithm is interpolated linearly. Before term nothing is expected: no
+source reaches there, and a brain is then far smaller than at birth.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from tlseg_bids.bids.scan import Age
 from tlseg_bids.postprocess.image_quality import neighbours
+from tlseg_bids.zoo.card import DAYS_PER_YEAR, TERM_WEEKS, age_in_years
 
 _BIRTH_MM3 = 341_000.0
 _THREE_WEEKS_MM3 = _BIRTH_MM3 * 1.215  # 1 % a day at birth, 0.4 % after 90 days
@@ -30,6 +33,24 @@ BRAIN_BY_AGE = {
     75.5: _TWO_YEARS_MM3,
 }
 """Age in years → mm³."""
+CORRECTED_YEARS = 2.0
+"""Up to this age since birth, a brain is as far as its post-menstrual age says."""
+
+
+def judged_age_years(age: Age) -> float | None:
+    """Age by which a brain is judged: since term in the first years, else since birth.
+
+    Returns
+    -------
+    float or None
+        Years since 40 post-menstrual weeks where these are known and the child is not
+        `CORRECTED_YEARS` old, else years since birth; None where neither is known, or before term.
+    """
+    years = age_in_years(age)
+    if age.pma_weeks is None or (age.days is not None and years >= CORRECTED_YEARS):
+        return years
+    since_term = (age.pma_weeks - TERM_WEEKS) * 7 / DAYS_PER_YEAR
+    return since_term if since_term >= 0 else None
 
 
 def expected_brain_mm3(age_years: float) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tlseg_bids.errors import ScanError
 from tlseg_bids.volume import Grid, load_labels, load_scan, load_volume
@@ -217,6 +218,39 @@ def test_a_mask(tmp_path: Path) -> None:
 def test_wrapped_integers(tmp_path: Path) -> None:
     true = np.random.default_rng(0).integers(0, 65535, size=(16, 16, 16))
     path = save(tmp_path / "a.nii.gz", true.astype(np.uint16).view(np.int16))
+    assert "intensities wrapped around" in refusal(path)
+
+
+def fluid_beside_nothing() -> np.ndarray:
+    """A brain cut out of its head, smooth, with the brightest fluid on its outside; 0 around it."""
+    places = np.moveaxis(np.indices((40, 40, 40)), 0, -1) - 19.5
+    radius = np.linalg.norm(places, axis=-1)
+    texture = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=radius.shape), 1.5)
+    return np.where(radius < 15, 100 * (0.5 + radius / 30 + texture), 0.0)
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.uint16])
+def test_clipped_fluid_beside_a_background_is_no_wrap(tmp_path: Path, kind: type) -> None:
+    data = fluid_beside_nothing()
+    clipped = np.minimum(data, np.percentile(data, 99.5))
+    path = tmp_path / "a.nii.gz"
+    image = nib.Nifti1Image(clipped, np.diag([2.0, 2, 2, 1]))
+    image.set_data_dtype(kind)
+    nib.save(image, path)
+    stored = np.asanyarray(nib.load(path).dataobj.get_unscaled())
+    assert np.ptp(stored.astype(int)) > 0.98 * 65535
+    volume, warnings = load_scan(path)
+    assert warnings == ()
+    assert np.allclose(volume.data.max(), clipped.max(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("full_scale", [3000, 64000])
+def test_undershoot_that_wrapped_beside_a_background_is_refused(tmp_path, full_scale) -> None:
+    data = fluid_beside_nothing()
+    sharp = data + 0.1 * (data - ndimage.gaussian_filter(data, 1, truncate=2))
+    path = save(
+        tmp_path / "a.nii.gz", (full_scale / sharp.max() * sharp).astype(np.int64).astype(np.uint16)
+    )
     assert "intensities wrapped around" in refusal(path)
 
 

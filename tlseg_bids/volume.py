@@ -31,6 +31,8 @@ MIN_SPACING_MM = 0.05
 THICK_MM = 4.5
 MAX_VOXELS = 1024**3
 MAX_WRAPPED_SHARE = 1e-4
+BACKGROUND_SHARE = 0.1
+CLIPPED_BRIGHT_SHARE = 0.1
 MAX_CLIPPED_SHARE = 0.02
 NOT_AN_IMAGE = (
     ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError,
@@ -331,10 +333,10 @@ def _check_integers(data: np.ndarray, image: nib.Nifti1Image, path: Path | str) 
     ends = sorted((limits.min * slope + inter, limits.max * slope + inter))
     reach = ends[1] - ends[0]
     if dtype.itemsize == 2 and float(data.max()) - float(data.min()) > 0.98 * reach:
-        pairs = np.abs(np.diff(data.T[:: max(1, data.shape[2] // 64)], axis=1)) > 0.9 * reach
-        if pairs.mean() > MAX_WRAPPED_SHARE:
+        wrapped = _wrapped_share(data.T[:: max(1, data.shape[2] // 64)], reach)
+        if wrapped > MAX_WRAPPED_SHARE:
             raise ScanError(
-                f"intensities wrapped around: {pairs.mean():.2%} of neighbouring voxels differ by "
+                f"intensities wrapped around: {wrapped:.2%} of neighbouring voxels differ by "
                 f"the whole range of {dtype}",
                 path, "export the scan again with a wider type, such as float32",
             )  # fmt: skip
@@ -343,3 +345,22 @@ def _check_integers(data: np.ndarray, image: nib.Nifti1Image, path: Path | str) 
     if clipped > MAX_CLIPPED_SHARE:
         return [f"{clipped:.0%} of the voxels are clipped at {float(top):g}"]
     return []
+
+
+def _wrapped_share(data: np.ndarray, reach: float) -> float:
+    """Share of neighbours that differ by nearly the range `reach` of the type.
+
+    Where the brightest voxels are clipped, those beside a constant background are left out: a
+    brain cut out and clipped at a percentile has fluid beside nothing.
+    """
+    low = np.minimum(data[:, 1:], data[:, :-1])
+    pairs = np.abs(np.diff(data, axis=1)) > 0.9 * reach
+    if not pairs.any():
+        return 0.0
+    values, counts = np.unique(low[pairs], return_counts=True)
+    background, top = values[counts.argmax()], data.max()
+    bright = int(np.count_nonzero(data > top - 0.1 * reach))
+    clipped = np.count_nonzero(data == top) > CLIPPED_BRIGHT_SHARE * bright
+    if clipped and np.mean(data == background) > BACKGROUND_SHARE:
+        pairs &= low != background
+    return float(pairs.mean())

@@ -33,3 +33,15 @@ def test_echoes_of_one_scan_are_no_repeated_scans(tmp_path) -> None:
     assert read(out, "group_volumes")["echo"].tolist() == [1, 2] * 4
     assert json.loads((out / "group_volumes.json").read_text())["echo"]["Description"]
     assert read(out, "group_reliability").empty
+
+
+def test_the_dictionary_says_what_a_brain_volume_and_an_exclusion_are(tmp_path) -> None:
+    assert main(study(tmp_path, some(3), None)) == 0
+    told = json.loads((tmp_path / "out" / "group_volumes.json").read_text())
+    assert told["brain_mm3"]["Description"] == (
+        "Volume of brain without the fluid around it (hard), as measured"
+    )
+    told = json.loads((tmp_path / "out" / "group_exclusion.json").read_text())
+    assert told["proposal"]["Levels"]["exclude"] == (
+        "a rater failed it, or nobody rated it and its verdict is exclude"
+    )

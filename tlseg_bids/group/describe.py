@@ -11,6 +11,7 @@ from tlseg_bids.group.outliers import Z_LIMIT
 from tlseg_bids.group.study import Key, Study
 
 MM3 = "mm^3"
+TOTAL_NAMES = {"brain": "brain without the fluid around it", "icv": "intracranial space"}
 
 
 def entry(text: str, units: str | None = None, levels: dict[str, str] | None = None) -> dict:
@@ -134,7 +135,7 @@ EXCLUSION = {
     "proposal": entry("What is proposed; no table leaves a scan out because of it", levels={
         "use": "nothing speaks against it, or a rater passed it",
         "look": "look at the report before using it",
-        "exclude": "a rater failed it"}),
+        "exclude": "a rater failed it, or nobody rated it and its verdict is exclude"}),
     "reasons": entry("Why, most important first"),
     "ratings": entry("Ratings of the present result"),
     "outliers": entry(f"Volumes whose robust_z is beyond {Z_LIMIT}"),
@@ -159,7 +160,7 @@ def volume(kind: str, feature: str, measure: str, strata: Sequence[Stratum]) -> 
     """Description of a volume column of the wide table."""
     name = feature.replace("_", " ")
     if feature in ("brain", "icv"):
-        name, measure = {"brain": "brain mask", "icv": "intracranial space"}[feature], "hard"
+        name, measure = TOTAL_NAMES[feature], "hard"
     if kind == "raw":
         return entry(f"Volume of {name} ({measure}), as measured", MM3)
     if kind == "asymmetry":

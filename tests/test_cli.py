@@ -342,6 +342,19 @@ def test_a_wrong_filter_file_is_65(capsys, folders, tmp_path, content, message):
     assert message in line
 
 
+@pytest.mark.parametrize(("place", "name"), [(0, "BIDS_DIR"), (1, "OUT_DIR")])
+@pytest.mark.parametrize("level", ["participant", "group"])
+def test_a_folder_whose_name_is_not_utf8_is_refused(app, capsys, folders, place, name, level):
+    latin1 = os.fsdecode(os.fsencode(folders[place]) + b"/\xe9tude/x")
+    Path(latin1).mkdir(parents=True)
+    words = [*folders[:place], latin1, *folders[place + 1 : 2], level]
+    line = refused(capsys, words, 64)
+    assert "the name of the folder, or of one above it, is not valid UTF-8" in line
+    assert f" – {name} {folders[place]}/\\udce9tude/x – rename it, or mount it under" in line
+    assert app.configs == []
+    assert list(Path(latin1).iterdir()) == []
+
+
 def test_nothing_may_be_written_into_the_dataset(app, capsys, folders, tmp_path):
     bids = folders[0]
     for out in (bids, f"{bids}/out", f"{bids}/sub-01/../x"):

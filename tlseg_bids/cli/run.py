@@ -172,14 +172,21 @@ def available_cpus() -> int:
 
 
 def check_folders(config: Config) -> None:
-    """Refuse folders that would change the input dataset.
+    """Refuse folders that would change the input dataset, or whose names no file could tell.
 
     Raises
     ------
     UsageError
         If the output is the dataset itself or lies in it outside ``derivatives``, or the folder
-        for temporary files or the database lies in it.
+        for temporary files or the database lies in it; if the path of the dataset or of the output
+        is not UTF-8, as tables, pages and the index of the dataset are.
     """
+    for name, folder in (("BIDS_DIR", config.bids_dir), ("OUT_DIR", config.out_dir)):
+        if not _is_utf8(folder):
+            raise UsageError(
+                "the name of the folder, or of one above it, is not valid UTF-8",
+                f"{name} {folder}", "rename it, or mount it under another path",
+            )  # fmt: skip
     bids_dir, out_dir = config.bids_dir.resolve(), config.out_dir.resolve()
     inside = out_dir.is_relative_to(bids_dir)
     if inside and not out_dir.is_relative_to(bids_dir / "derivatives"):
@@ -192,6 +199,14 @@ def check_folders(config: Config) -> None:
             raise UsageError(
                 f"{folder} lies in the input dataset", option, "choose a folder outside of it"
             )
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _run(config: Config) -> int:

@@ -24,7 +24,8 @@ class Recorded:
         self.keys.append(self.asked.key)
         found = self.asked.collected
         record = {
-            "ContentKey": self.asked.key, "Reason": "done", "Kept": False, "Files": ["adaptation.json"],
+            "ContentKey": self.asked.key, "Reason": "done", "Kept": False,
+            "Files": ["adaptation.json"],
             "Refused": [{"Name": x.name, "What": x.what, "Hint": x.hint} for x in found.refused],
             "Unlabelled": list(found.unlabelled),
         }  # fmt: skip

@@ -130,15 +130,16 @@ def made_up_job(scan: Scan, key: str = "key-1", **card: Any) -> Job:
 
 
 def made_up_segmentation(scan: Scan) -> Segmentation:
-    """A segmentation on the grid of `scan`, with the protocol ``aseg``."""
+    """A segmentation on the grid of `scan`, with ``aseg``; its table has no background."""
     image = nib.load(scan.path)
     grid = Grid(image.shape[:3], image.affine)
     protocol = load_protocol("aseg").table
     choices = np.arange(np.prod(grid.shape)).reshape(grid.shape) % len(protocol)
     labels = protocol["index"].to_numpy(np.int16)[choices]
-    count = np.bincount(choices.ravel(), minlength=len(protocol))
+    count = np.bincount(choices.ravel(), minlength=len(protocol))[1:]
+    structures = protocol.iloc[1:].reset_index(drop=True)
     volumes = pd.DataFrame({
-        "index": protocol["index"], "name": protocol["name"],
+        "index": structures["index"], "name": structures["name"],
         "hard_mm3": count * grid.voxel_mm3, "soft_mm3": count * grid.voxel_mm3,
         "voxels": count, "mean_confidence": np.where(count > 0, 0.5, np.nan),
     })  # fmt: skip

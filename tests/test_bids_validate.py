@@ -174,7 +174,7 @@ def test_what_is_written_is_valid(tmp_path, where):
     out.write_root([small_card()], {"aseg": load_protocol("aseg").table})
     for job in jobs:
         segmentation = made_up_segmentation(job.scan)
-        maps = [segmentation.confidence / 255] * len(segmentation.volumes)
+        maps = [segmentation.confidence / 255] * (1 + len(segmentation.volumes))
         with out.lock(job):
             out.write_scan(job, segmentation, {"seconds": {"read": 1.0}}, maps)
         paths = out.paths(job)

@@ -79,8 +79,9 @@ def write(out, job, found=None, **options):
 
 
 def probabilities(job):
+    """A map of the background and one of every structure."""
     one = np.full(SHAPE, 0.25, np.float16)
-    return (one for _ in made_up_segmentation(job.scan).volumes.index)
+    return (one for _ in range(1 + len(made_up_segmentation(job.scan).volumes)))
 
 
 # Names -------------------------------------------------------------------------------------------
@@ -251,17 +252,28 @@ def test_probabilities_that_do_not_fit_are_a_sentence(tmp_path, maps, what):
     assert [path.name for path in tmp_path.iterdir()] == ["a_T1w.nii.gz"]
 
 
-def test_the_uncertainty_is_the_entropy_of_all_labels(out, job):
+def test_the_uncertainty_is_the_entropy_of_all_labels_and_the_background(out, job):
     out.probabilities = True
-    number = len(made_up_segmentation(job.scan).volumes)
-    shares = np.zeros((number, *SHAPE), np.float32)
-    shares[0] = 1  # sure
-    shares[:, 0] = 1 / number  # all alike
-    shares[:2, 1], shares[2:, 1] = 0.5, 0  # two of them
-    write(out, job, probabilities=iter(shares))
+    names = list(made_up_segmentation(job.scan).volumes["name"])
+    number = 1 + len(names)
+    background = np.zeros(SHAPE, np.float32)
+    structures = np.zeros((len(names), *SHAPE), np.float32)
+    structures[3] = 1  # sure
+    background[0], structures[:, 0] = 1 / number, 1 / number  # all alike
+    background[1], structures[3, 1] = 0.5, 0.5  # the edge of a structure
+    structures[3, 2], structures[4, 2] = 0.5, 0.5  # between two structures
+    background[3], structures[3, 3] = 1, 0  # sure that nothing is there
+    write(out, job, probabilities=iter([background, *structures]))
     found = nib.load(out.paths(job).uncertainty).get_fdata()
-    for plane, expected in ((0, 1), (1, np.log(2) / np.log(number)), (2, 0)):
+    two = np.log(2) / np.log(number)
+    for plane, expected in enumerate((1, two, two, 0, 0)):
         assert found[plane] == pytest.approx(expected, abs=1 / 255), plane
+    maps = nib.load(out.paths(job).probseg).get_fdata()
+    assert maps == pytest.approx(np.moveaxis(structures, 0, -1), abs=1 / 255)
+    about = json.loads(out.paths(job).probseg.with_name(
+        out.paths(job).probseg.name.replace(".nii.gz", ".json")
+    ).read_text())  # fmt: skip
+    assert about["LabelMap"] == names
 
 
 def test_the_sidecar_says_where_the_labels_come_from(out, job):
@@ -288,13 +300,14 @@ def test_volumes_hold_every_label_and_their_units(out, job):
     write(out, job)
     paths = out.paths(job)
     table = pd.read_csv(paths.volumes, sep="\t")
-    assert table["index"].tolist() == PROTOCOLS["aseg"]["index"].tolist()
-    voxel = made_up_segmentation(job.scan).labels.grid.voxel_mm3
-    assert table["hard_mm3"].sum() == pytest.approx(np.prod(SHAPE) * voxel)
+    assert table["index"].tolist() == PROTOCOLS["aseg"]["index"].tolist()[1:]
+    labels = made_up_segmentation(job.scan).labels
+    expected = np.count_nonzero(labels.data) * labels.grid.voxel_mm3
+    assert table["hard_mm3"].sum() == pytest.approx(expected)
     content = json.loads(paths.volumes.with_suffix(".json").read_text())
     assert content["hard_mm3"]["Units"] == "mm^3"
     assert content["BrainVolume"]["Value"] == pytest.approx(
-        np.count_nonzero(made_up_segmentation(job.scan).brain_mask) * voxel
+        np.count_nonzero(made_up_segmentation(job.scan).brain_mask) * labels.grid.voxel_mm3
     )
     assert content["Calibration"] is None
 

@@ -35,7 +35,7 @@ def out(tmp_path):
         outputs.write_root([job.card], {"aseg": ASEG.table})
         found = made_up_segmentation(scan)
         labels = found.labels.data
-        maps = ((labels == index).astype(np.float32) for index in ASEG.indices[1:])
+        maps = ((labels == index).astype(np.float32) for index in ASEG.indices)
         files = outputs.write_scan(job, found, {}, maps)
         assert all(file.is_file() for file in files)
         assert outputs.finished(job)

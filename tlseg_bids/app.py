@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +187,7 @@ def run_job(
         }
         maps = None
         if outputs.probabilities or job.precomputed:
-            every = probability_maps(prediction.probabilities, prediction.grid, scan.grid)
-            maps = islice(every, 1, None)  # the background has no row in the table
+            maps = probability_maps(prediction.probabilities, prediction.grid, scan.grid)
         files = outputs.write_scan(job, segmentation, provenance, maps)
     return Outcome(job.scan, "done", files, dict(steps.seconds), peak_memory_gib())
 

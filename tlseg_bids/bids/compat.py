@@ -118,19 +118,19 @@ class Precomputed:
 def tissue_maps(
     maps: Iterable[np.ndarray], table: pd.DataFrame, tissues: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """Pass on the probability of every label but the background, and add it to its tissue.
+    """Pass on the probability of every channel, and add it to its tissue.
 
     Parameters
     ----------
     maps : iterable of ndarray, shape (I, J, K)
-        In the order of `table` without its first row.
+        In the order of `table`, the background first.
     table : DataFrame
         `LabelProtocol.table`.
     tissues : ndarray, shape (3, I, J, K)
         Zeros, filled as the maps pass.
     """
     rows = list(TISSUES)
-    for group, probability in zip(table["group"].iloc[1:], maps, strict=True):
+    for group, probability in zip(table["group"], maps, strict=True):
         if tissue := GROUPS.get(group):
             tissues[rows.index(tissue)] += probability
         yield probability

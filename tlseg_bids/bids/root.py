@@ -31,7 +31,7 @@ CONTAINER_VARIABLE = "TLSEG_CONTAINER"
 IGNORED = ("*.html", "figures", "group_*", "models", "logs", "compat")
 DESCRIPTIONS = {
     "brain": "Mask of the brain: every voxel that carries a label other than background",
-    "uncertainty": "Entropy of the labels' probabilities over its largest value, 0 to 1",
+    "uncertainty": "Entropy of labels and background over its largest value, 0 to 1",
     "volumes": "Volume and confidence of every label, one row each",
 }
 README = """# Structures of the brain, labelled by tlseg

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -230,8 +231,8 @@ class Derivatives:
             More for the sidecar: seconds per step, peak memory, steps. Keys are written in
             CamelCase (``peak_memory_gib`` becomes ``PeakMemoryGib``).
         probabilities : iterable of ndarray, shape (I, J, K), float 0 to 1
-            One per row of the volumes table; needed if the class was made with `probabilities`,
-            and for a `precomputed` job.
+            The background's, then one per row of the volumes table; needed if the class was made
+            with `probabilities`, and for a `precomputed` job.
 
         Returns
         -------
@@ -304,12 +305,13 @@ class Derivatives:
         write_json(sidecar_of(mask), {"Type": "Brain", **about})
 
     def _write_fractions(self, paths: ScanPaths, job, segmentation, probabilities) -> None:
-        """Probability of every label (4-D), and the entropy of all of them (3-D)."""
+        """Probability of every label (4-D); entropy of all of them and the background (3-D)."""
         scan, names = job.scan.path, [str(name) for name in segmentation.volumes["name"]]
         common = {"SpatialReference": job.scan.uri, "Sources": [job.scan.uri], **_model(job)}
         entropy = np.zeros(segmentation.labels.data.shape, np.float32)
-        passing = add_entropy(probabilities, len(names), entropy)
-        write_fractions(paths.probseg, passing, len(names), scan)
+        passing = add_entropy(probabilities, len(names) + 1, entropy)
+        structures = islice(passing, 1, None)  # the background has no row in the table
+        write_fractions(paths.probseg, structures, len(names), scan)
         write_json(sidecar_of(paths.probseg), {"LabelMap": names, **common})
         write_fractions(paths.uncertainty, [entropy], 1, scan)
         text = DESCRIPTIONS["uncertainty"]
@@ -319,12 +321,12 @@ class Derivatives:
 def add_entropy(
     probabilities: Iterable[np.ndarray], count: int, entropy: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """Pass every label's probabilities on, and add up their entropy.
+    """Pass every channel's probabilities on, and add up their entropy.
 
     Parameters
     ----------
     probabilities : iterable of ndarray, shape (I, J, K)
-        Of `count` labels, 0 to 1, background among them.
+        Of `count` channels, 0 to 1, background among them.
     count : int
         How many there are.
     entropy : ndarray of float32, shape (I, J, K)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,62 +22,22 @@ from scipy import special
 from tlseg_bids.bids import compat
 from tlseg_bids.bids.atomic import check_inside, clean_cell, write_json, write_text, writing_failed
 from tlseg_bids.bids.lock import hold
-from tlseg_bids.bids.names import BrokenName, build_name, without_extension
+from tlseg_bids.bids.metadata import (
+    KEY,
+    JobLike,
+    SegmentationLike,
+    calibrated,
+    column_texts,
+    model_of,
+    provenance_of,
+    sidecar_of,
+    totals,
+)
+from tlseg_bids.bids.names import BrokenName, build_name
 from tlseg_bids.bids.nifti import write_fractions, write_labels
 from tlseg_bids.bids.root import DESCRIPTIONS, write_root_files
-from tlseg_bids.bids.scan import Scan
-from tlseg_bids.bids.spaces import Space
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.errors import CannotCreateError
-
-KEY = "ContentKey"
-SCANNER = (
-    "Manufacturer", "ManufacturersModelName", "MagneticFieldStrength", "InstitutionName",
-    "StationName", "DeviceSerialNumber", "SoftwareVersions", "ReceiveCoilName",
-)  # fmt: skip
-"""What of a scan's own sidecar tells one scanner from another; kept for the group level."""
-COLUMNS = {
-    "hard_mm3": ("Volume of the voxels that carry the label", "mm^3"),
-    "soft_mm3": ("Sum of the label's probability over all voxels, times the voxel volume", "mm^3"),
-    "soft_low_mm3": ("Lower end of the interval for the volume in a reference", "mm^3"),
-    "soft_high_mm3": ("Upper end of the interval for the volume in a reference", "mm^3"),
-    "voxels": ("Number of voxels that carry the label", None),
-    "mean_confidence": ("Mean probability of the label over its own voxels, 0 to 1", None),
-    "predicted_dice": ("Dice overlap to expect with a reference, 0 to 1", None),
-    "volume_z": (
-        "Share of the brain against persons of this age: distance from their mean over "
-        "the spread of a further one",
-        None,
-    ),
-    "side_z": ("The same of (right − left) ÷ mean of both, at the left structure", None),
-}
-
-
-class JobLike(Protocol):
-    """What is needed of `tlseg_bids.flow.Job` (which this layer does not import)."""
-
-    scan: Scan
-    card: Any
-    reason: str
-    refused: tuple[Any, ...]
-    warnings: tuple[str, ...]
-    key: str
-    device: str
-    precomputed: bool
-    spaces: tuple[Space, ...]
-
-
-class SegmentationLike(Protocol):
-    """What is needed of `tlseg_bids.flow.Segmentation`."""
-
-    labels: Any
-    brain_mask: np.ndarray
-    volumes: pd.DataFrame
-    qc: dict[str, float]
-    flags: tuple[str, ...]
-    unmeasured: dict[str, str]
-    verdict: str
-    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -113,11 +73,6 @@ class ScanPaths:
             path for pair in self.standard for data in pair for path in (data, sidecar_of(data))
         )
         return (*own, *self.precomputed, *spaces)
-
-
-def sidecar_of(path: Path) -> Path:
-    """The JSON beside a NIfTI or TSV file."""
-    return path.with_name(without_extension(path.name).removesuffix(".tsv") + ".json")
 
 
 class Derivatives:
@@ -256,10 +211,10 @@ class Derivatives:
         volumes = segmentation.volumes
         write_labels(paths.dseg, segmentation.labels.data, scan, int(volumes["index"].max()))
         write_labels(paths.mask, segmentation.brain_mask.astype(np.uint8), scan, 1)
-        write_json(sidecar_of(paths.mask), {"Type": "Brain", **common, **_model(job)})
+        write_json(sidecar_of(paths.mask), {"Type": "Brain", **common, **model_of(job)})
         write_text(paths.volumes, _tsv(volumes))
-        write_json(sidecar_of(paths.volumes), {**_column_texts(volumes), **common,
-                   **_totals(segmentation), **_calibrated(job), **_model(job)})  # fmt: skip
+        write_json(sidecar_of(paths.volumes), {**column_texts(volumes), **common,
+                   **totals(segmentation), **calibrated(job), **model_of(job)})  # fmt: skip
         probabilities = probabilities or ()
         if job.precomputed:
             table, grid = job.card.protocol_of(job.card.protocol).table, segmentation.labels.grid
@@ -271,7 +226,7 @@ class Derivatives:
             collections.deque(probabilities, maxlen=0)  # those that were not written
             other = compat.Precomputed(self.out_dir, job.scan, job.card.protocol)
             other.write(segmentation.labels.data, segmentation.brain_mask, table, tissues)
-        write_json(paths.sidecar, {**common, **_sidecar(job, segmentation, provenance)})
+        write_json(paths.sidecar, {**common, **provenance_of(job, segmentation, provenance)})
         return paths.files
 
     def write_space(
@@ -299,7 +254,7 @@ class Derivatives:
             "Sources": [job.scan.uri],
             "TemplateFromScan": np.round(matrix, 6).tolist(),
             **({"Resolution": f"That of {space}"} if space.res else {}),
-            **_model(job),
+            **model_of(job),
         }
         write_json(sidecar_of(dseg), {"Manual": False, **about})
         write_json(sidecar_of(mask), {"Type": "Brain", **about})
@@ -307,7 +262,7 @@ class Derivatives:
     def _write_fractions(self, paths: ScanPaths, job, segmentation, probabilities) -> None:
         """Probability of every label (4-D); entropy of all of them and the background (3-D)."""
         scan, names = job.scan.path, [str(name) for name in segmentation.volumes["name"]]
-        common = {"SpatialReference": job.scan.uri, "Sources": [job.scan.uri], **_model(job)}
+        common = {"SpatialReference": job.scan.uri, "Sources": [job.scan.uri], **model_of(job)}
         entropy = np.zeros(segmentation.labels.data.shape, np.float32)
         passing = add_entropy(probabilities, len(names) + 1, entropy)
         structures = islice(passing, 1, None)  # the background has no row in the table
@@ -345,78 +300,6 @@ def _in_archive(file: Path) -> str:
     return "/".join(parts[start:])
 
 
-def _model(job: JobLike) -> dict[str, Any]:
-    weights = job.card.weights
-    return {
-        "Model": {
-            "Name": job.card.name, "Version": job.card.version, "Status": job.card.status,
-            "Sha256": weights.sha256, "Licence": weights.licence,
-        }
-    }  # fmt: skip
-
-
-def _sidecar(job: JobLike, segmentation: SegmentationLike, provenance: Mapping[str, Any]) -> dict:
-    """Everything about how the label map came to be; the content key stands last."""
-    age = job.scan.age
-    return {
-        "Description": f"Structures of the brain in the protocol '{job.card.protocol}'",
-        "Manual": False,
-        **_model(job),
-        "ModelReason": job.reason,
-        "ModelsRefused": [{"Model": no.model, "Reason": no.reason} for no in job.refused],
-        "Age": {"Days": age.days, "PostMenstrualWeeks": age.pma_weeks, "Source": age.source},
-        "ContrastAgent": job.scan.contrast_agent,
-        "Scanner": {key: job.scan.sidecar[key] for key in SCANNER if key in job.scan.sidecar},
-        "Warnings": list(job.warnings),
-        "Verdict": {"Decision": segmentation.verdict, "Reasons": list(segmentation.reasons)},
-        "Flags": list(segmentation.flags),
-        "QualityControl": segmentation.qc,
-        "Device": job.device,
-        **{_camel(name): value for name, value in provenance.items()},
-        KEY: job.key,
-    }
-
-
-def _camel(name: str) -> str:
-    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
-
-
 def _tsv(table: pd.DataFrame) -> str:
     lines = [table.columns, *table.itertuples(index=False)]
     return "".join("\t".join(clean_cell(cell) for cell in line) + "\n" for line in lines)
-
-
-def _column_texts(table: pd.DataFrame) -> dict[str, Any]:
-    texts = {}
-    for name in table.columns:
-        if name in COLUMNS:
-            description, units = COLUMNS[name]
-            texts[name] = {"Description": description, **({"Units": units} if units else {})}
-    return texts
-
-
-def _totals(segmentation: SegmentationLike) -> dict[str, Any]:
-    """Brain volume, and the intracranial volume or why there is none."""
-    voxel_mm3, qc = segmentation.labels.grid.voxel_mm3, segmentation.qc
-    mask = float(np.count_nonzero(segmentation.brain_mask)) * voxel_mm3
-    icv = {
-        "Value": qc.get("icv_mm3"), "Units": "mm^3",
-        "Description": "Volume inside the skull: brain, ventricles and the fluid around the brain",
-    }  # fmt: skip
-    if why := segmentation.unmeasured.get("icv_mm3"):
-        icv["Reason"] = why
-    return {
-        "BrainVolume": {
-            "Value": qc.get("brain_mm3", mask), "Units": "mm^3",
-            "Description": "Volume of the brain mask without the fluid around the brain",
-        },
-        "IntracranialVolume": icv,
-    }  # fmt: skip
-
-
-def _calibrated(job: JobLike) -> dict[str, Any]:
-    """What predicted Dice and the intervals of volumes rest on."""
-    given = getattr(job.card, "calibration", None)
-    if not given:
-        return {"Calibration": None}
-    return {"Calibration": {"How": given.how, "IntervalLevel": given.level}}

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tlseg_bids.bids.age import age_from_rows
+from tlseg_bids.bids.metadata import SCANNER
 from tlseg_bids.bids.scan import Age
 from tlseg_bids.bids.sidecar import SidecarReader
 from tlseg_bids.bids.tables import Table, read_table
-from tlseg_bids.bids.write import SCANNER
 from tlseg_bids.group.study import Key, listed, number, snake
 from tlseg_bids.report.derivatives import LabelledScan
 from tlseg_bids.report.timing import date_days

@@ -39,6 +39,7 @@ from tlseg_bids.bids.lock import hold
 from tlseg_bids.bids.nifti import write_fractions, write_labels
 from tlseg_bids.bids.runlog import PLAN_COLUMNS, RunLog, new_run_id
 from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.spaces import Space
 from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.errors import (
     CannotCreateError,
@@ -391,6 +392,123 @@ def test_the_key_is_written_last_and_an_old_one_goes_first(out, job, monkeypatch
         out.write_scan(job, segmentation, {})
     assert not out.paths(job).sidecar.exists()
     assert not out.finished(job)
+
+
+def test_the_mask_of_another_protocol_is_not_taken_for_ones_own(out, job, monkeypatch):
+    other = dataclasses.replace(job, card=small_card(protocol="braincolor"), key="key-2")
+    write(out, job)
+    write(out, other)
+    assert out.finished(other)
+    assert not out.finished(job)
+    write(out, job)
+    assert out.finished(job)
+    assert not out.finished(other)
+
+    def die_at_the_mask(path, *content):
+        write_labels(path, *content)
+        if "_mask" in path.name:
+            raise KeyboardInterrupt
+        return path
+
+    monkeypatch.setattr("tlseg_bids.bids.write.write_labels", die_at_the_mask)
+    with pytest.raises(KeyboardInterrupt):
+        write(out, other)
+    assert out.paths(job).sidecar.exists()
+    assert not out.finished(job)
+
+
+def test_two_protocols_do_not_write_the_mask_of_a_scan_at_a_time(out, job):
+    other = dataclasses.replace(job, card=small_card(protocol="braincolor"))
+    with out.lock(job), pytest.raises(LockedError, match="is being processed"), out.lock(other):
+        pass
+
+
+@pytest.fixture
+def everything(out, job):
+    """A result with all that can be asked for, and the job of the next one, which asks for none."""
+    template = out.bids_dir.parent / "tpl-X" / "tpl-X_T1w.nii.gz"
+    template.parent.mkdir()
+    template.write_bytes(job.scan.path.read_bytes())
+    asked = dataclasses.replace(job, precomputed=True, spaces=(Space("X", file=template),))
+    out.probabilities = True
+    out.write_space(asked, 0, made_up_segmentation(job.scan), np.eye(4))
+    files = write(out, asked, probabilities=probabilities(job))
+    assert out.finished(asked)
+    out.probabilities = False
+    return files, dataclasses.replace(job, key="key-2")
+
+
+def test_nothing_of_an_old_result_is_left_beside_a_new_one(out, everything):
+    old, new = everything
+    files = write(out, new)
+    assert out.finished(new)
+    assert not [path for path in set(old) - set(files) if path.exists()]
+    assert len(old) > 2 * len(files)
+
+
+def test_the_optional_files_of_another_protocol_stay(out, everything):
+    old, new = everything
+    write(out, dataclasses.replace(new, card=small_card(protocol="braincolor")))
+    assert all(path.exists() for path in old)
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_a_kill_at_no_moment_leaves_old_beside_new(out, everything, monkeypatch):
+    old, new = everything
+    whole = {path: path.read_bytes() for path in old}
+    steps, unlink, replace = 0, Path.unlink, Path.replace
+
+    def dying(change):
+        def step(path, *words, **options):
+            nonlocal steps
+            if path.suffix != ".lock":
+                steps -= 1
+                if steps < 0:
+                    raise _Killed
+            return change(path, *words, **options)
+
+        return step
+
+    for number in range(1000):
+        for path, content in whole.items():
+            path.write_bytes(content)
+        steps = number
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", dying(unlink))
+            patched.setattr(Path, "replace", dying(replace))
+            try:
+                write(out, new)
+            except _Killed:
+                left = {path for path in old if path.exists()}
+                as_before = all(path.read_bytes() == whole[path] for path in left)
+                done = out.finished(new) and left <= set(out.paths(new).files)
+                assert as_before or done or not out.paths(new).sidecar.exists(), number
+            else:
+                break
+    assert number > 20
+    assert out.finished(new)
+
+
+def test_an_old_file_that_cannot_be_removed_is_a_sentence(out, everything, monkeypatch):
+    old, new = everything
+    stale = next(path for path in old if path.name.endswith("_desc-uncertainty_probseg.nii.gz"))
+    unlink = Path.unlink
+
+    def refuse(path, **options):
+        if path == stale:
+            raise PermissionError(13, "Permission denied")
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(CannotCreateError) as error:
+        write(out, new)
+    assert str(error.value) == (
+        f"the file cannot be made (Permission denied) – {stale} – check that the output folder may "
+        "be written to"
+    )
 
 
 def _write_and_die(out, job, segmentation):

@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.datasets import config, made_up_job, made_up_segmentation, make_dataset
+from tests.cards import small_card
+from tests.datasets import SHAPE, config, made_up_job, made_up_segmentation, make_dataset
 from tlseg_bids.bids.compat import TISSUES, first_of_visit
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.validate import find_validator
@@ -40,6 +41,55 @@ def out(tmp_path):
         assert all(file.is_file() for file in files)
         assert outputs.finished(job)
     return outputs.out_dir
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """An output folder, and a job for each of two runs that share their names in ``compat``."""
+    raw = make_dataset(tmp_path / "raw", [
+        f"sub-01/ses-a/anat/sub-01_ses-a_run-{run}_T1w.nii.gz" for run in (1, 2)
+    ])  # fmt: skip
+    jobs = [made_up_job(scan, f"key-{n}") for n, scan in enumerate(discover(config(raw))[0], 1)]
+    return Derivatives(tmp_path / "out", raw), *jobs
+
+
+def asked(job):
+    return dataclasses.replace(job, precomputed=True)
+
+
+def write(outputs, job):
+    count = len(load_protocol(job.card.protocol))
+    maps = (np.full(SHAPE, 1 / count, np.float32) for _ in range(count))
+    return outputs.write_scan(job, made_up_segmentation(job.scan), {}, maps)
+
+
+def test_another_run_of_the_session_takes_the_place_of_the_first(two_runs):
+    outputs, first, second = two_runs
+    write(outputs, asked(first))
+    write(outputs, second)
+    assert outputs.finished(asked(first))
+    assert outputs.finished(second)
+    assert not outputs.finished(asked(second))
+    files = write(outputs, asked(second))
+    assert outputs.finished(asked(second))
+    assert not outputs.finished(asked(first))
+    told = [json.loads(f.read_text()) for f in files if "compat" in f.parts and f.suffix == ".json"]
+    assert {source for about in told for source in about["Sources"]} == {second.scan.uri}
+    write(outputs, first)  # takes nothing of the second run away
+    assert outputs.finished(asked(second))
+    write(outputs, second)
+    assert names(outputs.out_dir / "compat") == []
+
+
+def test_another_protocol_leaves_nothing_of_the_first(two_runs):
+    outputs, job, _ = two_runs
+    write(outputs, asked(job))
+    other = dataclasses.replace(job, card=small_card(protocol="braincolor"), key="key-3")
+    files = write(outputs, asked(other))
+    written = sorted(f.name for f in files if "compat" in f.parts and f.name.endswith(".nii.gz"))
+    assert names(outputs.out_dir / "compat") == written
+    assert not any("desc-aseg" in name for name in written)
+    assert not outputs.finished(asked(job))
 
 
 def names(folder):

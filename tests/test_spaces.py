@@ -104,6 +104,8 @@ def out(tmp_path):
     next(outputs.out_dir.rglob(f"*{NAME}_res-2_desc-brain_mask.json")).unlink()
     assert not outputs.finished(job)
     outputs.write_space(job, 0, found, np.eye(4))
+    assert not outputs.paths(job).sidecar.exists()
+    outputs.write_scan(job, found, {})
     return outputs.out_dir
 
 
@@ -115,6 +117,33 @@ def test_names_and_sidecar_in_a_standard_space(out) -> None:
     assert told["SpatialReference"] == f"{archive}/tpl-{NAME}/tpl-{NAME}_res-02_T1w.nii.gz"
     assert told["TemplateFromScan"] == np.eye(4).tolist()
     assert told["Resolution"] == f"That of {NAME}:res-2"
+
+
+def test_the_t1w_takes_the_place_of_a_t2w_of_its_name(tmp_path) -> None:
+    names = [f"sub-01/anat/sub-01_{suffix}.nii.gz" for suffix in ("T1w", "T2w")]
+    raw = make_dataset(tmp_path / "raw", names)
+    template = tmp_path / f"tpl-{NAME}" / "x_T1w.nii.gz"
+    template.parent.mkdir()
+    shutil.copyfile(raw / names[0], template)
+    plain = {scan.suffix: made_up_job(scan, scan.suffix) for scan in discover(config(raw))[0]}
+    spaced = {
+        suffix: dataclasses.replace(job, spaces=(Space(NAME, file=template),))
+        for suffix, job in plain.items()
+    }
+    outputs, found = Derivatives(tmp_path / "out", raw), made_up_segmentation(plain["T1w"].scan)
+    outputs.write_scan(plain["T1w"], found, {})
+    outputs.write_space(spaced["T2w"], 0, found, np.eye(4))
+    outputs.write_scan(spaced["T2w"], found, {})
+    assert outputs.finished(plain["T1w"])
+    assert not outputs.finished(spaced["T1w"])
+    outputs.write_space(spaced["T1w"], 0, found, np.eye(4))
+    outputs.write_scan(spaced["T1w"], found, {})
+    assert outputs.finished(spaced["T1w"])
+    assert outputs.finished(plain["T2w"])
+    outputs.write_scan(plain["T2w"], found, {})  # takes nothing of the T1w away
+    assert outputs.finished(spaced["T1w"])
+    outputs.write_scan(plain["T1w"], found, {})
+    assert not [path for path in outputs.out_dir.rglob("*") if in_standard_space(path)]
 
 
 def test_reports_tables_and_scores_keep_to_the_grid_of_the_scan(out) -> None:

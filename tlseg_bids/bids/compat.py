@@ -17,9 +17,11 @@ import numpy as np
 import pandas as pd
 
 from tlseg_bids import __version__
-from tlseg_bids.bids.atomic import as_json, update_text, write_json
+from tlseg_bids.bids.atomic import as_json, update_text
+from tlseg_bids.bids.metadata import sidecar_of
 from tlseg_bids.bids.names import build_name
 from tlseg_bids.bids.nifti import write_fractions, write_labels
+from tlseg_bids.bids.owner import Owner, remove_file
 from tlseg_bids.bids.scan import Scan
 
 FOLDER = "compat"
@@ -49,13 +51,13 @@ class Precomputed:
     def __init__(self, out_dir: Path, scan: Scan, protocol: str) -> None:
         self.root, self.scan, self.protocol = out_dir / FOLDER, scan, protocol
         visit = {key: value for key, value in scan.entities.items() if key in ("sub", "ses")}
-        self._folder = self.root.joinpath(*(f"{k}-{v}" for k, v in visit.items()), "anat")
+        self.folder = self.root.joinpath(*(f"{k}-{v}" for k, v in visit.items()), "anat")
         self._spaces = [{**visit, "space": scan.suffix}]
         if scan.suffix == "T1w":
             self._spaces.append(visit)
 
     def _path(self, entities: Mapping[str, str], suffix: str, **more: str) -> Path:
-        return self._folder / build_name({**entities, **more}, suffix, ".nii.gz")
+        return self.folder / build_name({**entities, **more}, suffix, ".nii.gz")
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -66,15 +68,18 @@ class Precomputed:
             if self.protocol == ASEG:
                 images.append(self._path(entities, "dseg", desc=ASEG))
             images += [self._path(entities, "probseg", label=tissue) for tissue in TISSUES]
-        return tuple(path for image in images for path in (image, _json(image)))
+        return tuple(path for image in images for path in (image, sidecar_of(image)))
 
     def write(
-        self, labels: np.ndarray, mask: np.ndarray, table: pd.DataFrame, tissues: np.ndarray
-    ) -> None:
-        """Write the files.
+        self, owner: Owner, labels: np.ndarray, mask: np.ndarray, table: pd.DataFrame,
+        tissues: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Write the files, in place of those of another scan or protocol.
 
         Parameters
         ----------
+        owner : Owner
+            The result that they are of.
         labels, mask : ndarray, shape (I, J, K)
             Indices of the protocol; the brain.
         table : DataFrame
@@ -83,23 +88,25 @@ class Precomputed:
             Probability of each of `TISSUES`, as `tissue_maps` collects it.
         """
         self._describe()
-        source = {"Sources": [self.scan.uri]}
+        place = {"SpatialReference": self.scan.uri}
         index = {g: TISSUES[tissue] for g, tissue in GROUPS.items()}
         code = np.zeros(int(table["index"].max()) + 1, np.uint8)
         code[table["index"]] = table["group"].map(index).fillna(0)
         for entities in self._spaces:
-            scan = self.scan.path
+            scan, aseg = self.scan.path, self._path(entities, "dseg", desc=ASEG)
             paths = [(self._path(entities, "mask", desc="brain"), {"Type": "Brain"}, mask)]
             paths.append((self._path(entities, "dseg"), {"Manual": False}, code[labels]))
             if self.protocol == ASEG:
-                paths.append((self._path(entities, "dseg", desc=ASEG), {"Manual": False}, labels))
+                paths.append((aseg, {"Manual": False}, labels))
+            else:
+                remove_file(aseg)
+                remove_file(sidecar_of(aseg))
             for path, about, data in paths:
-                write_labels(path, data.astype(np.int16), scan, int(data.max()))
-                write_json(_json(path), {"SpatialReference": self.scan.uri, **about, **source})
+                owner.write({**place, **about}, write_labels, path, data.astype(np.int16), scan,
+                            int(data.max()))  # fmt: skip
             for tissue, probability in zip(TISSUES, tissues, strict=True):
                 path = self._path(entities, "probseg", label=tissue)
-                write_fractions(path, [probability], 1, scan)
-                write_json(_json(path), {"SpatialReference": self.scan.uri, **source})
+                owner.write(place, write_fractions, path, [probability], 1, scan)
 
     def _describe(self) -> None:
         about = {
@@ -134,10 +141,6 @@ def tissue_maps(
         if tissue := GROUPS.get(group):
             tissues[rows.index(tissue)] += probability
         yield probability
-
-
-def _json(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
 
 
 def first_of_visit(scans: Iterable[Any]) -> set[int]:

@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import special
 
 from tlseg_bids.bids import compat
-from tlseg_bids.bids.atomic import check_inside, clean_cell, write_json, write_text, writing_failed
+from tlseg_bids.bids.atomic import check_inside, clean_cell, write_json, write_text
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.bids.metadata import (
     KEY,
@@ -35,9 +35,13 @@ from tlseg_bids.bids.metadata import (
 )
 from tlseg_bids.bids.names import BrokenName, build_name
 from tlseg_bids.bids.nifti import write_fractions, write_labels
+from tlseg_bids.bids.owner import Owner, remove_file
 from tlseg_bids.bids.root import DESCRIPTIONS, write_root_files
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.errors import CannotCreateError
+
+VISIT_WAIT_S = 600.0
+"""How long another scan of a session is waited for that writes names which both could have."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,13 @@ class ScanPaths:
             path for pair in self.standard for data in pair for path in (data, sidecar_of(data))
         )
         return (*own, *self.precomputed, *spaces)
+
+    @property
+    def shared(self) -> tuple[Path, ...]:
+        """JSON of each image whose name another protocol's or another scan's could have too."""
+        images = (self.mask, *(data for pair in self.standard for data in pair))
+        other = (path for path in self.precomputed if path.suffix == ".json")
+        return (*map(sidecar_of, images), *other)
 
 
 class Derivatives:
@@ -130,12 +141,16 @@ class Derivatives:
         )  # fmt: skip
 
     def finished(self, job: JobLike) -> bool:
-        """Whether the scan was done before with the same content key and every file is there."""
-        paths = self.paths(job)
+        """Whether the scan was done before with the same content key and every file is there.
+
+        Files whose names others share count where they are of this result.
+        """
+        paths, owner = self.paths(job), Owner.of(job)
         content, problem = read_json(paths.sidecar)
         if problem or content.get(KEY) != job.key:
             return False
-        return all(path.is_file() and path.stat().st_size > 0 for path in paths.files)
+        there = all(path.is_file() and path.stat().st_size > 0 for path in paths.files)
+        return there and all(owner.finished(sidecar) for sidecar in paths.shared)
 
     def lock(self, job: JobLike, wait_s: float = 0.0) -> contextlib.AbstractContextManager[None]:
         """Hold this around checking, processing and writing a scan.
@@ -143,10 +158,19 @@ class Derivatives:
         Entering it raises `LockedError` if another run processes the same scan for longer than
         `wait_s` seconds.
         """
-        name = f"{job.scan.stem}_{job.scan.suffix}_{job.card.protocol}"
+        what = f"{job.scan.path.name} is being processed"
+        return self._hold(f"{job.scan.stem}_{job.scan.suffix}", what, wait_s)
+
+    def _lock_visit(self, job: JobLike) -> contextlib.AbstractContextManager[None]:
+        """Hold this around names that several scans of a session could have."""
+        visit = {key: value for key, value in job.scan.entities.items() if key in ("sub", "ses")}
+        name = "_".join(f"{key}-{value}" for key, value in visit.items())
+        return self._hold(name, f"{name} is being written", VISIT_WAIT_S)
+
+    def _hold(self, name: str, what: str, wait_s: float) -> contextlib.AbstractContextManager[None]:
         mark = hashlib.sha1(name.encode()).hexdigest()[:8]
         path = self.out_dir / "logs" / "locks" / f"{name[:150]}-{mark}.lock"
-        return hold(path, f"{job.scan.path.name} is being processed", wait_s)
+        return hold(path, what, wait_s)
 
     def write_root(self, cards: Iterable[Any], protocols: Mapping[str, pd.DataFrame]) -> None:
         """Write or update the files at the root of the output folder.
@@ -176,6 +200,8 @@ class Derivatives:
     ) -> tuple[Path, ...]:
         """Write all derivatives of a scan; hold `lock` meanwhile.
 
+        What an earlier result of the scan in this protocol had beyond them is removed.
+
         Parameters
         ----------
         job : Job
@@ -201,17 +227,17 @@ class Derivatives:
         ScanError
             If the result does not fit the scan's grid.
         """
-        paths, scan = self.paths(job), job.scan.path
-        check_inside(paths.dseg.parent, self.out_dir)
+        paths, scan, owner = self._begin(job), job.scan.path, Owner.of(job)
+        other = compat.Precomputed(self.out_dir, job.scan, job.card.protocol)
+        with self._lock_visit(job):
+            for folder in (paths.dseg.parent, other.folder):
+                owner.remove_others(folder, paths.files)
         common = {"SpatialReference": job.scan.uri, "Sources": [job.scan.uri]}
-        try:
-            paths.sidecar.unlink(missing_ok=True)
-        except OSError as error:
-            raise writing_failed(error, paths.sidecar) from error
         volumes = segmentation.volumes
         write_labels(paths.dseg, segmentation.labels.data, scan, int(volumes["index"].max()))
-        write_labels(paths.mask, segmentation.brain_mask.astype(np.uint8), scan, 1)
-        write_json(sidecar_of(paths.mask), {"Type": "Brain", **common, **model_of(job)})
+        mask = segmentation.brain_mask.astype(np.uint8)
+        owner.write({"Type": "Brain", **common, **model_of(job)}, write_labels, paths.mask, mask,
+                    scan, 1)  # fmt: skip
         write_text(paths.volumes, _tsv(volumes))
         write_json(sidecar_of(paths.volumes), {**column_texts(volumes), **common,
                    **totals(segmentation), **calibrated(job), **model_of(job)})  # fmt: skip
@@ -224,8 +250,8 @@ class Derivatives:
             self._write_fractions(paths, job, segmentation, probabilities)
         if job.precomputed:
             collections.deque(probabilities, maxlen=0)  # those that were not written
-            other = compat.Precomputed(self.out_dir, job.scan, job.card.protocol)
-            other.write(segmentation.labels.data, segmentation.brain_mask, table, tissues)
+            with self._lock_visit(job):
+                other.write(owner, segmentation.labels.data, mask, table, tissues)
         write_json(paths.sidecar, {**common, **provenance_of(job, segmentation, provenance)})
         return paths.files
 
@@ -245,32 +271,39 @@ class Derivatives:
             From the world of the scan to that of the template, mm.
         """
         space = job.spaces[number]
-        dseg, mask = self.paths(job).standard[number]
-        largest = int(segmentation.volumes["index"].max())
-        write_labels(dseg, segmentation.labels.data, space.file, largest)
-        write_labels(mask, segmentation.brain_mask.astype(np.uint8), space.file, 1)
+        dseg, mask = self._begin(job).standard[number]
+        owner, largest = Owner.of(job), int(segmentation.volumes["index"].max())
         about = {
             "SpatialReference": f"https://templateflow.s3.amazonaws.com/{_in_archive(space.file)}",
-            "Sources": [job.scan.uri],
             "TemplateFromScan": np.round(matrix, 6).tolist(),
             **({"Resolution": f"That of {space}"} if space.res else {}),
             **model_of(job),
         }
-        write_json(sidecar_of(dseg), {"Manual": False, **about})
-        write_json(sidecar_of(mask), {"Type": "Brain", **about})
+        brain = segmentation.brain_mask.astype(np.uint8)
+        with self._lock_visit(job):
+            owner.write({"Manual": False, **about}, write_labels, dseg, segmentation.labels.data,
+                        space.file, largest)  # fmt: skip
+            owner.write({"Type": "Brain", **about}, write_labels, mask, brain, space.file, 1)
+
+    def _begin(self, job: JobLike) -> ScanPaths:
+        """Before anything of a scan is written: it no longer counts as finished."""
+        paths = self.paths(job)
+        check_inside(paths.dseg.parent, self.out_dir)
+        remove_file(paths.sidecar)
+        return paths
 
     def _write_fractions(self, paths: ScanPaths, job, segmentation, probabilities) -> None:
         """Probability of every label (4-D); entropy of all of them and the background (3-D)."""
         scan, names = job.scan.path, [str(name) for name in segmentation.volumes["name"]]
-        common = {"SpatialReference": job.scan.uri, "Sources": [job.scan.uri], **model_of(job)}
+        owner, common = Owner.of(job), {"SpatialReference": job.scan.uri, **model_of(job)}
         entropy = np.zeros(segmentation.labels.data.shape, np.float32)
         passing = add_entropy(probabilities, len(names) + 1, entropy)
         structures = islice(passing, 1, None)  # the background has no row in the table
-        write_fractions(paths.probseg, structures, len(names), scan)
-        write_json(sidecar_of(paths.probseg), {"LabelMap": names, **common})
-        write_fractions(paths.uncertainty, [entropy], 1, scan)
+        owner.write({"LabelMap": names, **common}, write_fractions, paths.probseg, structures,
+                    len(names), scan)  # fmt: skip
         text = DESCRIPTIONS["uncertainty"]
-        write_json(sidecar_of(paths.uncertainty), {"Description": text, **common})
+        owner.write({"Description": text, **common}, write_fractions, paths.uncertainty, [entropy],
+                    1, scan)  # fmt: skip
 
 
 def add_entropy(

@@ -30,9 +30,10 @@ from tlseg_bids.preprocess.intensity import standardise
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.preprocess.register import TURNS, centroids
 from tlseg_bids.segment.fine import Quarters, open_voxels
-from tlseg_bids.segment.model import Ask, _answer, _mirrored, load_model, locate, segment
+from tlseg_bids.segment.model import Ask, Models, _answer, _mirrored, load_model, locate, segment
 from tlseg_bids.segment.walk import sliding
 from tlseg_bids.volume import Grid, Volume
+from tlseg_bids.zoo.calibration import Calibration
 
 CARD = small_card(
     networks={
@@ -452,3 +453,34 @@ def test_windows_may_have_sides_of_their_own():
     torch.testing.assert_close(found, image[0])
     assert {shape for _, shape in shown} == {(8, 8, 6)}
     assert [corner for corner, _ in shown] == [(0, 0, 0), (0, 0, 2), (0, 4, 0), (0, 4, 2)]
+
+
+def test_cards_that_share_their_weights_are_models_of_their_own(monkeypatch):
+    monkeypatch.setattr("tlseg_bids.segment.model.load_weights", lambda *_: {})
+    monkeypatch.setattr("tlseg_bids.segment.model.load_model", lambda card, *_: [card])
+    models, card = Models(), small_card()
+    cards = (
+        card,
+        replace(card, strategy={"name": "whole"}),
+        replace(card, calibration=Calibration("made up", {"aseg": 1.5})),
+        replace(card, heads=("aseg", "braincolor")),
+        replace(card, path=Path("elsewhere.toml")),
+    )
+    for one in cards:
+        assert models.get(one, "cpu") == [one]
+        assert models.get(one, "cpu") is models.get(one, "cpu")
+
+
+def test_a_template_is_found_anew_for_each_card(tmp_path, monkeypatch):
+    frames, asked = {}, []
+    grid = Grid((2, 2, 2), np.eye(4))
+    monkeypatch.setattr(app, "load_volume", lambda _: Volume(np.zeros((2, 2, 2)), grid))
+    monkeypatch.setattr(app, "locate", lambda _: None)
+    monkeypatch.setattr(app, "find_template", lambda _volume, options, *_: asked.append(options))
+    prepared = SimpleNamespace(template_from_native=np.eye(4))
+    monkeypatch.setattr(app, "settle", lambda *_: (prepared, 1.0))
+    scan = Scan(tmp_path / "sub-01_T1w.nii.gz", tmp_path, {"sub": "01"}, "T1w")
+    for spacing_mm in (1.0, 2.0, 1.0):
+        job = made_up_job(scan, preprocess={"spacing_mm": spacing_mm})
+        app.template_frame(tmp_path / "t.nii.gz", job, SimpleNamespace(template=None), frames)
+    assert asked == [{"spacing_mm": 1.0}, {"spacing_mm": 2.0}]

@@ -40,6 +40,7 @@ from tlseg_bids.resources import (
 from tlseg_bids.runner import Labour, Progress, Steps, Work, exit_code, run_jobs
 from tlseg_bids.segment.model import Ask, Model, Models, locate, segment
 from tlseg_bids.volume import Grid, Volume, load_scan, load_volume
+from tlseg_bids.zoo.card_file import digest
 from tlseg_bids.zoo.registry import load_cards
 
 Frame = tuple[Grid, np.ndarray]
@@ -275,7 +276,7 @@ def shown_together(scan: Volume, job: Job) -> tuple[Volume, ...]:
 
 def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame]) -> Frame:
     """Grid of a template, and where the model sees the brain in it; found once per model."""
-    key = (job.card.weights.sha256, file)
+    key = (digest(job.card), file)
     if key not in frames:
         template, alone = load_volume(file), replace(job.scan, skull_stripped=None)
         frame = find_template(template, job.card.preprocess, locate(model), model.template)

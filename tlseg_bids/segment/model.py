@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -23,6 +24,7 @@ from tlseg_bids.segment.fine import both_sides, likely, refine
 from tlseg_bids.volume import Grid
 from tlseg_bids.zoo.assemble import assemble, atlases
 from tlseg_bids.zoo.card import ModelCard
+from tlseg_bids.zoo.card_file import digest
 from tlseg_bids.zoo.settings import check_complete
 from tlseg_bids.zoo.weights import load_weights
 
@@ -128,12 +130,12 @@ class Models:
 
     def __init__(self, offline: bool = False) -> None:
         self._offline, self._lock = offline, Lock()
-        self._loaded: dict[tuple[str, str], Model] = {}
+        self._loaded: dict[tuple[str, Path | None, str], Model] = {}
 
     def get(self, card: ModelCard, device: str) -> Model:
         """The model of a card; raises as `load_weights` and `load_model`."""
         with self._lock:
-            key = (card.weights.sha256, device)
+            key = (digest(card), card.path, device)  # cards may share a file of weights
             if key not in self._loaded:
                 self._loaded[key] = load_model(card, load_weights(card, self._offline), device)
             return self._loaded[key]

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from tests.scripts import load_benchmark
+from tlseg_bids import __version__
 from tlseg_bids.bids.validate import find_validator
 from tlseg_bids.cli.run import main
 from tlseg_bids.labels.protocol import load_protocol
@@ -171,6 +172,8 @@ def test_the_sidecar_tells_where_the_labels_come_from(finished):
     assert len(sidecar["Model"]["Sha256"]) == 64
     assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
     assert sidecar["SkullStripped"] is True
+    assert sidecar["ProgramVersion"] == __version__
+    assert sidecar["Command"].startswith("tlseg ")
     assert sidecar["Seconds"]["label"] > 0
 
 
@@ -309,5 +312,12 @@ def test_reports_can_be_made_again(finished, tmp_path):
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
     (copy / "sub-01.html").unlink()
+    description = json.loads((copy / "dataset_description.json").read_text())
+    description["GeneratedBy"][0]["Version"] = "0.0.7"
+    (copy / "dataset_description.json").write_text(json.dumps(description))
+    (copy / "logs" / "CITATION.md").write_text("of 0.0.7")
     assert run(bids, copy, "participant", "--reports-only", "--skip-bids-validation") == 0
     assert (copy / "sub-01.html").stat().st_size > 100_000
+    again = json.loads((copy / "dataset_description.json").read_text())
+    assert again["GeneratedBy"] == description["GeneratedBy"]
+    assert (copy / "logs" / "CITATION.md").read_text() == "of 0.0.7"

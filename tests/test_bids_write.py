@@ -33,6 +33,7 @@ from tests.datasets import (
     make_dataset,
     write_nifti,
 )
+from tlseg_bids import __version__
 from tlseg_bids.bids.atomic import atomic, clean_cell, plain, write_text
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.lock import hold
@@ -293,7 +294,17 @@ def test_the_sidecar_says_where_the_labels_come_from(out, job):
     assert content["Flags"] == ["small"]
     assert content["QualityControl"] == {"score": 0.75}
     assert content["PeakMemoryGib"] == 1.5
+    assert content["ProgramVersion"] == __version__
+    assert "Command" not in content
     assert content["ContrastAgent"] == "gd"
+    assert list(content)[-1] == "ContentKey"
+
+
+def test_the_sidecar_keeps_the_command(out, job):
+    out.command = "tlseg /raw /out participant"
+    write(out, job)
+    content = json.loads(out.paths(job).sidecar.read_text())
+    assert content["Command"] == "tlseg /raw /out participant"
     assert list(content)[-1] == "ContentKey"
 
 
@@ -665,6 +676,23 @@ def test_another_run_adds_to_the_root_and_keeps_the_rest(out):
     assert (out.out_dir / "README.md").read_text() == "mine"
     lines = (out.out_dir / ".bidsignore").read_text().splitlines()
     assert lines == ["mine", "logs", "*.html", "figures", "group_*", "models", "compat"]
+
+
+def test_the_root_keeps_the_versions_that_labelled(out, monkeypatch):
+    def programs():
+        content = json.loads((out.out_dir / "dataset_description.json").read_text())
+        return [g["Version"] for g in content["GeneratedBy"] if g["Name"] == "tlseg"]
+
+    for version, cards, expected in (
+        ("0.8", [], ["0.8"]),
+        ("0.9", [small_card()], ["0.9", "0.8"]),
+        ("1.0", [], ["0.9", "0.8"]),  # the level group, or reports alone
+        ("1.0", [small_card()], ["1.0", "0.9", "0.8"]),
+        ("0.9", [small_card()], ["0.9", "1.0", "0.8"]),
+    ):
+        monkeypatch.setattr("tlseg_bids.bids.root.__version__", version)
+        out.write_root(cards, PROTOCOLS)
+        assert programs() == expected
 
 
 def test_the_bids_folder_is_never_the_output_folder(raw):

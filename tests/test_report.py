@@ -325,6 +325,26 @@ def test_failures_are_read_from_the_logs(tmp_path: Path) -> None:
     assert "cut short" not in report(tmp_path, failures=[given]).text
 
 
+def test_version_and_command_are_those_that_labelled_the_scan(tmp_path: Path) -> None:
+    old = {"ProgramVersion": "0.0.7", "Command": "tlseg /then /out participant"}
+    write_scan(tmp_path, sidecar=old)
+    page = words(report(tmp_path, command="tlseg /now /out participant --reports-only").text)
+    assert "labelled with tlseg 0.0.7, a BIDS App" in page
+    assert "Program tlseg 0.0.7" in page
+    assert "Command tlseg /then /out participant" in page
+    assert "Command that made it: tlseg /now /out participant --reports-only" in page
+    write_scan(tmp_path, "sub-01_run-2_space-T1w", {**old, "ProgramVersion": "0.0.8"})
+    assert "labelled with tlseg 0.0.7 and 0.0.8, a BIDS App" in words(report(tmp_path).text)
+    for key in ("ProgramVersion", "Command"):
+        write_scan(tmp_path, "sub-02_space-T1w", {**old, key: None})
+    page = words(report(tmp_path, "02").text)
+    assert "Command not recorded" in page
+    write_scan(tmp_path, "sub-02_space-T1w")
+    page = words(report(tmp_path, "02").text)
+    assert "labelled with tlseg (version not recorded), a BIDS App" in page
+    assert "Program tlseg (version not recorded)" in page
+
+
 def test_a_report_can_be_made_again_from_disk(tmp_path: Path) -> None:
     write_scan(tmp_path)
     first = write_subject_report(tmp_path, "01", COMMAND).read_text()

@@ -76,16 +76,17 @@ def participant(config: Config, progress: Progress) -> int:
         return 0
     config = share_out(config, plan)
     outputs = Derivatives(config.out_dir, config.bids_dir, config.probabilities)
-    outputs.write_root(cards, {c.protocol: c.protocol_of(c.protocol).table for c in cards})
+    used = () if config.reports_only else cards
+    outputs.write_root(used, {c.protocol: c.protocol_of(c.protocol).table for c in cards})
     log = RunLog(config.out_dir)
     log.write_config(config)
     log.write_plan(plan)
-    log.write_citation(methods_text(cards, __version__))
     pages = Pages(config.out_dir, config.command, [e.scan for e in (*plan.jobs, *plan.skips)])
     if config.reports_only:
         for subject in sorted({entry.scan.subject for entry in (*plan.jobs, *plan.skips)}):
             pages.write(subject)
         return 0
+    log.write_citation(methods_text(cards, __version__))
 
     def record(outcome: Outcome, model: str) -> None:
         log.record(outcome, model)
@@ -114,7 +115,7 @@ def workshop(config: Config) -> Work:
     torch.set_num_threads(config.threads or config.nprocs)
     torch.manual_seed(config.random_seed)
     models = Models(config.offline)
-    outputs = Derivatives(config.out_dir, config.bids_dir, config.probabilities)
+    outputs = Derivatives(config.out_dir, config.bids_dir, config.probabilities, config.command)
     frames: dict[tuple[str, Path], Frame] = {}
 
     def work(job: Job, steps: Steps) -> Outcome:

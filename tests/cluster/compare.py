@@ -1,8 +1,8 @@
 """Whether two output folders hold the same results, byte for byte where the format allows.
 
 What may differ, and is looked at in no other way: ``logs/`` (ids and times of runs). In the
-sidecar of a label map ``Seconds`` and ``PeakMemoryGib``; in a subject's page the text that shows
-these two, the command line and when the page was made. Everything else has the same bytes.
+sidecar of a label map ``Seconds``, ``PeakMemoryGib`` and ``Command``; in a subject's page the text
+that shows these, its own command line and when it was made. Everything else has the same bytes.
 
 Usage: ``python -m tests.cluster.compare FOLDER FOLDER``
 """
@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-MEASURED = ("Seconds", "PeakMemoryGib")
+MEASURED = ("Seconds", "PeakMemoryGib", "Command")
 SHOWN = re.compile(
     r'(<dt>(?:Peak memory|Time|Command)</dt>\s*<dd[^>]*>|<p class="made">)[^<]*', re.IGNORECASE
 )

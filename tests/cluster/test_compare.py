@@ -18,7 +18,9 @@ def make(folder: Path, number: int) -> Path:
     """An output whose times are `number`."""
     files = {
         "sub-1.html": PAGE.format(n=number),
-        "sub-1/x_dseg.json": json.dumps({"Seconds": number, "PeakMemoryGib": number, "Key": "a"}),
+        "sub-1/x_dseg.json": json.dumps(
+            {"Seconds": number, "PeakMemoryGib": number, "Command": f"tlseg {number}", "Key": "a"}
+        ),
         "sub-1/x_dseg.nii.gz": "labels",
         "logs/status.tsv": str(number),
     }

@@ -19,9 +19,9 @@ import numpy as np
 from tlseg_bids.adapt.labels import Collected, LabelledScan, Refused, with_group
 from tlseg_bids.adapt.reading import IGNORE, Reading
 from tlseg_bids.bids.atomic import atomic
+from tlseg_bids.bids.metadata import KEY, sidecar_of
 from tlseg_bids.bids.names import without_extension
 from tlseg_bids.bids.tables import read_json
-from tlseg_bids.bids.write import KEY, sidecar_of
 from tlseg_bids.errors import DataError, ScanError
 from tlseg_bids.volume import load_labels
 

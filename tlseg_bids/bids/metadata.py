@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from tlseg_bids import __version__
 from tlseg_bids.bids.names import without_extension
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.spaces import Space
@@ -87,6 +88,7 @@ def provenance_of(
     return {
         "Description": f"Structures of the brain in the protocol '{job.card.protocol}'",
         "Manual": False,
+        "ProgramVersion": __version__,
         **model_of(job),
         "ModelReason": job.reason,
         "ModelsRefused": [{"Model": no.model, "Reason": no.reason} for no in job.refused],

@@ -57,8 +57,8 @@ def write_root_files(
 ) -> None:
     """Write or update dataset_description.json, the tables, README.md and .bidsignore.
 
-    What another run wrote is kept: models are added to ``GeneratedBy``, lines to .bidsignore, and
-    an existing README.md is left alone.
+    What another run wrote is kept: models, and this version of the program where there are any, are
+    added to ``GeneratedBy``, lines to .bidsignore, and an existing README.md is left alone.
 
     Raises
     ------
@@ -120,6 +120,9 @@ def _description(out_dir: Path, bids_dir: Path, cards, old: dict[str, Any]) -> d
     container = _container()
     if container:
         program["Container"] = container
+    programs = [maker for maker in _makers(old) if maker.get("Name") == PROGRAM]
+    if cards or not programs:  # without cards nothing is labelled
+        programs = [program, *(maker for maker in programs if maker != program)]
     models = [maker for maker in _makers(old) if str(maker.get("Name", "")).startswith("model ")]
     for card in cards:
         entry = {
@@ -136,7 +139,7 @@ def _description(out_dir: Path, bids_dir: Path, cards, old: dict[str, Any]) -> d
         "Name": f"Structures of the brain in '{raw.get('Name', bids_dir.name)}'",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [program, *models],
+        "GeneratedBy": [*programs, *models],
         "SourceDatasets": [source],
         "DatasetLinks": {"raw": link},
         "HowToAcknowledge": "See logs/CITATION.md",

@@ -95,10 +95,15 @@ class Derivatives:
         Absolute paths of the derivatives and of the raw dataset.
     probabilities : bool
         Whether ``_probseg`` and ``_desc-uncertainty_probseg`` are wanted too.
+    command : str
+        The command line, for the sidecars.
     """
 
-    def __init__(self, out_dir: Path, bids_dir: Path, probabilities: bool = False) -> None:
+    def __init__(
+        self, out_dir: Path, bids_dir: Path, probabilities: bool = False, command: str = ""
+    ) -> None:
         self.out_dir, self.bids_dir, self.probabilities = out_dir, bids_dir, probabilities
+        self.command = command
 
     def paths(self, job: JobLike) -> ScanPaths:
         """Where the derivatives of a job lie.
@@ -252,7 +257,8 @@ class Derivatives:
             collections.deque(probabilities, maxlen=0)  # those that were not written
             with self._lock_visit(job):
                 other.write(owner, segmentation.labels.data, mask, table, tissues)
-        write_json(paths.sidecar, {**common, **provenance_of(job, segmentation, provenance)})
+        told = {**({"command": self.command} if self.command else {}), **provenance}
+        write_json(paths.sidecar, {**common, **provenance_of(job, segmentation, told)})
         return paths.files
 
     def write_space(

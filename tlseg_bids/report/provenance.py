@@ -9,13 +9,14 @@ from typing import Any
 from tlseg_bids.report.derivatives import LabelledScan
 
 QC_DIGITS = 3
+NOT_RECORDED = "not recorded"
 DAYS_PER_YEAR = 365.25
 MODEL_FIELDS = ("Name", "Version", "Status", "Sha256", "Licence")
 # What has its own place on the page; whatever else the sidecar holds is listed under its own name.
 SHOWN = {
-    "Age", "ContentKey", "ContrastAgent", "Description", "Device", "Flags", "Manual", "Model",
-    "ModelReason", "ModelsRefused", "PeakMemoryGib", "QualityControl", "ScanWarnings", "Seconds",
-    "Sources", "SpatialReference", "Verdict",
+    "Age", "Command", "ContentKey", "ContrastAgent", "Description", "Device", "Flags", "Manual",
+    "Model", "ModelReason", "ModelsRefused", "PeakMemoryGib", "ProgramVersion", "QualityControl",
+    "ScanWarnings", "Seconds", "Sources", "SpatialReference", "Verdict",
 }  # fmt: skip
 
 
@@ -44,6 +45,7 @@ def facts_of(scan: LabelledScan) -> list[tuple[str, str]]:
         ("Age", _age(sidecar.get("Age"))),
         ("Contrast agent", _text(sidecar.get("ContrastAgent"))),
         ("Label protocol", scan.protocol.name),
+        ("Program", f"tlseg {version_of(scan)}"),
         ("Device", _text(sidecar.get("Device"))),
         ("Peak memory", f"{memory:.2f} GiB" if isinstance(memory, (int, float)) else ""),
         ("Time", _times(sidecar.get("Seconds"))),
@@ -51,6 +53,16 @@ def facts_of(scan: LabelledScan) -> list[tuple[str, str]]:
         ("Content key", _text(sidecar.get("ContentKey"))),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def version_of(scan: LabelledScan) -> str:
+    """Version of the program that labelled the scan."""
+    return _text(scan.sidecar.get("ProgramVersion")) or f"(version {NOT_RECORDED})"
+
+
+def command_of(scan: LabelledScan) -> str:
+    """Command line of the run that labelled the scan."""
+    return _text(scan.sidecar.get("Command")) or NOT_RECORDED
 
 
 def calibration_of(scan: LabelledScan) -> str:

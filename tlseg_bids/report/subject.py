@@ -28,7 +28,14 @@ from tlseg_bids.report.derivatives import (
 from tlseg_bids.report.display import Display, load_display
 from tlseg_bids.report.methods import methods
 from tlseg_bids.report.mosaic import COLUMNS, WIDTH_PX, Mosaic, mosaics, signed
-from tlseg_bids.report.provenance import calibration_of, facts_of, model_of, qc_rows
+from tlseg_bids.report.provenance import (
+    calibration_of,
+    command_of,
+    facts_of,
+    model_of,
+    qc_rows,
+    version_of,
+)
 from tlseg_bids.report.verdict import Verdict, totals, verdict, volume_rows
 from tlseg_bids.report.viewer import (
     colours_of,
@@ -59,7 +66,7 @@ def write_subject_report(
     subject : str
         Participant label without ``sub-``.
     command : str
-        The command line of the run, shown as provenance.
+        The command line of the run that makes the page; those of the scans are on disk.
     failures : iterable of Outcome, Skip or FailedScan
         Scans of this subject that were not labelled, beside those that ``logs/`` tells of. Those
         of other subjects, and outcomes that did not fail, are left out.
@@ -129,6 +136,7 @@ def _section(scan: LabelledScan, scans: int, figures: Path, number: int) -> dict
         "totals": totals(scan),
         "model": model_of(scan),
         "facts": facts_of(scan),
+        "command": command_of(scan),
         "qc": qc_rows(scan),
     }
 
@@ -183,7 +191,8 @@ def _render(
     sections: list[dict[str, Any]],
     failed: Sequence[FailedScan],
 ) -> str:
-    cards = _cards_used(out_dir, [section["scan"] for section in sections])
+    scans = [section["scan"] for section in sections]
+    cards, versions = _cards_used(out_dir, scans), sorted({version_of(scan) for scan in scans})
     return (
         environment()
         .get_template("subject.html.jinja")
@@ -196,7 +205,7 @@ def _render(
             changes=changes([(section["scan"], section["rows"]) for section in sections]),
             failed=failed,
             failed_verdict=Verdict("fail"),
-            methods=methods(cards, __version__),
+            methods=methods(cards, " and ".join(versions) or __version__),
             niivue=niivue_script() if sections else "",
             niivue_licence=niivue_licence(),
             page_data=_page_data(subject, sections),

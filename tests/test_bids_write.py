@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
+import fcntl
 import gzip
 import hashlib
 import json
@@ -575,6 +577,54 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     assert left.name.startswith(".")
     write_text(path, "whole")
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def left(tmp_path):
+    """A temporary file of ``a.txt`` that a killed run left."""
+    with atomic(tmp_path / "a.txt"):
+        (partial,) = tmp_path.iterdir()
+    (tmp_path / "a.txt").unlink()
+    partial.write_bytes(b"x")
+    return partial
+
+
+def test_what_a_killed_run_left_is_removed_on_nfs(left, monkeypatch):
+    """NFS locks a file exclusively only where it is open for writing."""
+    plain = fcntl.flock
+
+    def on_nfs(handle, how):
+        for_reading = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        if how & fcntl.LOCK_EX and for_reading:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        plain(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", on_nfs)
+    path = write_text(left.with_name("a.txt"), "whole")
+    assert list(left.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", [errno.EBADF, errno.ENOLCK])
+def test_without_locks_what_was_left_stays_and_the_file_is_written(left, monkeypatch, code):
+    def refuse(*_args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = write_text(left.with_name("a.txt"), "whole")
+    assert set(left.parent.iterdir()) == {path, left}
+
+
+def test_what_another_user_left_stays(left, monkeypatch):
+    plain = Path.open
+
+    def refuse(path, mode="r", *words, **options):
+        if path == left:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return plain(path, mode, *words, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    path = write_text(left.with_name("a.txt"), "whole")
+    assert set(left.parent.iterdir()) == {path, left}
 
 
 def test_files_have_the_permissions_of_the_umask(tmp_path):

@@ -24,7 +24,8 @@ NOT_CREATABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
+"""What a file system says that locks no file, or none that is open as this one (NFS)."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Of `renameat2` in Linux: paths from the current folder; both names change their files at once."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -131,9 +132,13 @@ def _open_own(path: Path, mark: str) -> tuple[Path, BinaryIO]:
 
 
 def _remove_left(folder: Path, mark: str) -> None:
-    """Remove temporary files that a killed run left; one that is being written is locked."""
+    """Remove temporary files that a killed run left; one that is being written is locked.
+
+    They are opened for writing, without which NFS locks no file; another user's stay.
+    """
     for partial in folder.glob(f".{mark}-*.part"):
-        with contextlib.suppress(FileNotFoundError), partial.open("rb") as stream:
+        gone = contextlib.suppress(FileNotFoundError, PermissionError)
+        with gone, partial.open("r+b") as stream:
             if try_lock(stream.fileno()):
                 partial.unlink()
 

@@ -53,6 +53,7 @@ from tlseg_bids.errors import (
 )
 from tlseg_bids.flow import Outcome, Plan, Skip
 from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.report.derivatives import dataset_links, resolve
 from tlseg_bids.report.display import load_display
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.zoo.calibration import Calibration
@@ -714,6 +715,23 @@ def test_the_root_says_what_the_dataset_is(out, monkeypatch):
     by_name = {line.split("\t")[1]: line.split("\t")[4] for line in lines[1:]}
     assert by_name["Left putamen"] == "9"
     assert "n/a" not in by_name.values()
+
+
+@pytest.mark.parametrize("linked", ["out", "raw", "both"])
+def test_the_link_to_the_dataset_holds_behind_links(tmp_path, job, linked):
+    place = tmp_path / "x" / "y" / "z" / "scratch"
+    place.mkdir(parents=True)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "scratch").symlink_to(place)
+    (home / "data").symlink_to(job.scan.bids_dir)
+    raw = job.scan.bids_dir if linked == "out" else home / "data"
+    out_dir = (tmp_path if linked == "raw" else home / "scratch") / "out"
+    Derivatives(out_dir, raw).write_root([], {})
+    for folder in (out_dir, out_dir.resolve()):
+        link = dataset_links(folder)["raw"]
+        assert link.samefile(raw)
+        assert resolve(job.scan.uri, folder, {"raw": link}).samefile(job.scan.path)
 
 
 def test_another_run_adds_to_the_root_and_keeps_the_rest(out):

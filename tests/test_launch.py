@@ -68,6 +68,16 @@ def test_docker(place, capsys):
     assert not (place / "out").exists(), "--print changes nothing"
 
 
+def test_the_output_is_mounted_where_it_really_lies(place, capsys):
+    real = place / "x" / "y" / "scratch"
+    real.mkdir(parents=True)
+    (place / "scratch").symlink_to(real)
+    (place / "data").symlink_to(place / "bids")
+    command = printed(capsys, "--engine", "docker", "data", "scratch/out", "participant")
+    assert command[-4:] == [f"{place}/data", f"{real}/out", "participant", "--offline"]
+    assert [mount["target"] for mount in mounts(command)] == [f"{place}/data", f"{real}/out"]
+
+
 @pytest.mark.usefixtures("place")
 def test_podman_maps_the_caller_to_himself_unless_he_is_root(capsys, monkeypatch):
     command = printed(capsys, "--engine", "podman", "bids", "out", "participant", "--device=cuda")

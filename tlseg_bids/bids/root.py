@@ -112,7 +112,8 @@ def _makers(description: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _description(out_dir: Path, bids_dir: Path, cards, old: dict[str, Any]) -> dict[str, Any]:
     raw, _ = read_json(bids_dir / "dataset_description.json")
-    link = quote(Path(os.path.relpath(bids_dir, out_dir)).as_posix())
+    # The system leaves a linked folder by where it really lies, so the way up begins there.
+    link = quote(Path(os.path.relpath(bids_dir, out_dir.resolve())).as_posix())
     program: dict[str, Any] = {
         "Name": PROGRAM, "Version": __version__,
         "Description": "Labels the structures of the brain in T1w and T2w scans",

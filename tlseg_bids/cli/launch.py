@@ -1,9 +1,9 @@
 """``tlseg-run``: the program in its image, with Docker, Podman, Apptainer or Singularity.
 
-Takes the command line of ``tlseg``. Every folder and file on it is mounted under its own path, so
-that links in the derivatives (``DatasetLinks``) hold outside the container too: the dataset
-read-only, the output to write. The container has no network, a read-only root file system, no
-privileges, and works as the caller.
+Takes the command line of ``tlseg``. Every folder and file on it is mounted under its own path, the
+output under where it really lies, so that links in the derivatives (``DatasetLinks``) hold outside
+the container too: the dataset read-only, the output to write. The container has no network, a
+read-only root file system, no privileges, and works as the caller.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,8 @@ def understand(words: Sequence[str]) -> tuple[Config, tuple[str, ...], tuple[Mou
         if action.type:
             _keep_text(action)
     given = vars(it.parse_args(words))
+    config = replace(config, out_dir=config.out_dir.resolve())
+    given["out_dir"] = str(config.out_dir)
     read = [config.bids_dir, *config.model_dirs, *config.ratings]
     if config.fine_tune and Path(config.fine_tune).is_file():
         given["fine_tune"] = str(values.absolute(config.fine_tune))

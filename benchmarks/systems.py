@@ -230,12 +230,16 @@ def strategy(said: dict[str, Any], recipe: Recipe, setup: Setup) -> dict[str, An
     return found
 
 
-def trained(recipe: Recipe, data: Path, out: Path, minutes: float) -> Path:
-    """Train a recipe for so many minutes.
+def trained(
+    recipe: Recipe, data: Path, out: Path, minutes: float, steps: int | None = None
+) -> Path:  # fmt: skip
+    """Train a recipe for so many minutes, or steps.
 
-    The number of steps is decided once, from the first few, which count, and kept.
+    Where minutes decide, the number of steps comes from the first few, which count, and is kept.
     """
     plan = out / f"{recipe.name}.steps.json"
+    if steps is not None:
+        plan.write_text(json.dumps({"steps": steps}))
     if not plan.is_file():
         path = train(replace(recipe, steps=10**6), data, out, _quiet, until=TRIAL_STEPS)
         seconds = load_checkpoint(path)["seconds"] / TRIAL_STEPS
@@ -257,7 +261,7 @@ def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd
         start, share = str(trained(first, options.data, out, options.minutes / 3)), 2 / 3
     recipe = coarser(on_dataset(setup, dataset, fold), setup, options.spacing)
     recipe = replace(recipe, name=name, start=start)
-    checkpoint = trained(recipe, options.data, out, share * options.minutes)
+    checkpoint = trained(recipe, options.data, out, share * options.minutes, options.steps)
     said = read_description(TRAIN / "models" / f"{setup.card}.toml")
     said |= {"name": name, "summary": f"{system}, fold {fold} of {dataset}", "evidence": []}
     said["domain"] = {"suffixes": recipe.channels or [DATASETS[dataset]["suffix"]]}
@@ -270,9 +274,10 @@ def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd
     label(options, dataset, name, held_out)
     table = scored(options.data / dataset, labelled, recipe.protocol, dataset)
     saved = load_checkpoint(checkpoint)
+    seconds = saved["seconds"] + (load_checkpoint(start)["seconds"] if setup.before else 0)
     count = sum(value.numel() for value in saved["average"].values())
     table = table.assign(dataset=dataset, fold=fold, system=system, parameters=count,
-                         steps=saved["step"], minutes=options.minutes)  # fmt: skip
+                         steps=saved["step"], minutes=seconds / 60)  # fmt: skip
     return table[list(COLUMNS)]
 
 
@@ -342,7 +347,8 @@ def markdown(table: pd.DataFrame) -> str:
     for (dataset, structures), part in table.groupby(["dataset", "structures"]):
         present = [n for n in MORE if n in set(part["system"])]
         first = OURS if OURS in present else present[0]
-        minutes = "/".join(f"{m:g}" for m in sorted(part["minutes"].unique()))
+        least, most = (f"{m:.0f}" for m in (part["minutes"].min(), part["minutes"].max()))
+        minutes = least if least == most else f"{least} to {most}"
         lines += [
             f"\n`{dataset}`, {'14 sub-cortical' if structures == '14' else 'all'} structures, "
             f"{minutes} minutes of training a fold\n",
@@ -382,6 +388,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--steps", type=int, help="as many for each, instead of minutes")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--folds", nargs="+", type=int, default=[0])
     parser.add_argument("--systems", nargs="+", choices=MORE,

@@ -115,3 +115,12 @@ def test_what_was_measured_is_not_measured_again(benchmark, tmp_path):
 def test_equal_scans_are_no_evidence(benchmark):
     same = pd.Series(np.full(4, 0.8), index=list("abcd"))
     assert benchmark.against(same, same, 3) == "–"
+
+
+def test_steps_decide_where_they_are_given(benchmark, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(benchmark, "train", lambda recipe, *_: asked.append(recipe.steps))
+    recipe = benchmark.on_dataset(benchmark.SYSTEMS[benchmark.OURS], "infant", 0)
+    benchmark.trained(recipe, tmp_path, tmp_path, 1.0, steps=7)
+    benchmark.trained(recipe, tmp_path, tmp_path, 1.0)
+    assert asked == [7, 7], "a run that was cut off goes on to the same end"

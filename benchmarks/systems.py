@@ -9,8 +9,8 @@ its step is timed, it is trained for so many steps as the minutes hold, exported
 of ``benchmarks/start/any-1.toml`` (which has seen no real scan), and the held-out scans are
 labelled as the program does it. Networks are narrowed (`SYSTEMS`) so that two cores take hundreds
 of steps; the table tells the parameters and the steps. With ``--spacing 2`` the published systems
-work on voxels of 2 mm, their windows and tiles as large in millimetres, so that a minute holds
-eight times as many steps (ours folds 2 mm into channels anyway, and stays as it is). A row per scan
+work on voxels of 2 mm, their windows and tiles as large in millimetres, so that a step has an
+eighth of the voxels (ours folds 2 mm into channels anyway, and stays as it is). A row per scan
 and set of structures is appended to WORK/systems.tsv; a run that was cut off goes on where it was:
 finished systems are not repeated, and training resumes from its checkpoint.
 

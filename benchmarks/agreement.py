@@ -20,6 +20,7 @@ import torch
 
 from tlseg_bids import app
 from tlseg_bids.bids.scan import Scan
+from tlseg_bids.crew import Crew
 from tlseg_bids.flow import Job
 from tlseg_bids.metrics import dice
 from tlseg_bids.postprocess import to_native
@@ -29,29 +30,28 @@ from tlseg_bids.zoo.registry import find_card, load_cards
 from tlseg_bids.zoo.weights import load_weights
 
 
-def ways(name: str) -> dict[str, tuple[Model, int]]:
-    """Model and number of threads by what is said of them."""
+def ways(name: str) -> dict[str, Model]:
+    """The model by what is said of how it computes."""
     card = find_card(load_cards(()), name, "--model")
     tensors = load_weights(card, True)
-    model = load_model(card, tensors)
+    model = load_model(card, tensors, crew=Crew(2))
     fast = str(model.precision).removeprefix("torch.")
-    found = {f"{fast}, 2 threads": (model, 2), f"{fast}, 1 thread": (model, 1)}
+    found = {f"{fast}, 2 threads": model, f"{fast}, 1 thread": replace(model, crew=Crew(1))}
     if model.precision != torch.float32:
-        found["float32, 2 threads"] = (replace(model, precision=torch.float32), 2)
+        found["float32, 2 threads"] = replace(model, precision=torch.float32)
     if torch.cuda.is_available():
-        found["GPU"] = (load_model(card, tensors, "cuda"), 2)
+        found["GPU"] = load_model(card, tensors, "cuda", Crew(2))
     return found
 
 
-def labels(path: Path, model: Model, threads: int) -> np.ndarray:
+def labels(path: Path, model: Model) -> np.ndarray:
     """As the program labels the scan, on its own grid."""
-    torch.set_num_threads(threads)
     suffix = "T2w" if "T2w" in path.name else "T1w"
     scan = Scan(path, path.parent, {"sub": "x"}, suffix)
     job = Job(scan, model.card, "", (), (), "", model.device.type, 0.0)
     volume, _ = load_scan(path)
     prediction = app.finely(app.find(volume, job, model), model)
-    return to_native(prediction, volume, model.protocol).labels.data
+    return to_native(prediction, volume, model.protocol, crew=model.crew).labels.data
 
 
 def main() -> None:
@@ -63,11 +63,12 @@ def main() -> None:
     parser.add_argument("--model", default="any")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    torch.set_num_threads(1)  # as the program does
     rows = []
     for path in asked.scans:
         first = None
-        for way, (model, threads) in ways(asked.model).items():
-            found = labels(path, model, threads)
+        for way, model in ways(asked.model).items():
+            found = labels(path, model)
             if first is None:
                 first = found
                 continue

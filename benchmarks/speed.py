@@ -26,6 +26,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tlseg_bids import app
 from tlseg_bids.bids.scan import Scan
+from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.flow import Job
 from tlseg_bids.postprocess import to_native
-from tlseg_bids.preprocess.prepare import find_template
 from tlseg_bids.resources import peak_memory_gib, restart_peak
-from tlseg_bids.segment.model import Model, load_model, locate
+from tlseg_bids.segment.model import Model, load_model
 from tlseg_bids.volume import load_scan
 from tlseg_bids.zoo.registry import find_card, load_cards
 from tlseg_bids.zoo.weights import load_weights
@@ -100,7 +101,7 @@ def meshnet() -> nn.Module:
     return nn.Sequential(*layers, nn.Conv3d(30, CLASSES, 1))
 
 
-def peers(wanted: list[str]) -> dict[str, tuple[Callable[[], object], float]]:
+def peers(wanted: list[str], threads: int) -> dict[str, tuple[Callable[[], object], float]]:
     """Name to what is timed, and the factor that makes a whole volume of it."""
     torch.manual_seed(0)
     volume = torch.rand(1, 1, *VOLUME)
@@ -117,7 +118,7 @@ def peers(wanted: list[str]) -> dict[str, tuple[Callable[[], object], float]]:
             model.reshape(list(volume.shape))
             options = {
                 "INFERENCE_PRECISION_HINT": "f32",
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "INFERENCE_NUM_THREADS": threads,
             }
             compiled = openvino.Core().compile_model(model, "CPU", options)
             out["synthseg-openvino"] = (lambda: compiled([volume.numpy()]), 1.0)
@@ -134,32 +135,23 @@ def peers(wanted: list[str]) -> dict[str, tuple[Callable[[], object], float]]:
 class Engine:
     """The model as the program runs it on a scan."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, threads: int) -> None:
         card = find_card(load_cards(()), name, "--model")
         suffix = "T2w" if "T2w" in path.name else "T1w"
         scan = Scan(path, path.parent, {"sub": "x"}, suffix)
-        self.model: Model = load_model(card, load_weights(card, True))
+        self.model: Model = load_model(card, load_weights(card, True), crew=Crew(threads))
         self.job = Job(scan, card, "", (), (), "", "cpu", 0.0)
         self.volume, _ = load_scan(path)
-        self.frame = find_template(
-            self.volume, card.preprocess, locate(self.model), self.model.template
-        )
 
     def network(self) -> None:
         """Every pass of the networks, resampling between them included."""
-        find_template(
-            self.volume, self.job.card.preprocess, locate(self.model), self.model.template
-        )
-        app.label(self.volume, self.job, self.model, self.frame)
+        app.finely(app.find(self.volume, self.job, self.model), self.model)
 
     def scan(self) -> None:
         """From file to labels in memory."""
         volume, _ = load_scan(self.job.scan.path)
-        frame = find_template(
-            volume, self.job.card.preprocess, locate(self.model), self.model.template
-        )
-        _, prediction = app.label(volume, self.job, self.model, frame)
-        to_native(prediction, volume, self.model.protocol)
+        prediction = app.finely(app.find(volume, self.job, self.model), self.model)
+        to_native(prediction, volume, self.model.protocol, crew=self.model.crew)
 
 
 def peak_flops(kind: torch.dtype) -> float:
@@ -198,23 +190,25 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    engine = Engine(asked.scan, asked.model)
+    engine = Engine(asked.scan, asked.model, asked.threads)
     rows = {
         "engine, network": (engine.network, 1.0),
         "engine, whole scan": (engine.scan, 1.0),
-        **peers(asked.peers),
+        **peers(asked.peers, asked.threads),
     }
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     memory: dict[str, float] = {}
     for turn in range(asked.repeats + 1):  # the first turn warms up
         for name, (run, factor) in rows.items():
+            # the engine shares out windows, the peers each operation
+            torch.set_num_threads(1 if name.startswith("engine") else asked.threads)
             restart_peak()
             spent = timed(run) * factor
             memory[name] = peak_memory_gib()
             if turn:
                 seconds[name].append(spent)
         print(f"turn {turn} of {asked.repeats}", flush=True)
+    engine.model = replace(engine.model, crew=ALONE)  # a mode of torch sees its own thread alone
     own = statistics.median(seconds["engine, network"])
     found = []
     for name, (run, factor) in rows.items():

@@ -17,6 +17,7 @@ from tests.datasets import made_up_job
 from tests.phantom import PROTOCOL, Phantom, grid_over, orientations, rotation
 from tlseg_bids import app
 from tlseg_bids.bids.scan import Scan
+from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.errors import DataError, ScanError
 from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.metrics import dice
@@ -90,9 +91,9 @@ class PerfectLocator:
         self.grids: list[Grid] = []
         monkeypatch.setattr(prepare_module, "resample", self._resample)
 
-    def _resample(self, volume: Volume, grid: Grid) -> np.ndarray:
+    def _resample(self, volume: Volume, grid: Grid, crew: Crew) -> np.ndarray:
         self.grids.append(grid)
-        return resample(volume, grid)
+        return resample(volume, grid, crew=crew)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         assert image.shape == self.grids[-1].shape
@@ -343,7 +344,7 @@ def looking(monkeypatch, dices: dict[int, float | str]):
     """`app.find` where each direction has the given Dice, or fails with the given sentence."""
     tried = []
 
-    def find_template(_scan, _options, _look, _template, turn):
+    def find_template(_scan, _options, _look, _template, turn, _crew):
         tried.append(next(n for n, one in enumerate(TURNS) if one is turn))
         if isinstance(dices[tried[-1]], str):
             raise ScanError(dices[tried[-1]], "", "")
@@ -360,7 +361,7 @@ def looking(monkeypatch, dices: dict[int, float | str]):
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     known = Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w", skull_stripped=True)
     job = SimpleNamespace(card=SimpleNamespace(preprocess={}), scan=known)
-    return app.find(scan, job, SimpleNamespace(template=None)), tried
+    return app.find(scan, job, SimpleNamespace(template=None, crew=ALONE)), tried
 
 
 @pytest.mark.parametrize(

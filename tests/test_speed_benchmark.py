@@ -26,7 +26,7 @@ def test_the_peers_have_the_size_that_their_papers_state(benchmark, monkeypatch)
     assert parameters(synthseg) == pytest.approx(13.2, abs=0.3)
     assert parameters(benchmark.meshnet()) == pytest.approx(0.2, abs=0.02)
     monkeypatch.setattr(benchmark, "VOLUME", (32, 32, 32))
-    found = benchmark.peers(["synthseg", "meshnet"])
+    found = benchmark.peers(["synthseg", "meshnet"], threads=1)
     assert set(found) == {"synthseg", "meshnet"}
     for run, factor in found.values():
         assert factor == 1

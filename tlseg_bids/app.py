@@ -16,6 +16,7 @@ from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.bids.validate import validate
 from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.config import Config
+from tlseg_bids.crew import Crew
 from tlseg_bids.errors import ScanError
 from tlseg_bids.executors import choose_executor
 from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared, Segmentation
@@ -112,9 +113,9 @@ def share_out(config: Config, plan: Plan) -> Config:
 def workshop(config: Config) -> Work:
     """What a process that labels scans, on this machine or another, sets up once."""
     reuse_freed_memory()
-    torch.set_num_threads(config.threads or config.nprocs)
+    torch.set_num_threads(1)  # a scan's threads share it out instead: see `Crew`
     torch.manual_seed(config.random_seed)
-    models = Models(config.offline)
+    models = Models(config.offline, Crew(config.threads or config.nprocs))
     outputs = Derivatives(config.out_dir, config.bids_dir, config.probabilities, config.command)
     frames: dict[tuple[str, Path], Frame] = {}
 
@@ -164,8 +165,9 @@ def run_job(
         prediction = finely(prepared, model)
     with steps("back"):
         segmentation = to_native(
-            prediction, scan, model.protocol, job.card.calibration, prepared.skull_stripped
-        )
+            prediction, scan, model.protocol, job.card.calibration, prepared.skull_stripped,
+            model.crew,
+        )  # fmt: skip
         if reason := implausible(segmentation.qc):
             raise ScanError(reason, "", CHECK_SCAN)
         segmentation = assess(
@@ -177,7 +179,8 @@ def run_job(
             grid, there = template_frame(space.file, job, model, frames)
             matrix = np.linalg.inv(there) @ prepared.template_from_native
             wanted = Volume(scan.data, Grid(grid.shape, np.linalg.inv(matrix) @ grid.affine))
-            outputs.write_space(job, number, to_native(prediction, wanted, model.protocol), matrix)
+            found = to_native(prediction, wanted, model.protocol, crew=model.crew)
+            outputs.write_space(job, number, found, matrix)
         provenance = {
             "skull_stripped": prepared.skull_stripped,
             "steps": list(prepared.steps),
@@ -207,7 +210,9 @@ def find(scan: Volume, job: Job, model: Model) -> Prepared:
     kept, failed = None, None
     for turn in TURNS:
         try:
-            frame = find_template(scan, job.card.preprocess, locate(model), model.template, turn)
+            frame = find_template(
+                scan, job.card.preprocess, locate(model), model.template, turn, model.crew
+            )
         except ScanError as error:
             failed = failed or error
             continue
@@ -236,18 +241,19 @@ def settle(
         Expected Dice of the last answer; 1 where the model has no head that could tell. Without
         `patient` a first answer below `HOPEFUL_DICE` is the last.
     """
-    options, channels = job.card.preprocess, shown_together(scan, job)
+    options = job.card.preprocess
+    shown = job.scan.skull_stripped, shown_together(scan, job), model.crew
     if model.frame_head is None or not options["rounds"]:
-        return prepare(scan, options, frame, job.scan.skull_stripped, channels), 1.0
+        return prepare(scan, options, frame, *shown), 1.0
     for _ in range(options["rounds"]):
-        prepared = prepare(scan, options, frame, job.scan.skull_stripped, channels)
+        prepared = prepare(scan, options, frame, *shown)
         prediction = segment(model, prepared, Ask(head=model.frame_head, fine=False))
         dice = expected_dice(prediction.probabilities)
         frame, distance_mm = better_frame(prediction, frame, model.template)
         if distance_mm < options["settled_mm"] or not (patient or dice >= HOPEFUL_DICE):
             break
         if distance_mm < NEAR * options["settled_mm"] and dice >= SURE_DICE:
-            prepared = prepare(scan, options, frame, job.scan.skull_stripped, channels)
+            prepared = prepare(scan, options, frame, *shown)
             break
     else:
         unsettled = f"the brain's place still moved by {distance_mm:.1f} mm in the last pass"

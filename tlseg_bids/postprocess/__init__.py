@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.flow import Prediction, Segmentation
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.postprocess.cleaning import Cleaning, as_byte, bounding_box
@@ -39,6 +40,7 @@ __all__ = [
 def to_native(
     prediction: Prediction, native: Volume, protocol: LabelProtocol,
     calibration: Calibration | None = None, skull_stripped: bool | None = None,
+    crew: Crew = ALONE,
 ) -> Segmentation:  # fmt: skip
     """Probabilities on the model's grid to a clean segmentation on the scan's grid.
 
@@ -55,6 +57,8 @@ def to_native(
     skull_stripped : bool, optional
         Whether the scan shows the brain alone; then, and where it is not known, the intracranial
         volume is not measured.
+    crew : Crew
+        Shares out the scan's voxels.
 
     Returns
     -------
@@ -69,7 +73,7 @@ def to_native(
             f"protocol '{protocol.name}'"
         )
     field = ProbabilityField(prediction.probabilities, prediction.grid, native.grid)
-    channel, confidence, soft = most_probable(field)
+    channel, confidence, soft = most_probable(field, crew)
     box = bounding_box(channel, margin=1)
     cleaning = Cleaning(field, channel[box], confidence[box], [s.start for s in box], protocol)
     mask = np.zeros(channel.shape, bool)
@@ -94,7 +98,9 @@ def to_native(
     )  # fmt: skip
 
 
-def most_probable(field: ProbabilityField) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def most_probable(
+    field: ProbabilityField, crew: Crew = ALONE
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The likeliest channel everywhere.
 
     Returns
@@ -109,9 +115,13 @@ def most_probable(field: ProbabilityField) -> tuple[np.ndarray, np.ndarray, np.n
     channel = np.zeros(field.native.shape, np.int16)
     confidence = np.full(field.native.shape, 255, np.uint8)
     soft = np.zeros(field.channels)
-    for voxels, probabilities in field.slabs():
+
+    def fill(voxels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         top = torch.from_numpy(probabilities).max(dim=1)
         channel.reshape(-1)[voxels] = top.indices.numpy()
         confidence.reshape(-1)[voxels] = as_byte(top.values.numpy())
-        soft += probabilities.sum(axis=0, dtype=np.float64)
+        return probabilities.sum(axis=0, dtype=np.float64)
+
+    for found in field.each(fill, crew):
+        soft += found
     return channel, confidence, soft

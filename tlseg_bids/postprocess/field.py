@@ -7,18 +7,21 @@ voxels in which something else than background is possible are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.flow import SharedRows
 from tlseg_bids.volume import Grid
 
 _CERTAIN = 1 - 1 / 512
 _POINTS_PER_SLAB = 2**16
+Found = TypeVar("Found")
 
 
 class ProbabilityField:
@@ -75,25 +78,44 @@ class ProbabilityField:
         probabilities : ndarray of float32, shape (n, channels)
             All voxels that are never yielded are background with a probability above 0.998.
         """
+        yield from self.each(lambda voxels, probabilities: (voxels, probabilities))
+
+    def each(
+        self, function: Callable[[np.ndarray, np.ndarray], Found], crew: Crew = ALONE
+    ) -> Iterator[Found]:
+        """What `function` makes of the voxels and probabilities of each of the `slabs`, in order.
+
+        `crew` shares out the slabs.
+        """
         if self.is_empty:
             return
         first, last = self._native_box()
         depth = max(1, _POINTS_PER_SLAB // int(np.prod(last[1:] - first[1:])))
-        for start in range(first[0], last[0], depth):
+
+        def slab(start: int) -> tuple[Found] | None:
             begin = np.array([start, *first[1:]])
             end = np.array([min(start + depth, last[0]), *last[1:]])
-            centre = self._lattice(begin, end)
-            hit = torch.zeros(centre[0].numel(), dtype=torch.bool)
-            for offset in self._sub_points:
-                x, y, z = (self._clamped(c, axis, offset).int() for axis, c in enumerate(centre))
-                hit |= self._cells[((x * self._size[1] + y) * self._size[2] + z).reshape(-1)]
-            found = hit.nonzero()[:, 0]
-            if len(found):
-                index = np.unravel_index(found.numpy(), tuple(end - begin))
-                index = tuple(i + b for i, b in zip(index, begin, strict=True))
-                points = [c.reshape(-1)[found] for c in centre]
-                voxels = np.ravel_multi_index(index, self.native.shape)
-                yield voxels, self._interpolate(points).numpy()
+            found = self._slab(begin, end)
+            return None if found is None else (function(*found),)
+
+        for found in crew.map(slab, range(first[0], last[0], depth)):
+            if found is not None:
+                yield found[0]
+
+    def _slab(self, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Voxels and probabilities of a box of the native grid; None if nothing can be there."""
+        centre = self._lattice(begin, end)
+        hit = torch.zeros(centre[0].numel(), dtype=torch.bool)
+        for offset in self._sub_points:
+            x, y, z = (self._clamped(c, axis, offset).int() for axis, c in enumerate(centre))
+            hit |= self._cells[((x * self._size[1] + y) * self._size[2] + z).reshape(-1)]
+        found = hit.nonzero()[:, 0]
+        if not len(found):
+            return None
+        index = np.unravel_index(found.numpy(), tuple(end - begin))
+        index = tuple(i + b for i, b in zip(index, begin, strict=True))
+        points = [c.reshape(-1)[found] for c in centre]
+        return np.ravel_multi_index(index, self.native.shape), self._interpolate(points).numpy()
 
     def at(self, voxels: np.ndarray) -> np.ndarray:
         """Probabilities at some native voxels (flat indices), float32 (n, channels)."""

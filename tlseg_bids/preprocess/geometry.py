@@ -21,13 +21,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.volume import Grid, Volume
 
 _FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 _POINTS_PER_SLAB = 2**21
 
 
-def resample(volume: Volume, grid: Grid, order: str = "linear", fill: float = 0.0) -> np.ndarray:
+def resample(
+    volume: Volume, grid: Grid, order: str = "linear", fill: float = 0.0, crew: Crew = ALONE
+) -> np.ndarray:
     """Interpolate a volume at the voxel centres of another grid.
 
     Parameters
@@ -40,6 +43,8 @@ def resample(volume: Volume, grid: Grid, order: str = "linear", fill: float = 0.
         Trilinear with anti-aliasing, or the value of the nearest voxel.
     fill : float
         Value outside the volume.
+    crew : Crew
+        Shares out the target's voxels.
 
     Returns
     -------
@@ -54,7 +59,7 @@ def resample(volume: Volume, grid: Grid, order: str = "linear", fill: float = 0.
         return np.full(grid.shape, fill, kind)
     if order == "linear":
         data, native = _antialias(np.asarray(data, np.float32), native, grid)
-        return _interpolate(data, native.index_from(grid), grid.shape, fill)
+        return _interpolate(data, native.index_from(grid), grid.shape, fill, crew)
     return _nearest(data, native.index_from(grid), grid.shape, fill)
 
 
@@ -208,18 +213,22 @@ def _slabs(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _interpolate(
-    data: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], fill: float
+    data: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], fill: float, crew: Crew
 ) -> np.ndarray:
     """Trilinear; the border voxel's value up to its outer face, `fill` beyond."""
     source = torch.from_numpy(data)[None, None]
     size = torch.tensor(data.shape, dtype=torch.float32)
     out = torch.empty(shape, dtype=torch.float32)
-    for start, stop in _slabs(shape):
-        index = _indices(matrix, start, stop, shape)
+
+    def slab(ends: tuple[int, int]) -> None:
+        index = _indices(matrix, *ends, shape)
         outside = ((index < -0.5) | (index > size - 0.5)).any(dim=-1)
         points = ((2 * index + 1) / size - 1).flip(-1)[None]
         part = F.grid_sample(source, points, padding_mode="border", align_corners=False)[0, 0]
-        out[start:stop] = part.masked_fill_(outside, fill)
+        out[slice(*ends)] = part.masked_fill_(outside, fill)
+
+    for _ in crew.map(slab, _slabs(shape)):
+        pass
     return out.numpy()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.preprocess.brain import looks_skull_stripped
@@ -41,7 +42,7 @@ def cube(middle_from_world: np.ndarray, size: int, spacing_mm: float) -> Grid:
 
 def find_template(
     volume: Volume, options: dict[str, Any], locate: Locate, template: np.ndarray,
-    turn: np.ndarray = TURNS[0],
+    turn: np.ndarray = TURNS[0], crew: Crew = ALONE,
 ) -> np.ndarray:  # fmt: skip
     """The affine (4, 4) from the scan's world to the template, both in mm.
 
@@ -55,6 +56,8 @@ def find_template(
         The card's ``preprocess`` table; of it ``locator``: size (voxels), spacing_mm, looks.
     turn : ndarray, shape (4, 4)
         Turns the first cube against the scanner's axes.
+    crew : Crew
+        Shares out the interpolation.
 
     Raises
     ------
@@ -68,7 +71,7 @@ def find_template(
     frame = turn @ frame
     for _ in range(int(look["looks"])):
         grid = cube(frame, size, spacing)
-        probabilities = locate(resample(volume, grid))
+        probabilities = locate(resample(volume, grid, crew=crew))
         factor = size / probabilities.shape[1]
         coarse = np.diag([factor] * 3 + [1.0])
         coarse[:3, 3] = (factor - 1) / 2
@@ -92,6 +95,7 @@ def prepare(
     template_from_native: np.ndarray,
     skull_stripped: bool | None,
     channels: Sequence[Volume] = (),
+    crew: Crew = ALONE,
 ) -> Prepared:
     """The image on the card's grid, in the template's frame: one interpolation.
 
@@ -109,6 +113,8 @@ def prepare(
     channels : sequence of Volume, optional
         The images that the model sees together, in its order, the scan among them; they lie in the
         scan's world. The scan alone if not given.
+    crew : Crew
+        Shares out the interpolation.
     """
     spacing = float(options["spacing_mm"])
     low, high = np.array(options["box_mm"], float).T
@@ -117,7 +123,7 @@ def prepare(
     frame[:3, 3] = low + spacing / 2
     grid = Grid(shape, np.linalg.inv(template_from_native) @ frame)
     images = [
-        robust_scale(resample(_standard(one, options), grid), low=0.0, high=99.9)
+        robust_scale(resample(_standard(one, options), grid, crew=crew), low=0.0, high=99.9)
         for one in channels or (volume,)
     ]
     if skull_stripped is None:

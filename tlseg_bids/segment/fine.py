@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.flow import SharedRows
 
 SETTLED = 0.98
@@ -42,7 +43,7 @@ def open_voxels(coarse: Tensor) -> Tensor:
     return ((highest != lowest)[0, 0] | (top.values < SETTLED)).nonzero()
 
 
-def refine(coarse: Tensor, sub: Sub, heat: float) -> SharedRows:
+def refine(coarse: Tensor, sub: Sub, heat: float, crew: Crew = ALONE) -> SharedRows:
     """Probabilities at twice the resolution.
 
     Parameters
@@ -53,6 +54,8 @@ def refine(coarse: Tensor, sub: Sub, heat: float) -> SharedRows:
         Coarse voxels (n, 3) to logits of their sub-voxels (n, 8, channels).
     heat : float
         Temperature that the logits are divided by.
+    crew : Crew
+        Shares out the open voxels.
 
     Returns
     -------
@@ -67,11 +70,16 @@ def refine(coarse: Tensor, sub: Sub, heat: float) -> SharedRows:
     rows = torch.empty((count + 8 * len(where), channels), dtype=torch.float16)
     rows[:count] = settled.reshape(-1, channels)
     at_once = _VOXELS_AT_ONCE.get(coarse.device.type, 2**11)
-    for start in range(0, len(where), at_once):
+
+    def fill(start: int) -> None:
         some = where[start : start + at_once]
         first = count + 8 * start
-        found = F.softmax(sub(some).div_(heat), 2)
-        rows[first : first + 8 * len(some)] = found.reshape(-1, channels)
+        with torch.inference_mode():
+            found = F.softmax(sub(some).div_(heat), 2)
+            rows[first : first + 8 * len(some)] = found.reshape(-1, channels)
+
+    for _ in crew.map(fill, range(0, len(where), at_once)):
+        pass
     index = torch.arange(count, dtype=torch.int32).reshape(shape)
     index = index[:, None, :, None, :, None].repeat(1, 2, 1, 2, 1, 2)
     x, y, z = where.cpu().T

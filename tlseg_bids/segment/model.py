@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.errors import DataError
 from tlseg_bids.flow import Prediction, Prepared, SharedRows
 from tlseg_bids.labels.protocol import LabelProtocol
@@ -39,7 +40,7 @@ class Model:
     (channels, 3): centroids in template mm, NaN where there is none; `priors` (1, channels, I, J,
     K) float32 each: probabilities over the card's box, for the heads that have them, in their
     order; `atlas` and `seen` keep them, and what the network makes of them, at the sizes that were
-    asked for.
+    asked for. `crew` shares out the windows of a scan, and whatever else is done to it.
     """
 
     card: ModelCard
@@ -49,6 +50,7 @@ class Model:
     priors: dict[str, Tensor]
     device: torch.device
     precision: torch.dtype
+    crew: Crew = ALONE
     atlas: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
     seen: dict[tuple[int, ...], Seen] = field(default_factory=dict, init=False, repr=False)
 
@@ -56,6 +58,11 @@ class Model:
     def protocol(self) -> LabelProtocol:
         """Of the primary head: what the user gets."""
         return self.heads[0]
+
+    @property
+    def windows(self) -> Crew:
+        """Who shares out windows: on a GPU they go one after the other."""
+        return self.crew if self.device.type == "cpu" else ALONE
 
     @property
     def frame_head(self) -> int | None:
@@ -90,7 +97,9 @@ def fast_precision(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu") -> Model:
+def load_model(
+    card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu", crew: Crew = ALONE
+) -> Model:  # fmt: skip
     """Build a card's networks and fill them.
 
     Parameters
@@ -101,6 +110,8 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
         ``<role>.<parameter>``, ``template`` and, where a network takes them, ``prior.<protocol>``.
     device : str
         A torch device.
+    crew : Crew
+        The threads for a scan.
 
     Raises
     ------
@@ -121,15 +132,15 @@ def load_model(card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu")
     nowhere = torch.full((len(card.protocol_of(card.located_in)), 3), torch.nan)
     return Model(
         card, heads, networks, tensors.get("template", nowhere).double().numpy(), priors,
-        place, fast_precision(place),
+        place, fast_precision(place), crew,
     )  # fmt: skip
 
 
 class Models:
     """Models by card and device, each loaded once; may be asked from several threads."""
 
-    def __init__(self, offline: bool = False) -> None:
-        self._offline, self._lock = offline, Lock()
+    def __init__(self, offline: bool = False, crew: Crew = ALONE) -> None:
+        self._offline, self._crew, self._lock = offline, crew, Lock()
         self._loaded: dict[tuple[str, Path | None, str], Model] = {}
 
     def get(self, card: ModelCard, device: str) -> Model:
@@ -137,7 +148,8 @@ class Models:
         with self._lock:
             key = (digest(card), card.path, device)  # cards may share a file of weights
             if key not in self._loaded:
-                self._loaded[key] = load_model(card, load_weights(card, self._offline), device)
+                tensors = load_weights(card, self._offline)
+                self._loaded[key] = load_model(card, tensors, device, self._crew)
             return self._loaded[key]
 
 
@@ -297,7 +309,7 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
     strategy = {k: v for k, v in model.card.strategy.items() if k not in own}
     if "overlap" in strategy and not ask.fine:
         strategy["overlap"] = 0.0  # finding the frame needs no smooth seams
-    walk = partial(STRATEGIES[model.card.strategy["name"]], **strategy)
+    walk = partial(STRATEGIES[model.card.strategy["name"]], **strategy, each=model.windows.map)
     network = model.networks["segmenter"]
     factor = network.factor if ask.fine else network.stem
     image = torch.from_numpy(prepared.image)[None]
@@ -309,7 +321,7 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
     step = np.diag([factor, factor, factor, 1.0])
     step[:3, 3] = (factor - 1) / 2
     grid = Grid(tuple(probabilities.shape[1:]), prepared.grid.affine @ step)
-    age = float(np.mean(ages)) if ages else None
+    age = float(np.mean(sorted(ages))) if ages else None  # windows may end in any order
     return Prediction(probabilities, grid, age)
 
 
@@ -371,5 +383,5 @@ def _blended(
         corrections = network.corrections(ask.head) if ask.fine else None
         coarse, sub = both_sides(straight, mirrored, swap, added, corrections)
         if sub is not None:
-            return refine(coarse, sub, _heat(model, ask.head))
+            return refine(coarse, sub, _heat(model, ask.head), model.windows)
         return likely(coarse).cpu().permute(3, 0, 1, 2).numpy()

@@ -2,12 +2,13 @@
 
 A strategy sees only a `predict` function: a window of the image (1, C, i, j, k), its corner in
 voxels and, where independent networks share the volume, the number of the one that is asked go in,
-probabilities (1, channels, i/f, j/f, k/f) come out.
+probabilities (1, channels, i/f, j/f, k/f) come out. `each` applies it to the windows: like `map`,
+in their order, but it may be ahead of the window that is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 Corner = tuple[int, int, int]
 Predict = Callable[..., Tensor]
 Progress = Callable[[int, int], None]
+Each = Callable[[Callable, Iterable], Iterable]
 TIE = 1 / 128
 
 
@@ -55,7 +57,7 @@ def blend(size: int, window: int, begins: list[int], factor: int) -> list[Tensor
     return [tent / total[b // factor : (b + window) // factor] for b in begins]
 
 
-def sliding(
+def sliding(  # noqa: PLR0913
     predict: Predict,
     image: Tensor,
     *,
@@ -63,6 +65,7 @@ def sliding(
     overlap: float = 0.33,
     factor: int = 1,
     progress: Progress = _silent,
+    each: Each = map,
 ) -> Tensor:
     """Overlapping windows, probabilities averaged with a tent weight while they come in.
 
@@ -80,6 +83,8 @@ def sliding(
         How much coarser the network's output is than the image.
     progress : callable
         Called with windows done and windows in all.
+    each : callable
+        See the module's docstring.
 
     Returns
     -------
@@ -94,12 +99,16 @@ def sliding(
         dict(zip(begin, blend(n // factor * factor, w, begin, factor), strict=True))
         for n, w, begin in zip(image.shape[2:], side, begins, strict=True)
     ]
+
+    def ask(corner: Corner) -> Tensor:
+        return predict(image[_window(corner, side)], corner)[0]
+
     total = None
     todo = list(product(*begins))
-    for number, corner in enumerate(todo):
-        here = tuple(slice(c, c + n) for c, n in zip(corner, side, strict=True))
-        there = tuple(slice(s.start // factor, s.stop // factor) for s in here)
-        found = predict(image[(slice(None), slice(None), *here)], corner)[0]
+    for number, (corner, found) in enumerate(zip(todo, each(ask, todo), strict=True)):
+        there = tuple(
+            slice(c // factor, (c + n) // factor) for c, n in zip(corner, side, strict=True)
+        )
         if total is None:
             total = _zeros(found, shape)
         x, y, z = (tent[c].to(found) for tent, c in zip(tents, corner, strict=True))
@@ -107,6 +116,12 @@ def sliding(
         total[(slice(None), *there)].addcmul_(found, weight)
         progress(number + 1, len(todo))
     return total
+
+
+def _window(corner: Sequence[int], side: Sequence[int]) -> tuple[slice, ...]:
+    """The index of a window in an image (1, C, I, J, K)."""
+    cut = (slice(c, c + n) for c, n in zip(corner, side, strict=True))
+    return (slice(None), slice(None), *cut)
 
 
 def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -118,15 +133,16 @@ def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def whole(
-    predict: Predict, image: Tensor, *, factor: int = 1, progress: Progress = _silent
-) -> Tensor:
+    predict: Predict, image: Tensor, *, factor: int = 1, progress: Progress = _silent,
+    each: Each = map,
+) -> Tensor:  # fmt: skip
     """The whole volume at once, enlarged with zeros to a multiple of `factor`.
 
     Arguments and result as for `sliding`; the result covers the image, rounded up.
     """
     short = [-n % factor for n in image.shape[:1:-1]]
     image = torch.nn.functional.pad(image, [p for n in short for p in (0, n)])
-    found = predict(image, (0, 0, 0))[0]
+    (found,) = each(lambda corner: predict(image, corner)[0], [(0, 0, 0)])
     progress(1, 1)
     return found
 
@@ -141,6 +157,7 @@ def tiles(  # noqa: PLR0913
     fuse: str = "mean",
     factor: int = 1,
     progress: Progress = _silent,
+    each: Each = map,
 ) -> Tensor:
     """A network of its own for each tile of the volume.
 
@@ -166,11 +183,17 @@ def tiles(  # noqa: PLR0913
         begins = [starts(n, w, overlap, factor) for n, w in zip(shape, sides, strict=True)]
     todo = list(product(*begins))
     coverage = torch.zeros([n // factor for n in shape])
+
+    def ask(tile: tuple[int, Corner]) -> Tensor:
+        number, corner = tile
+        return predict(image[_window(corner, sides)], corner, number)[0]
+
     total = None
-    for number, corner in enumerate(todo):
-        here = tuple(slice(c, c + n) for c, n in zip(corner, sides, strict=True))
-        there = tuple(slice(s.start // factor, s.stop // factor) for s in here)
-        found = predict(image[(slice(None), slice(None), *here)], corner, number)[0]
+    tiled = list(enumerate(todo))
+    for (number, corner), found in zip(tiled, each(ask, tiled), strict=True):
+        there = tuple(
+            slice(c // factor, (c + n) // factor) for c, n in zip(corner, sides, strict=True)
+        )
         if total is None:
             total = found.new_zeros((found.shape[0], *coverage.shape))
         if fuse == "vote":
@@ -205,6 +228,7 @@ def views(  # noqa: PLR0913
     window: int = 16,
     factor: int = 1,
     progress: Progress = _silent,
+    each: Each = map,
 ) -> Tensor:
     """Slices across one axis, or across several with a network of its own for each.
 
@@ -227,11 +251,17 @@ def views(  # noqa: PLR0913
         for number, axis in enumerate(axes)
         for start in range(0, shape[axis], window)
     ]
-    total, share = None, sum(weights[: len(axes)])
-    for count, (number, axis, start) in enumerate(todo):
+
+    def ask(slices: tuple[int, int, int]) -> Tensor:
+        number, axis, start = slices
         length = min(window, shape[axis] - start)
         corner = tuple(start if a == axis else 0 for a in range(3))
-        found = predict(image.narrow(2 + axis, start, length), corner, number)[0]
+        return predict(image.narrow(2 + axis, start, length), corner, number)[0]
+
+    total, share = None, sum(weights[: len(axes)])
+    found_at = zip(todo, each(ask, todo), strict=True)
+    for count, ((number, axis, start), found) in enumerate(found_at):
+        length = min(window, shape[axis] - start)
         if total is None:
             total = found.new_zeros((found.shape[0], *(n // factor for n in shape)))
         part = total.narrow(1 + axis, start // factor, length // factor)

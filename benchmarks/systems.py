@@ -29,10 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import wilcoxon
+from systems_table import COLUMNS, OURS, known, markdown
 
 from tlseg_bids import app
 from tlseg_bids.bids.scan import Scan
@@ -55,11 +54,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "tlseg_bids" / "train"
 START = ROOT / "benchmarks" / "start" / "any-1.toml"
 TRIAL_STEPS = 4
-OURS = "ours"
-COLUMNS = (
-    "dataset", "fold", "system", "scan", "structures", "n", "dice", "weighted_dice", "hd95_mm",
-    "seconds", "parameters", "steps", "minutes",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -128,16 +122,6 @@ BUDGETS = {
 """Label budgets of the neonatal paper for our engine, from the same start as ``ours``: whole labels
 of three scans, or a third of the slices of nine. Asked for like `NETWORKS`."""
 MORE = {**SYSTEMS, **NETWORKS, **BUDGETS}
-# The papers' own mean Dice, on their data with their training: (dataset, structures) to figure.
-PAPERS = {
-    "neonatal": {("infant", "all"): "0.917 (8 tissues, dHCP)"},
-    "quicknat-views": {("infant", "all"): "0.90 (M-CRIB), 0.85 (iSeg)"},
-    "monet": {("malc", "all"): "0.785", ("malc", "14"): "0.826 (15 structures)"},
-    "unet-scratch": {("malc", "all"): "0.623", ("malc", "14"): "0.649 (15 structures)"},
-    "subcortical-25d": {("malc", "14"): "0.867 (from scratch), 0.860 (transfer, 7 scans)"},
-    "slant8": {("malc", "all"): "0.768"},
-    "slant27": {("malc", "all"): "0.776"},
-}
 DATASETS: dict[str, dict[str, Any]] = {
     "malc": {"folds": 5, "labels": "derivatives/manual", "protocol": "braincolor",
              "mapping": {"subcortical": "braincolor_to_subcortical"}, "suffix": "T1w"},
@@ -341,47 +325,6 @@ def scored(folder: Path, labelled: Path, protocol: str, dataset: str) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The comparison: mean ± standard deviation over scans, and each system against ours."""
-    lines = []
-    for (dataset, structures), part in table.groupby(["dataset", "structures"]):
-        present = [n for n in MORE if n in set(part["system"])]
-        first = OURS if OURS in present else present[0]
-        least, most = (f"{m:.0f}" for m in (part["minutes"].min(), part["minutes"].max()))
-        minutes = least if least == most else f"{least} to {most}"
-        lines += [
-            f"\n`{dataset}`, {'14 sub-cortical' if structures == '14' else 'all'} structures, "
-            f"{minutes} minutes of training a fold\n",
-            "| system | scans | Dice | weighted Dice | HD95, mm | s a scan | parameters | steps | "
-            f"against {first} | the paper's |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-        ]
-        ours = part[part["system"] == first].set_index("scan")["dice"]
-        others = [name for name in present if name != first]
-        for name in present:
-            rows = part[part["system"] == name]
-            cells = [f"{rows[c].mean():.3f} ± {rows[c].std():.3f}" for c in
-                     ("dice", "weighted_dice")]  # fmt: skip
-            lines.append(" | ".join((
-                f"| {name}", str(len(rows)), *cells, f"{rows['hd95_mm'].mean():.2f}",
-                f"{rows['seconds'].mean():.0f}", f"{rows['parameters'].iloc[0] / 1e6:.2f} M",
-                f"{rows['steps'].mean():.0f}",
-                against(rows.set_index("scan")["dice"], ours, len(others)),
-                PAPERS.get(name, {}).get((dataset, structures), "–") + " |",
-            )))  # fmt: skip
-    return "\n".join(lines)
-
-
-def against(theirs: pd.Series, ours: pd.Series, comparisons: int) -> str:
-    """Mean difference to ours and Wilcoxon's signed-rank p, times the number of comparisons."""
-    both = pd.concat([theirs, ours], axis=1, keys=["a", "b"]).dropna()
-    gap = both["a"] - both["b"]
-    if len(gap) < 2 or not np.any(gap):
-        return "–"
-    p = min(1.0, wilcoxon(gap).pvalue * comparisons)
-    return f"{gap.mean():+.3f}, p = {p:.3g}"
-
-
 def main(words: list[str]) -> int:
     """Run what is missing, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
@@ -402,7 +345,7 @@ def main(words: list[str]) -> int:
     read_card(START)
     results = options.work / "systems.tsv"
     if options.table:
-        print(markdown(pd.read_csv(results, sep="\t", dtype={"structures": str})))
+        print(markdown(pd.read_csv(results, sep="\t", dtype={"structures": str}), list(MORE)))
         return 0
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
@@ -418,15 +361,6 @@ def main(words: list[str]) -> int:
                 print(f"{system}, fold {fold} of {dataset}: {time.monotonic() - begun:.0f} s",
                       flush=True)  # fmt: skip
     return 0
-
-
-def known(results: Path, dataset: str, fold: int, system: str) -> bool:
-    """Whether this was measured already."""
-    if not results.is_file():
-        return False
-    table = pd.read_csv(results, sep="\t")
-    found = (table["dataset"] == dataset) & (table["fold"] == fold) & (table["system"] == system)
-    return bool(found.any())
 
 
 def _quiet(*_: object, **__: object) -> None:

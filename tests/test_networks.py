@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tlseg_bids.networks import build
-from tlseg_bids.networks.blocks import quarter_step
+from tlseg_bids.networks.blocks import join, quarter_step
 from tlseg_bids.networks.patches import orthogonal
 from tlseg_bids.networks.unet import Block, Design
 
@@ -51,6 +51,23 @@ def test_a_sub_voxel_is_the_coarse_answer_read_off_its_centre_and_a_correction()
         added = torch.einsum("cf,nfijk->ncijk", weight[number], edges)
         wanted = quarter_step(coarse, part) + added + bias[number][:, None, None, None]
         torch.testing.assert_close(network(image(), prior, head, parts=[part]), wanted)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_channels_are_joined_as_torch_does_and_stay_where_they_lie(layout):
+    parts = [
+        torch.randn(2, channels, 4, 6, 8).to(memory_format=layout).requires_grad_()
+        for channels in (5, 3)
+    ]
+    found, wanted = join(parts), torch.cat(parts, 1)
+    assert found.stride() == wanted.stride() and found.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    down = torch.randn_like(wanted)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, parts, down), torch.autograd.grad(wanted, parts, down),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 def test_coarser_levels_answer_at_half_the_resolution_each():

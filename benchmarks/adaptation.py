@@ -177,11 +177,11 @@ def adapt(
 ) -> Iterator[tuple[Model, dict[str, Any]]]:
     """Train one child; yields it at every share, the furthest first, with what is said of it."""
     how = how_to(recipe, site, shown)
-    material = site.work.material(how, shown, site.base)
+    material = site.work.stock.whole(how, shown, site.base)
     parent = material.parent
     if recipe == SCRATCH:
         torch.manual_seed(seed)
-        parent = replace(parent, network=site.work.new_network(material.model).eval())
+        parent = replace(parent, network=site.work.stock.new_network(material.model).eval())
     make = partial(FineTuning, how, parent, material.samples, material.maps, seed=seed)
     steps = steps_of(make(steps=TRIAL_STEPS), asked.minutes) if asked.minutes else asked.steps
     tuning = make(steps=steps)
@@ -192,7 +192,7 @@ def adapt(
     heads = rehearsal_set(material.maps, parent.box_mm, parent.spacing_mm)
     before, state = np.array(rehearsal_dice(material.model, heads)), tuning.finish()
     for share in sorted(how.shares, reverse=True):
-        child = site.work.child(material, blended(parent.network, state, share))
+        child = site.work.stock.child(material, blended(parent.network, state, share))
         lost = before - rehearsal_dice(child, heads)
         each = " ".join(f"{one:.4f}" for one in lost)
         yield child, {

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.cards import small_card
 from tests.datasets import config, make_dataset
 from tlseg_bids.adapt import inspect as adapt_inspect
-from tlseg_bids.adapt import page, work
+from tlseg_bids.adapt import material, page, work
 from tlseg_bids.adapt.judge import decide, folds, half, program_labels
 from tlseg_bids.adapt.reading import IGNORE
 from tlseg_bids.adapt.record import domain_of, joined_licence
@@ -149,7 +149,7 @@ def base(tmp_path, monkeypatch):
         preprocess={"box_mm": [[-40.0, 40.0]] * 3, "spacing_mm": 2.0, "rounds": 1},
         weights=describe(file, "MIT", path),
     ), path)  # fmt: skip
-    monkeypatch.setattr(work, "rehearsal_samples", tiny_maps)
+    monkeypatch.setattr(material, "rehearsal_samples", tiny_maps)
     return folder
 
 
@@ -450,7 +450,7 @@ def test_a_sites_own_protocol_gets_a_new_head_that_the_next_run_knows(tmp_path, 
         atlases.append(tuple(one.name for one in samples))
         return atlas(samples, *place)
 
-    monkeypatch.setattr(work, "atlas", noted)
+    monkeypatch.setattr(material, "atlas", noted)
 
     def own(labels: np.ndarray) -> np.ndarray:
         """Two structures of the site's own: white matter alone, and all nuclei together."""

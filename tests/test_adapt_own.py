@@ -19,7 +19,7 @@ from tests.test_adapt import (
     save_nifti,
     write_site,
 )
-from tlseg_bids.adapt import work
+from tlseg_bids.adapt import material, work
 from tlseg_bids.adapt.judge import Verdict
 from tlseg_bids.adapt.reading import own_protocol, read_as
 from tlseg_bids.adapt.site import fine_tune
@@ -156,7 +156,7 @@ def test_a_structure_of_one_side_alone_is_never_shown_in_the_mirror(
         return found
 
     monkeypatch.setattr(work, "run", noted_run)
-    monkeypatch.setattr(work, "atlas", noted_atlas)
+    monkeypatch.setattr(material, "atlas", noted_atlas)
     what = asked(
         *write_own_site(tmp_path, names, persons), base,
         fine_tune=recipe(tmp_path, head="new", max_steps=10),

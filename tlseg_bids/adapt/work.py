@@ -6,36 +6,33 @@ What takes time is kept in a work folder, so that a run that was cut off goes on
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tlseg_bids.adapt.choose import AUTO, Costs, Course, choose_recipe, plan_course
 from tlseg_bids.adapt.earlier import Rival, against_earlier, earlier_model, find_rival
 from tlseg_bids.adapt.evidence import why_wrong
-from tlseg_bids.adapt.inspect import Answer, Inspected, inspect, overlap, sample_of
+from tlseg_bids.adapt.inspect import Answer, Inspected, inspect
 from tlseg_bids.adapt.judge import (
     Fold,
     Verdict,
     decide,
     folds,
-    held_out,
     held_out_dice,
     mean,
     native_labels,
     program_labels,
     rehearsal_dice,
     rehearsal_set,
-    visible,
-    with_network,
 )
 from tlseg_bids.adapt.labels import Collected
 from tlseg_bids.adapt.matching import Refused
+from tlseg_bids.adapt.material import Material, Stock
 from tlseg_bids.adapt.page import write_page
 from tlseg_bids.adapt.record import (
     CARD,
@@ -43,7 +40,6 @@ from tlseg_bids.adapt.record import (
     RECORD,
     Outcome,
     Tested,
-    straight,
     write_model,
     write_record,
 )
@@ -52,14 +48,9 @@ from tlseg_bids.bids.tables import read_json
 from tlseg_bids.config import Config
 from tlseg_bids.errors import DataError, ScanError, UsageError
 from tlseg_bids.flow import Job
-from tlseg_bids.networks import build, channels_last
 from tlseg_bids.runner import Progress
 from tlseg_bids.segment.model import Model, load_model
-from tlseg_bids.train.adaptation import Adaptation
-from tlseg_bids.train.dataset import Sample
-from tlseg_bids.train.draw import atlas
-from tlseg_bids.train.finetune import FineTuning, Parent, blended, grown, measure_step, run
-from tlseg_bids.train.rehearsal import rehearsal_samples
+from tlseg_bids.train.finetune import FineTuning, blended, measure_step, run
 from tlseg_bids.zoo.assemble import stored_atlases
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.weights import load_weights
@@ -78,22 +69,6 @@ class Asked:
     jobs: tuple[Job, ...]
     collected: Collected
     key: str
-
-
-@dataclass(frozen=True, eq=False)
-class Material:
-    """What every run learns from: recipe, scans with samples, rehearsal heads, the parent.
-
-    `model` is the parent as a model; `base` is the one that was chosen, without a new head.
-    """
-
-    how: Adaptation
-    inspected: tuple[Inspected, ...]
-    samples: list[Sample]
-    maps: list[Sample]
-    parent: Parent
-    model: Model
-    base: Model
 
 
 def check_adaptable(card: ModelCard) -> None:
@@ -133,6 +108,7 @@ class Work:
         check_adaptable(self.card)
         self.jobs = {f"{job.scan.stem}_{job.scan.suffix}": job for job in asked.jobs}
         self.reading = asked.collected.reading
+        self.stock = Stock(self.card, self.reading)
         self.begun = time.monotonic()
 
     def adapt(self, folder: Path) -> dict[str, Any]:
@@ -143,7 +119,7 @@ class Work:
         self.progress.begin(len(self.asked.collected.usable), models=1)
         inspected, refused = self._inspect(base)
         how, reasons = choose_recipe(self.config.fine_tune or AUTO, inspected, self.reading)
-        material = self.material(how, inspected, base)
+        material = self.stock.whole(how, inspected, base)
         course = self._course(material)
         earlier = earlier_model(folder)
         tested, verdict, child, curves = self._train(material, course, earlier)
@@ -153,7 +129,7 @@ class Work:
             (*reasons, *course.reasons), tested, verdict, int(curves[FINAL][-1][0]),
             time.monotonic() - self.begun, self.config.random_seed, curves,
             tuple(protocol.name for protocol in material.model.heads),
-            self.segmenter_options(material.model), earlier,
+            self.stock.segmenter_options(material.model), earlier,
         )  # fmt: skip
         taken = {**tensors, **stored_atlases(material.model.priors)}
         target = self._write(folder, outcome, taken, child)
@@ -205,92 +181,6 @@ class Work:
             )  # fmt: skip
         return kept, tuple(refused)
 
-    def material(self, how: Adaptation, inspected: list[Inspected], base: Model) -> Material:
-        """The parent, with one head more where the labels need one, and what it is shown."""
-        samples = [
-            _on(sample_of(one, self.reading, base.template), base.device) for one in inspected
-        ]
-        maps = [_on(one, base.device) for one in rehearsal_samples(base.template)]
-        known = [np.ones(one.base.shape, bool) for one in inspected]
-        mirror = self.reading.mirrored
-        base = base if mirror else replace(base, card=straight(base.card))
-        model = self._with_head(base, samples, inspected, known, mirror)
-        parent = self._parent(model, mirror)
-        return Material(how, tuple(inspected), samples, maps, parent, model, base)
-
-    def shown(self, material: Material, fold: Fold) -> Material:
-        """What a fold's run has: nothing of what is held out, nor an atlas or a head made of it.
-
-        A run that a half is held out from sees the other one in the mirror whatever the labels are.
-        """
-        samples = visible(material.samples, material.inspected, fold)
-        known = [
-            ~held_out(one, fold) if i in fold.held_out else np.ones(one.base.shape, bool)
-            for i, one in enumerate(material.inspected)
-        ]
-        mirror = self.reading.mirrored or bool(fold.side)
-        model = self._with_head(material.base, samples, material.inspected, known, mirror)
-        parent = self._parent(model, mirror)
-        return replace(material, samples=samples, parent=parent, model=model)
-
-    def _with_head(
-        self, base: Model, samples: list[Sample], inspected: Sequence[Inspected],
-        known: Sequence[np.ndarray], mirror: bool,
-    ) -> Model:  # fmt: skip
-        """The base with one head more, where the labels need one.
-
-        It has an atlas of the samples, and starts from the base's answers where voxels are `known`.
-        """
-        if not self.reading.new_head:
-            return base
-        heads = (self.reading.target, *base.heads)
-        model = replace(base, heads=heads, priors=self._atlases(base, samples, mirror))
-        network = self.new_network(model)
-        sources = overlap(inspected, known, len(heads[0])).to(base.device)
-        with torch.no_grad():
-            grown(network, base.networks["segmenter"], sources)
-        return with_network(model, network, heads)
-
-    def _parent(self, model: Model, mirror: bool) -> Parent:
-        options = self.card.preprocess
-        return Parent(
-            model.networks["segmenter"], tuple(protocol.name for protocol in model.heads),
-            [prior[0] for prior in model.priors.values()], options["box_mm"],
-            float(options["spacing_mm"]), model.precision, mirror,
-        )  # fmt: skip
-
-    def _atlases(self, model: Model, samples: list[Sample], mirror: bool) -> dict[str, Tensor]:
-        """The model's atlases, and before them one of the labels that a new head learns.
-
-        Its voxels are twice as long as those of the template's atlas. One part in n + 1 of it, of n
-        samples, is the same for every structure: few persons say little of where another's lie.
-        """
-        target = self.reading.target.name
-        known = {name: prior for name, prior in model.priors.items() if name != target}
-        if not known or not hasattr(model.networks["segmenter"], "prior"):
-            return known
-        box, shape = self.card.preprocess["box_mm"], next(iter(known.values())).shape[2:]
-        spacing_mm = (box[0][1] - box[0][0]) / shape[0]
-        spacing_mm *= 1 if any(size % 2 for size in shape) else 2
-        shown = [_on(one, torch.device("cpu")) for one in samples]
-        found = atlas(shown, box, spacing_mm, mirror)
-        found = found.lerp(torch.full_like(found, 1 / len(found)), 1 / (len(samples) + 1))
-        stored = (found * 255).round() / 255  # as the file will have it
-        return {target: stored[None].to(model.device), **known}
-
-    def segmenter_options(self, model: Model) -> dict[str, Any]:
-        """What the segmenter of such a model is built from: as in the card, but for the atlases."""
-        options = dict(self.card.networks["segmenter"])
-        if "prior_channels" in options:
-            options["prior_channels"] = sum(prior.shape[1] for prior in model.priors.values())
-        return options
-
-    def new_network(self, model: Model) -> nn.Module:
-        """A segmenter for the model's heads and atlases, its parameters not yet set."""
-        sizes = [len(protocol) for protocol in model.heads]
-        network = build(**self.segmenter_options(model), out_channels=sizes)
-        return channels_last(network).to(model.device)
-
     def _course(self, material: Material) -> Course:
         """Folds and steps; what an interrupted run had decided holds."""
         stored, problem = read_json(self.kept / COURSE)
@@ -322,7 +212,7 @@ class Work:
         total, done, curves = (len(parts) + 1) * course.steps, 0, {}
         children, base, quick = [], [], {share: [] for share in material.how.shares}
         taken: list[int] = []
-        seen = [self.shown(material, fold) for fold in parts]
+        seen = [self.stock.visible_to(material, fold) for fold in parts]
         for number, (fold, one) in enumerate(zip([*parts, None], [*seen, material], strict=True)):
             name = FINAL if fold is None else f"fold-{fold.name}"
             tuning = self._run(one, course.steps)
@@ -378,7 +268,7 @@ class Work:
         held = [material.inspected[i] for i in fold.held_out]
         base += [mean(held_out_dice(self._before(material, one), one, fold)) for one in held]
         for share, scores in quick.items():
-            model = self.child(material, blended(material.parent.network, child, share))
+            model = self.stock.child(material, blended(material.parent.network, child, share))
             scores += [mean(held_out_dice(self._labels(model, one), one, fold)) for one in held]
 
     def _labels(self, model: Model, one: Inspected) -> np.ndarray:
@@ -395,7 +285,7 @@ class Work:
         heads = rehearsal_set(material.maps, parent.box_mm, parent.spacing_mm)
         scores = {0.0: float(np.mean(rehearsal_dice(material.model, heads)))}
         for share in material.how.shares:
-            model = self.child(material, blended(parent.network, child, share))
+            model = self.stock.child(material, blended(parent.network, child, share))
             scores[share] = float(np.mean(rehearsal_dice(model, heads)))
         return scores
 
@@ -403,7 +293,7 @@ class Work:
         self, material: Material, fold: Fold, state: dict[str, Tensor], rival: Rival | None
     ) -> list[Tested]:
         """Dice before and after of what a fold held out, as the program would label it."""
-        model, found = self.child(material, state), []
+        model, found = self.stock.child(material, state), []
         for i in fold.held_out:
             one = material.inspected[i]
             before, after = self._before(material, one), self._labels(model, one)
@@ -413,15 +303,3 @@ class Work:
                 rival and rival.dice(one, self.jobs[one.name], fold),
             ))  # fmt: skip
         return found
-
-    def child(self, material: Material, state: dict[str, Tensor]) -> Model:
-        """The base with these parameters of the segmenter."""
-        network = self.new_network(material.model)
-        network.load_state_dict(state)
-        return with_network(material.model, network, material.model.heads)
-
-
-def _on(sample: Sample, device: torch.device) -> Sample:
-    """The sample with its arrays on a device."""
-    images = {suffix: image.to(device) for suffix, image in sample.images.items()}
-    return replace(sample, classes=sample.classes.to(device), images=images)

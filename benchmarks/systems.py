@@ -238,11 +238,12 @@ def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd
     setup, name = MORE[system], f"{system}-{dataset}-f{fold}"
     out = options.work / "runs"
     out.mkdir(parents=True, exist_ok=True)
-    share, start = 1.0, setup.start
-    if setup.before:
+    share, start, runs = 1.0, setup.start, []
+    if setup.before:  # sees no scan of the datasets, so that they share it
         first = replace(on_dataset(setup, dataset, fold, setup.before), name=f"{system}-before")
         first = coarser(first, setup, options.spacing)
-        start, share = str(trained(first, options.data, out, options.minutes / 3)), 2 / 3
+        runs = [trained(first, options.data, out, options.minutes / 3)]
+        start, share = str(runs[0]), 2 / 3
     recipe = coarser(on_dataset(setup, dataset, fold), setup, options.spacing)
     recipe = replace(recipe, name=name, start=start)
     checkpoint = trained(recipe, options.data, out, share * options.minutes, options.steps)
@@ -258,7 +259,7 @@ def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd
     label(options, dataset, name, held_out)
     table = scored(options.data / dataset, labelled, recipe.protocol, dataset)
     saved = load_checkpoint(checkpoint)
-    seconds = saved["seconds"] + (load_checkpoint(start)["seconds"] if setup.before else 0)
+    seconds = sum(load_checkpoint(path)["seconds"] for path in (*runs, checkpoint))
     count = sum(value.numel() for value in saved["average"].values())
     table = table.assign(dataset=dataset, fold=fold, system=system, parameters=count,
                          steps=saved["step"], minutes=seconds / 60)  # fmt: skip

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tests.scripts import load_benchmark
 from tlseg_bids.train.recipe import load_recipe
@@ -130,3 +131,29 @@ def test_steps_decide_where_they_are_given(benchmark, tmp_path, monkeypatch):
     benchmark.trained(recipe, tmp_path, tmp_path, 1.0, steps=7)
     benchmark.trained(recipe, tmp_path, tmp_path, 1.0)
     assert asked == [7, 7], "a run that was cut off goes on to the same end"
+
+
+def test_the_stage_before_counts_in_the_minutes(benchmark, tmp_path, monkeypatch):
+    spent = {}
+
+    def trained(recipe, _data, out, minutes, _steps=None):
+        spent[recipe.name] = minutes
+        path = out / f"{recipe.name}.pt"
+        average = {"weight": torch.zeros(3, 2)}
+        torch.save({"seconds": 60 * minutes, "step": 7, "average": average}, path)
+        return path
+
+    monkeypatch.setattr(benchmark, "trained", trained)
+    monkeypatch.setattr(benchmark, "load_checkpoint", lambda path: torch.load(path.resolve()))
+    monkeypatch.setattr(benchmark, "export", lambda *_: None)
+    monkeypatch.setattr(benchmark, "label", lambda *_: None)
+    scores = rows("monet", [0.5, 0.6]).drop(columns=["parameters", "steps", "minutes"])
+    monkeypatch.setattr(benchmark, "scored", lambda *_: scores)
+    (tmp_path / "malc").mkdir()
+    options = SimpleNamespace(
+        data=tmp_path, work=tmp_path, minutes=6.0, steps=None, spacing=2.0, limit=None
+    )
+    found = benchmark.run(options, "malc", 0, "monet")
+    assert spent == {"monet-before": 2.0, "monet-malc-f0": 4.0}
+    assert found["minutes"].tolist() == [6.0, 6.0]
+    assert found["parameters"].tolist() == [6, 6] and found["steps"].tolist() == [7, 7]

@@ -1,17 +1,19 @@
 """Cross-validate a model: label every scan with the fold's model that never saw its subject.
 
 Usage: ``python benchmarks/crossvalidate.py DATA WORK DATASET LABELS MAPPING
-LOCATOR_0.pt SEGMENTER_0.pt [LOCATOR_1.pt SEGMENTER_1.pt …]``
+LOCATOR_0 SEGMENTER_0.pt [LOCATOR_1 SEGMENTER_1.pt …] [--like NAME]``
 
 DATA is the folder of the datasets, DATASET the one that is scored, LABELS its derivative with the
-reference, MAPPING the name of the mapping between the protocols, or ``none``. Each pair of
-checkpoints is exported as a model of its own and the program labels the subjects that its
-segmenter and its locator were not trained on. Prints the mean Dice per suffix (± standard
-deviation over scans and over folds) and writes WORK/dice.tsv.
+reference, MAPPING the name of the mapping between the protocols, or ``none``. A locator is a
+checkpoint, or the card of a model that has it. Each pair is exported as a model of its own, with
+windows, mirror and domain as ``tlseg_bids/train/models/NAME.toml`` says (``any``), and the program
+labels the subjects that its segmenter and its locator were not trained on. Prints the mean Dice
+per suffix (± standard deviation over scans and over folds) and writes WORK/dice.tsv.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tomllib
@@ -22,24 +24,33 @@ import pandas as pd
 from tlseg_bids.cli.evaluate import main as evaluate
 from tlseg_bids.train.export import export
 from tlseg_bids.train.recipe import load_checkpoint
+from tlseg_bids.zoo.card_file import read_card
 
 ROOT = Path(__file__).resolve().parents[1]
-DESCRIPTION = ROOT / "tlseg_bids" / "train" / "models" / "any.toml"
+MODELS = ROOT / "tlseg_bids" / "train" / "models"
 
 
-def held_out(data: Path, dataset: str, checkpoints: tuple[Path, Path]) -> list[str]:
-    """Labels of the subjects of `dataset` that neither checkpoint was trained on."""
+def trained_on(file: Path, dataset: str) -> set[str]:
+    """Subjects of `dataset` that a checkpoint or the model of a card has seen."""
+    if file.suffix == ".toml":
+        rows = read_card(file).training["data"]
+        return {name for row in rows if row["dataset"] == dataset for name in row["subjects"]}
+    seen = load_checkpoint(file)["data"]
+    return {key.split("/")[1] for key in seen if key.startswith(f"{dataset}/")}
+
+
+def held_out(data: Path, dataset: str, pair: tuple[Path, Path]) -> list[str]:
+    """Labels of the subjects of `dataset` that neither network was trained on."""
     every = {path.name for path in (data / dataset).glob("sub-*") if path.is_dir()}
-    for checkpoint in checkpoints:
-        seen = load_checkpoint(checkpoint)["data"]
-        every -= {key.split("/")[1] for key in seen if key.startswith(f"{dataset}/")}
+    every -= set().union(*(trained_on(file, dataset) for file in pair))
     return sorted(subject.removeprefix("sub-") for subject in every)
 
 
-def label(data: Path, work: Path, dataset: str, fold: int, pair: tuple[Path, Path]) -> Path:
+def label(asked: argparse.Namespace, fold: int, pair: tuple[Path, Path]) -> Path:
     """Label the held-out subjects with the model of one fold; returns the derivatives."""
-    description = tomllib.loads(DESCRIPTION.read_text(encoding="utf-8"))
-    description["name"] = f"fold-{fold}"
+    data, work, dataset = asked.data, asked.work, asked.dataset
+    description = tomllib.loads((MODELS / f"{asked.like}.toml").read_text(encoding="utf-8"))
+    description |= {"name": f"fold-{fold}", "evidence": []}
     zoo, out = work / f"zoo-{fold}", work / f"out-{fold}"
     export(description, dict(zip(("locator", "segmenter"), pair, strict=True)), data, zoo)
     command = [
@@ -53,32 +64,39 @@ def label(data: Path, work: Path, dataset: str, fold: int, pair: tuple[Path, Pat
 
 def main(words: list[str]) -> int:
     """Label, score and print."""
-    data, work, dataset, labels, mapping = Path(words[0]), Path(words[1]), *words[2:5]
-    files = [Path(word) for word in words[5:]]
-    pairs = list(zip(files[::2], files[1::2], strict=True))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("data", "work"):
+        parser.add_argument(name, type=Path)
+    for name in ("dataset", "labels", "mapping"):
+        parser.add_argument(name)
+    parser.add_argument("files", type=Path, nargs="+", metavar="LOCATOR SEGMENTER")
+    parser.add_argument("--like", default="any", metavar="NAME")
+    asked = parser.parse_args(words)
+    if len(asked.files) % 2:
+        parser.error("every fold is a locator and a segmenter")
     tables = []
-    for fold, pair in enumerate(pairs):
-        out = label(data, work, dataset, fold, pair)
-        scores = work / f"dice-{fold}.tsv"
-        reference = str(data / dataset / labels)
-        asked = [str(out), reference, "--no-distances", "-o", str(scores)]
-        asked += [] if mapping == "none" else ["--mapping", mapping]
-        if evaluate(asked):
+    for fold, pair in enumerate(zip(asked.files[::2], asked.files[1::2], strict=True)):
+        out = label(asked, fold, pair)
+        scores = asked.work / f"dice-{fold}.tsv"
+        reference = str(asked.data / asked.dataset / asked.labels)
+        words = [str(out), reference, "--no-distances", "-o", str(scores)]
+        words += [] if asked.mapping == "none" else ["--mapping", asked.mapping]
+        if evaluate(words):
             return 1
         tables.append(pd.read_csv(scores, sep="\t").assign(fold=fold))
     table = pd.concat(tables)
     table["suffix"] = table["predicted"].str.extract(r"space-(\w+?)_")[0]
-    table.to_csv(work / "dice.tsv", sep="\t", index=False)
+    table.to_csv(asked.work / "dice.tsv", sep="\t", index=False)
     for name, rows in (("14 sub-cortical", table[table["subcortical14"] == 1]), ("all", table)):
         for suffix, part in rows.groupby("suffix"):
             scans = part.groupby(["fold", "predicted"])["dice"].mean()
             folds = scans.groupby("fold").mean()
-            print(f"{dataset} {suffix}, {name}: {scans.mean():.3f} ± {scans.std():.3f} over "
+            print(f"{asked.dataset} {suffix}, {name}: {scans.mean():.3f} ± {scans.std():.3f} over "
                   f"{len(scans)} scans, ± {folds.std():.3f} over {len(folds)} folds")  # fmt: skip
     return 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 8:
-        sys.exit(__doc__)
     sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,35 @@
+"""Cross-validation: who is held out, whatever the networks come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.scripts import load_benchmark
+
+CARDS = Path(__file__).resolve().parents[1] / "tlseg_bids" / "zoo" / "cards"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    return load_benchmark("crossvalidate")
+
+
+def test_subjects_that_either_network_has_seen_are_not_held_out(benchmark, tmp_path, monkeypatch):
+    for name in ("sub-inf01", "sub-inf02", "sub-new", "sub-1000"):
+        (tmp_path / "infant" / name).mkdir(parents=True)
+    saved = {"data": {"infant/sub-inf02": "…", "malc/sub-1000": "…"}}
+    monkeypatch.setattr(benchmark, "load_checkpoint", lambda _: saved)
+    pair = (CARDS / "any.toml", Path("fold.pt"))
+    assert benchmark.trained_on(CARDS / "any.toml", "malc") == set()
+    assert "sub-inf01" in benchmark.trained_on(CARDS / "any.toml", "infant")
+    assert benchmark.trained_on(Path("fold.pt"), "infant") == {"sub-inf02"}
+    assert benchmark.held_out(tmp_path, "infant", pair) == ["1000", "new"]
+
+
+def test_half_a_fold_is_refused(benchmark, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main([str(tmp_path), str(tmp_path), "infant", "labels", "none", "one.pt"])
+    assert "every fold is a locator and a segmenter" in capsys.readouterr().err

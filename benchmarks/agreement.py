@@ -3,9 +3,9 @@
 ``python benchmarks/agreement.py SCAN … [--model any] [--out TABLE.tsv]``
 
 Every scan is labelled as the program does by default with two threads, then with one thread, in
-float32, and on the GPU where there is one. Printed is the Dice of each structure with the labels
-of the first way, for every scan: least and mean over structures, and which structure is the least.
-The table has every structure.
+float32, in float32 in the frame that the first way found, and on the GPU where there is one.
+Printed is the Dice of each structure with the labels of the first way, for every scan: least and
+mean over structures, and which structure is the least. The table has every structure.
 """
 
 from __future__ import annotations
@@ -30,27 +30,30 @@ from tlseg_bids.zoo.registry import find_card, load_cards
 from tlseg_bids.zoo.weights import load_weights
 
 
-def ways(name: str) -> dict[str, Model]:
-    """The model by what is said of how it computes."""
+def ways(name: str) -> dict[str, tuple[Model, Model]]:
+    """By what is said of how they compute: the model that finds the brain, and that labels it."""
     card = find_card(load_cards(()), name, "--model")
     tensors = load_weights(card, True)
     model = load_model(card, tensors, crew=Crew(2))
     fast = str(model.precision).removeprefix("torch.")
-    found = {f"{fast}, 2 threads": model, f"{fast}, 1 thread": replace(model, crew=Crew(1))}
+    alone = replace(model, crew=Crew(1))
+    found = {f"{fast}, 2 threads": (model, model), f"{fast}, 1 thread": (alone, alone)}
     if model.precision != torch.float32:
-        found["float32, 2 threads"] = replace(model, precision=torch.float32)
+        full = replace(model, precision=torch.float32)
+        found |= {"float32": (full, full), "float32, same frame": (model, full)}
     if torch.cuda.is_available():
-        found["GPU"] = load_model(card, tensors, "cuda", Crew(2))
+        there = load_model(card, tensors, "cuda", Crew(2))
+        found["GPU"] = (there, there)
     return found
 
 
-def labels(path: Path, model: Model) -> np.ndarray:
+def labels(path: Path, finder: Model, model: Model) -> np.ndarray:
     """As the program labels the scan, on its own grid."""
     suffix = "T2w" if "T2w" in path.name else "T1w"
     scan = Scan(path, path.parent, {"sub": "x"}, suffix)
     job = Job(scan, model.card, "", (), (), "", model.device.type, 0.0)
     volume, _ = load_scan(path)
-    prediction = app.finely(app.find(volume, job, model), model)
+    prediction = app.finely(app.find(volume, job, finder), model)
     return to_native(prediction, volume, model.protocol, crew=model.crew).labels.data
 
 
@@ -67,8 +70,8 @@ def main() -> None:
     rows = []
     for path in asked.scans:
         first = None
-        for way, model in ways(asked.model).items():
-            found = labels(path, model)
+        for way, (finder, model) in ways(asked.model).items():
+            found = labels(path, finder, model)
             if first is None:
                 first = found
                 continue

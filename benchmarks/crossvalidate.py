@@ -1,12 +1,12 @@
 """Cross-validate a model: label every scan with the fold's model that never saw its subject.
 
 Usage: ``python benchmarks/crossvalidate.py DATA WORK DATASET LABELS MAPPING
-LOCATOR_0 SEGMENTER_0.pt [LOCATOR_1 SEGMENTER_1.pt …] [--like NAME]``
+LOCATOR_0 SEGMENTER_0.pt [LOCATOR_1 SEGMENTER_1.pt …] [--description CARD.toml]``
 
 DATA is the folder of the datasets, DATASET the one that is scored, LABELS its derivative with the
 reference, MAPPING the name of the mapping between the protocols, or ``none``. A locator is a
 checkpoint, or the card of a model that has it. Each pair is exported as a model of its own, with
-windows, mirror and domain as ``tlseg_bids/train/models/NAME.toml`` says (``any``), and the program
+windows, mirror and domain as CARD.toml says (``tlseg_bids/train/models/any.toml``), and the program
 labels the subjects that its segmenter and its locator were not trained on. Prints the mean Dice
 per suffix (± standard deviation over scans and over folds) and writes WORK/dice.tsv.
 """
@@ -27,7 +27,7 @@ from tlseg_bids.train.recipe import load_checkpoint
 from tlseg_bids.zoo.card_file import read_card
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = ROOT / "tlseg_bids" / "train" / "models"
+DESCRIPTION = ROOT / "tlseg_bids" / "train" / "models" / "any.toml"
 
 
 def trained_on(file: Path, dataset: str) -> set[str]:
@@ -49,7 +49,7 @@ def held_out(data: Path, dataset: str, pair: tuple[Path, Path]) -> list[str]:
 def label(asked: argparse.Namespace, fold: int, pair: tuple[Path, Path]) -> Path:
     """Label the held-out subjects with the model of one fold; returns the derivatives."""
     data, work, dataset = asked.data, asked.work, asked.dataset
-    description = tomllib.loads((MODELS / f"{asked.like}.toml").read_text(encoding="utf-8"))
+    description = tomllib.loads(asked.description.read_text(encoding="utf-8"))
     description |= {"name": f"fold-{fold}", "evidence": []}
     zoo, out = work / f"zoo-{fold}", work / f"out-{fold}"
     export(description, dict(zip(("locator", "segmenter"), pair, strict=True)), data, zoo)
@@ -72,7 +72,7 @@ def main(words: list[str]) -> int:
     for name in ("dataset", "labels", "mapping"):
         parser.add_argument(name)
     parser.add_argument("files", type=Path, nargs="+", metavar="LOCATOR SEGMENTER")
-    parser.add_argument("--like", default="any", metavar="NAME")
+    parser.add_argument("--description", type=Path, default=DESCRIPTION)
     asked = parser.parse_args(words)
     if len(asked.files) % 2:
         parser.error("every fold is a locator and a segmenter")

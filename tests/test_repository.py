@@ -233,6 +233,16 @@ def test_importing_the_package_calls_nobody() -> None:
     assert answer.stdout.strip() == "[] []"
 
 
+def test_the_program_starts_without_what_it_seldom_needs() -> None:
+    """Each of these takes a third of a second to import."""
+    seldom = {"scipy.stats", "scipy.optimize", "nilearn", "sklearn", "statsmodels"}
+    code = f"import sys, tlseg_bids.app; print(sorted({seldom!r} & sys.modules.keys()))"
+    answer = subprocess.run(
+        (sys.executable, "-c", code), capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert answer.stdout.strip() == "[]"
+
+
 def contract(folder: Path) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("importlinter", reason="import-linter is not installed (extra 'dev')")
     program = Path(sys.executable).with_name("lint-imports")

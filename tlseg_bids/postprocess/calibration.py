@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import special
 
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.zoo.calibration import Calibration, structures
@@ -106,6 +106,7 @@ def fit_temperature(scans: list[dict[str, np.ndarray]]) -> float:
         ``logits`` and ``weights`` as `tempered` takes them, ``fold`` (targets, channels) that
         merges channels into the labels of the reference, ``target`` (n,) its channel.
     """
+    from scipy import optimize
 
     def loss(log_temperature: float) -> float:
         losses = [likelihood(scan, float(np.exp(log_temperature))).mean() for scan in scans]
@@ -184,7 +185,7 @@ def fit_intervals(
         if subjects < LEAST_SUBJECTS:
             continue
         ratio = np.log(part["reference_mm3"] / part["soft_mm3"])
-        reach = stats.t.ppf((1 + level) / 2, subjects - 1) * np.sqrt(1 + 1 / subjects)
+        reach = special.stdtrit(subjects - 1, (1 + level) / 2) * np.sqrt(1 + 1 / subjects)
         middle, width = float(ratio.mean()), float(reach * ratio.std(ddof=1))
         low[str(name)], high[str(name)] = np.exp(middle - width), np.exp(middle + width)
     return {k: float(v) for k, v in low.items()}, {k: float(v) for k, v in high.items()}

@@ -14,7 +14,7 @@ from importlib import resources
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 
@@ -102,7 +102,7 @@ def compare(
     side = sides(volumes.to_frame(), protocol)[volumes.name].reindex(group.index)
     side = (side - group["side"]) / np.hypot(group["side_sd"] * one_more, RATERS_SIDE)
     scores = pd.DataFrame({"volume_z": volume, "side_z": side})
-    limit = stats.t.isf(CHANCE / 2 / scores.count().sum(), group["n"] - 1)
+    limit = -special.stdtrit(group["n"] - 1, CHANCE / 2 / scores.count().sum())
     names = table.set_index("index")["name"]
     who = group["group"].iloc[0]
     said = []

@@ -53,13 +53,18 @@ def markdown(table: pd.DataFrame, order: list[str]) -> str:
             cells = [f"{rows[c].mean():.3f} ± {rows[c].std():.3f}" for c in
                      ("dice", "weighted_dice")]  # fmt: skip
             lines.append(" | ".join((
-                f"| {name}", str(len(rows)), *cells, f"{rows['hd95_mm'].mean():.2f}",
+                f"| {name}", str(len(rows)), *cells, distance(rows["hd95_mm"]),
                 f"{rows['seconds'].mean():.0f}", f"{rows['parameters'].iloc[0] / 1e6:.2f} M",
                 f"{rows['steps'].mean():.0f}",
                 against(rows.set_index("scan")["dice"], ours, len(others)),
                 PAPERS.get(name, {}).get((dataset, structures), "–") + " |",
             )))  # fmt: skip
     return "\n".join(lines)
+
+
+def distance(hd95_mm: pd.Series) -> str:
+    """Mean in mm; a dash where no structure was found."""
+    return "–" if hd95_mm.isna().all() else f"{hd95_mm.mean():.2f}"
 
 
 def against(theirs: pd.Series, ours: pd.Series, comparisons: int) -> str:

@@ -119,6 +119,11 @@ def test_what_was_measured_is_not_measured_again(benchmark, tmp_path):
     assert not benchmark.known(path, "infant", 0, "ours")
 
 
+def test_no_distance_is_made_up_where_nothing_was_found(systems_table):
+    assert systems_table.distance(pd.Series([np.nan, np.nan])) == "–"
+    assert systems_table.distance(pd.Series([2.0, np.nan, 3.0])) == "2.50"
+
+
 def test_equal_scans_are_no_evidence(systems_table):
     same = pd.Series(np.full(4, 0.8), index=list("abcd"))
     assert systems_table.against(same, same, 3) == "–"

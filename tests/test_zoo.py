@@ -24,7 +24,7 @@ from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.zoo import weights as weights_module
 from tlseg_bids.zoo.card import Domain, Memory, Weights
 from tlseg_bids.zoo.card_file import check_card, digest, read_card, to_toml, write_card
-from tlseg_bids.zoo.registry import find_card, load_cards, mean_score, most_robust, ranked
+from tlseg_bids.zoo.registry import BUILTIN, find_card, load_cards, mean_score, most_robust, ranked
 from tlseg_bids.zoo.weights import cached_file, describe, fetch, load_weights, unavailable, verify
 
 
@@ -605,3 +605,14 @@ def test_the_example_in_the_documentation_is_a_card(tmp_path):
     assert card.memory == Memory()
     keys = set(tomllib.loads(to_toml(card)))
     assert keys == {field.name for field in fields(card)} - {"path", "training", "tables"}
+
+
+@pytest.mark.parametrize("name", ["any", "infant", "adult-t1w"])
+def test_a_card_says_what_its_description_says(name):
+    """So that a model that is exported again does not lose what was set in its card by hand."""
+    card, said = (
+        tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))
+        for folder in (BUILTIN, BUILTIN.parents[1] / "train" / "models")
+    )
+    for table in ("version", "status", "summary", "domain", "strategy", "memory", "evidence"):
+        assert card[table] == said[table], table

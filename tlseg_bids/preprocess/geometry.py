@@ -218,18 +218,18 @@ def _interpolate(
     """Trilinear; the border voxel's value up to its outer face, `fill` beyond."""
     source = torch.from_numpy(data)[None, None]
     size = torch.tensor(data.shape, dtype=torch.float32)
-    out = torch.empty(shape, dtype=torch.float32)
+    out = np.empty(shape, np.float32)
 
     def slab(ends: tuple[int, int]) -> None:
         index = _indices(matrix, *ends, shape)
         outside = ((index < -0.5) | (index > size - 0.5)).any(dim=-1)
         points = ((2 * index + 1) / size - 1).flip(-1)[None]
         part = F.grid_sample(source, points, padding_mode="border", align_corners=False)[0, 0]
-        out[slice(*ends)] = part.masked_fill_(outside, fill)
+        out[slice(*ends)] = part.masked_fill_(outside, fill).numpy()
 
     for _ in crew.map(slab, _slabs(shape)):
         pass
-    return out.numpy()
+    return out
 
 
 def _nearest(

@@ -477,11 +477,12 @@ def test_a_template_is_found_anew_for_each_card(tmp_path, monkeypatch):
     grid = Grid((2, 2, 2), np.eye(4))
     monkeypatch.setattr(app, "load_volume", lambda _: Volume(np.zeros((2, 2, 2)), grid))
     monkeypatch.setattr(app, "locate", lambda _: None)
-    monkeypatch.setattr(app, "find_template", lambda _volume, options, *_: asked.append(options))
+    monkeypatch.setattr(app, "find_template", lambda _, options, *__, **___: asked.append(options))
+    model = SimpleNamespace(template=None, crew=ALONE)
     prepared = SimpleNamespace(template_from_native=np.eye(4))
     monkeypatch.setattr(app, "settle", lambda *_: (prepared, 1.0))
     scan = Scan(tmp_path / "sub-01_T1w.nii.gz", tmp_path, {"sub": "01"}, "T1w")
     for spacing_mm in (1.0, 2.0, 1.0):
         job = made_up_job(scan, preprocess={"spacing_mm": spacing_mm})
-        app.template_frame(tmp_path / "t.nii.gz", job, SimpleNamespace(template=None), frames)
+        app.template_frame(tmp_path / "t.nii.gz", job, model, frames)
     assert asked == [{"spacing_mm": 1.0}, {"spacing_mm": 2.0}]

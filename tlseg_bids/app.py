@@ -315,7 +315,8 @@ def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame])
     key = (digest(job.card), file)
     if key not in frames:
         template, alone = load_volume(file), replace(job.scan, skull_stripped=None)
-        frame = find_template(template, job.card.preprocess, locate(model), model.template)
+        look = job.card.preprocess, locate(model), model.template
+        frame = find_template(template, *look, crew=model.crew)
         prepared, _ = settle(template, replace(job, scan=alone), model, frame)
         frames[key] = template.grid, prepared.template_from_native
     return frames[key]

@@ -57,9 +57,13 @@ def tlseg_train(words: list[str]) -> None:
 
 
 def python(words: list[str]) -> None:
+    """A script knows its options; what follows a ``--`` it hands on to the app."""
     text = (ROOT / words[0]).read_text(encoding="utf-8")
-    unknown = [word for word in words[1:] if word.startswith("--") and f'"{word}"' not in text]
+    end = words.index("--") if "--" in words else len(words)
+    unknown = [word for word in words[1:end] if word.startswith("--") and f'"{word}"' not in text]
     assert not unknown, f"{words[0]} has no {unknown}"
+    if rest := words[end + 1 :]:
+        tlseg(["bids", "out", "participant", *rest])
 
 
 def torchrun(words: list[str]) -> None:
@@ -132,6 +136,12 @@ def apt_get(words: list[str]) -> None:
     assert words[:2] == ["install", "-y"]
 
 
+def git(words: list[str]) -> None:
+    verb, action, _, commit = words
+    assert (verb, action) == ("worktree", "add")
+    assert re.fullmatch(r"[0-9a-f]{7,40}", commit), commit
+
+
 def script(words: list[str]) -> None:
     assert words, "it is named with its arguments"
 
@@ -142,7 +152,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "tlseg-evaluate": lambda words: evaluate.parser().parse_args(words),
     "tlseg-zoo": lambda words: zoo.parser().parse_args(words),
     "python": python, "docker": docker, "apptainer": apptainer, "sbatch": sbatch, "dask": dask,
-    "pip": pip, "make": make, "pytest": pytest_, "apt-get": apt_get,
+    "pip": pip, "make": make, "pytest": pytest_, "apt-get": apt_get, "git": git,
     "tests/container/build.sh": script, "tests/container/run.sh": script,
 }  # fmt: skip
 

@@ -8,6 +8,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
+# Tests run side by side, one on a core, as far as memory goes (about 2.5 GB each at most).
+WORKERS ?= logical
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,7 +53,8 @@ demo: $(VENV)/.app
 	@echo "Report: $(CURDIR)/demo/out/sub-MNI152.html"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 \
+	  --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

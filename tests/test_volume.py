@@ -88,7 +88,11 @@ def test_truncated_header(tmp_path: Path) -> None:
     assert "cannot be read as NIfTI" in refusal(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a scan", gzip.compress(b"not a scan")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a scan", gzip.compress(b"not a scan", mtime=0)],
+    ids=["empty", "text", "gzip"],
+)
 def test_not_nifti_at_all(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.nii.gz"
     path.write_bytes(content)

@@ -47,7 +47,7 @@ from tlseg_bids.train.loop import train
 from tlseg_bids.train.places import Places
 from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
 from tlseg_bids.volume import load_scan
-from tlseg_bids.zoo.card_file import read_card
+from tlseg_bids.zoo.card_file import read_card, write_card
 from tlseg_bids.zoo.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,12 +258,31 @@ def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd
     held_out = subjects(options.data / dataset, fold, DATASETS[dataset]["folds"])[: options.limit]
     label(options, dataset, name, held_out)
     table = scored(options.data / dataset, labelled, recipe.protocol, dataset)
+    record(zoo / f"{name}.toml", table, dataset, fold)
     saved = load_checkpoint(checkpoint)
     seconds = sum(load_checkpoint(path)["seconds"] for path in (*runs, checkpoint))
     count = sum(value.numel() for value in saved["average"].values())
     table = table.assign(dataset=dataset, fold=fold, system=system, parameters=count,
                          steps=saved["step"], minutes=seconds / 60)  # fmt: skip
     return table[list(COLUMNS)]
+
+
+def record(path: Path, table: pd.DataFrame, dataset: str, fold: int) -> None:
+    """Write what was measured into a system's card, so that the program knows how good it is.
+
+    With it ``tlseg … --models WORK/zoo/NAME --model NAME`` labels scans with the system.
+    """
+    rows = [
+        {
+            "dataset": dataset, "n": len(found), "metric": "dice", "how": f"fold {fold}, held out",
+            "mean": round(float(found["dice"].mean()), 4),
+            "sd": round(float(found["dice"].std()), 4) if len(found) > 1 else 0.0,
+            "structures": "14 sub-cortical" if structures == "14" else "all structures",
+            "suffixes": [DATASETS[dataset]["suffix"]], "skull_stripped": True,
+        }
+        for structures, found in table.groupby("structures")
+    ]  # fmt: skip
+    write_card(replace(read_card(path), evidence=tuple(rows)), path)
 
 
 def subjects(folder: Path, fold: int, folds: int) -> list[str]:

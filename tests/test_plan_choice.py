@@ -309,6 +309,18 @@ def test_a_forced_model_without_its_channel_skips_the_scan_and_no_other(tmp_path
         choose([pair], scan("FLAIR"), companions=("T1w", "T2w"))
 
 
+def test_a_forced_model_that_was_measured_to_be_bad_says_so():
+    weak = small_card("weak", evidence=(evidence(mean=0.19), evidence(mean=0.43)))
+    told = choose([weak, ANY], scan(), forced="weak").warnings
+    assert told == (
+        "model 'weak' reached a mean Dice of 0.43 at best where it was measured: "
+        "do not rely on its labels",
+    )
+    assert choose([weak, ANY], scan(), forced="any").warnings == ()
+    unknown = small_card("unknown")
+    assert choose([unknown, ANY], scan(), forced="unknown").warnings == ()
+
+
 def test_a_model_of_several_images_labels_no_template(tmp_path, config):
     pair = write_model(tmp_path / "m", "pair", channels=("T1w", "T2w"))
     both = [write_scan(config.bids_dir, {"sub": "02"}, suffix) for suffix in ("T1w", "T2w")]

@@ -336,6 +336,13 @@ def test_doubt_about_everything_is_no_brain_whatever_the_calibration_says() -> N
     assert implausible({**qc, "expected_dice": 0.7}) == ""
 
 
+def test_a_weak_models_doubt_is_no_sign_against_a_brain() -> None:
+    qc = {"expected_dice": 0.3, "brain_mm3": 1.2e6}
+    assert implausible(qc, skill=0.5) == ""
+    assert "expected Dice 0.30, at least 0.36" in implausible(qc, skill=0.8)
+    assert "a brain has" in implausible({**qc, "brain_mm3": 5e6}, skill=0.1)
+
+
 def test_channels_must_fit_the_protocol() -> None:
     answer = Prediction(np.ones((3, 4, 4, 4), np.float16), Grid((4, 4, 4), np.eye(4)))
     with pytest.raises(ValueError, match="3 channels for 33 labels of protocol 'aseg'"):

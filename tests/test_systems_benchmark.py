@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cards import write_model
 
 from tests.scripts import load_benchmark
 from tlseg_bids.train.recipe import load_recipe
+from tlseg_bids.zoo.card_file import read_card
+from tlseg_bids.zoo.evidence import skill
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -151,6 +154,7 @@ def test_the_stage_before_counts_in_the_minutes(benchmark, tmp_path, monkeypatch
     monkeypatch.setattr(benchmark, "trained", trained)
     monkeypatch.setattr(benchmark, "load_checkpoint", lambda path: torch.load(path.resolve()))
     monkeypatch.setattr(benchmark, "export", lambda *_: None)
+    monkeypatch.setattr(benchmark, "record", lambda *_: None)
     monkeypatch.setattr(benchmark, "label", lambda *_: None)
     scores = rows("monet", [0.5, 0.6]).drop(columns=["parameters", "steps", "minutes"])
     monkeypatch.setattr(benchmark, "scored", lambda *_: scores)
@@ -162,3 +166,16 @@ def test_the_stage_before_counts_in_the_minutes(benchmark, tmp_path, monkeypatch
     assert spent == {"monet-before": 2.0, "monet-malc-f0": 4.0}
     assert found["minutes"].tolist() == [6.0, 6.0]
     assert found["parameters"].tolist() == [6, 6] and found["steps"].tolist() == [7, 7]
+
+
+def test_what_was_measured_stands_in_the_systems_card(benchmark, tmp_path):
+    written = write_model(tmp_path, "slant8-malc-f0")
+    both = pd.concat([rows("slant8", [0.5, 0.6]), rows("slant8", [0.1]).assign(structures="all")])
+    benchmark.record(written.path, both, "malc", 0)
+    card = read_card(written.path)
+    assert [row["structures"] for row in card.evidence] == ["14 sub-cortical", "all structures"]
+    first, second = card.evidence
+    assert (first["mean"], first["n"], first["how"]) == (0.55, 2, "fold 0, held out")
+    assert first["sd"] == pytest.approx(0.0707, abs=1e-4)
+    assert (second["mean"], second["n"], second["sd"]) == (0.1, 1, 0.0)
+    assert skill(card) == pytest.approx(0.55 / 0.6)

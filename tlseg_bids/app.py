@@ -42,6 +42,7 @@ from tlseg_bids.runner import Labour, Progress, Steps, Work, exit_code, run_jobs
 from tlseg_bids.segment.model import Ask, Model, Models, locate, segment
 from tlseg_bids.volume import Grid, Volume, load_scan, load_volume
 from tlseg_bids.zoo.card_file import digest
+from tlseg_bids.zoo.evidence import skill
 from tlseg_bids.zoo.registry import load_cards
 
 Frame = tuple[Grid, np.ndarray]
@@ -168,7 +169,7 @@ def run_job(
             prediction, scan, model.protocol, job.card.calibration, prepared.skull_stripped,
             model.crew,
         )  # fmt: skip
-        if reason := implausible(segmentation.qc):
+        if reason := implausible(segmentation.qc, skill(job.card)):
             raise ScanError(reason, "", CHECK_SCAN)
         segmentation = assess(
             segmentation, scan, model.protocol, prepared.template_from_native,

@@ -12,6 +12,7 @@ from tlseg_bids.errors import DataError, ScanError, UsageError
 from tlseg_bids.flow import Refusal
 from tlseg_bids.labels.protocol import DEFAULT_PROTOCOL
 from tlseg_bids.zoo.card import ModelCard, age_in_years, age_text
+from tlseg_bids.zoo.evidence import best_dice, skill
 from tlseg_bids.zoo.registry import (
     BUILTIN,
     Standing,
@@ -197,11 +198,21 @@ def outside(warnings: Iterable[str]) -> tuple[str, ...]:
 
 def _forced(card: ModelCard, cards: Sequence[ModelCard], why: dict[str, str | None]) -> Choice:
     refused = _others(cards, card, why, f"--model {card.name} was given")
-    reason = why[card.name]
+    reason, weak = why[card.name], _weakness(card)
     if reason is None:
-        return Choice(card, "asked for with --model; the scan is in its domain", refused)
+        return Choice(card, "asked for with --model; the scan is in its domain", refused, weak)
     warning = f"model '{card.name}' was forced and is {reason}"
-    return Choice(card, f"asked for with --model although {reason}", refused, (warning,))
+    return Choice(card, f"asked for with --model although {reason}", refused, (warning, *weak))
+
+
+def _weakness(card: ModelCard) -> tuple[str, ...]:
+    """What to say of a model that was measured to be bad."""
+    if skill(card) == 1:
+        return ()
+    return (
+        f"model '{card.name}' reached a mean Dice of {best_dice(card):.2f} at best where it was "
+        "measured: do not rely on its labels",
+    )
 
 
 def _robust(

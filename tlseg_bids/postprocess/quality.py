@@ -255,21 +255,24 @@ def flags(table: pd.DataFrame, qc: dict[str, float], protocol: LabelProtocol) ->
     return tuple(out)
 
 
-def implausible(qc: dict[str, float]) -> str:
+def implausible(qc: dict[str, float], skill: float = 1.0) -> str:
     """Why what was labelled cannot be a brain; empty if it can.
 
     Parameters
     ----------
     qc : dict
         As `quality` gives.
+    skill : float
+        Of the model, see `tlseg_bids.zoo.evidence.skill`. Below 1, less is asked of the expected
+        Dice, in proportion: that a weak model doubts a brain is no sign against the brain.
     """
     litres = qc["brain_mm3"] / 1e6
     low, high = (bound / 1e6 for bound in NO_BRAIN_MM3)
     if litres < low or litres > high:
         return f"what was labelled has {litres:.2f} l, and a brain has {low:g} to {high:g} l"
-    if qc["expected_dice"] < NO_BRAIN_DICE:
+    if qc["expected_dice"] < skill * NO_BRAIN_DICE:
         return (
             f"what was labelled does not look like a brain (expected Dice "
-            f"{qc['expected_dice']:.2f}, at least {NO_BRAIN_DICE:g} is needed)"
+            f"{qc['expected_dice']:.2f}, at least {skill * NO_BRAIN_DICE:.2f} is needed)"
         )
     return ""

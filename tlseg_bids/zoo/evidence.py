@@ -18,6 +18,8 @@ from tlseg_bids.zoo.card import ModelCard, age_in_years
 
 SCORE = "dice"
 CONFIDENCE = 0.95
+GOOD_DICE = 0.6
+"""Mean Dice below which a model is called weak: it expects less of every scan."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,18 @@ def measured(card: ModelCard, scan: Scan | None = None) -> list[Measured]:
     """Dice of a card, one entry for each set of structures; for a scan, from its nearest rows."""
     rows = [row for row in card.evidence if counts(row)] if scan is None else _nearest(card, scan)
     return [_pooled(found) for found in _grouped(rows, ("structures",)).values()]
+
+
+def best_dice(card: ModelCard) -> float | None:
+    """The highest mean Dice that was measured of a card, on whatever scans; None if none was."""
+    means = [row["mean"] for row in card.evidence if row["metric"].lower() == SCORE]
+    return max((mean for mean in means if math.isfinite(mean)), default=None)
+
+
+def skill(card: ModelCard) -> float:
+    """Share of `GOOD_DICE` that a card reached where it was measured best; 1 if it was nowhere."""
+    best = best_dice(card)
+    return 1.0 if best is None else min(best / GOOD_DICE, 1.0)
 
 
 def _nearest(card: ModelCard, scan: Scan) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from tlseg_bids.train.loop import Training, train
 from tlseg_bids.train.recipe import Recipe, load_checkpoint
 from tlseg_bids.train.subset import subset, within_budget
 from tlseg_bids.train.supply import load_samples
+from tlseg_bids.train.synth.mix import Mix
 
 
 @pytest.fixture(scope="module")
@@ -138,18 +139,44 @@ def test_two_images_are_shown_as_two_channels(heads):
         protocol="braincolor", channels=["T1w", "T2w"], datasets={"parcels": rules},
         network={"image_channels": 2},
     )  # fmt: skip
-    with pytest.raises(UsageError, match="image T2w is missing.*parcels.*sub-01.*other channels"):
-        Training(recipe, heads, None)
+    shown = replace(recipe, datasets={"parcels": {**rules, "real": 0.5}})
+    with pytest.raises(UsageError, match="image T2w is missing.*parcels.*sub-01.*or set real = 0"):
+        Training(shown, heads, None)
     samples = load_dataset(heads / "parcels", "parcels", rules)
     samples[0].images["T2w"] = 1 / (0.1 + samples[0].images["T1w"])
-    with pytest.raises(UsageError, match="cannot be painted.*real = 1.0"):
-        subset(samples, {"real": 0.5}, ["T1w", "T2w"])
     chosen = subset(samples, {"real": 1.0}, ["T1w", "T2w"])
     run = Training(replace(recipe, channels=[], centred=1.0), heads, None)
     run.draw.samples["parcels"] = chosen
     image = run.draw(run.rng).image
     assert image.shape == (1, 2, 16, 16, 16)
     assert not torch.equal(image[:, 0], image[:, 1])
+
+
+def test_several_channels_are_painted_from_one_label_map(heads):
+    """Each with a contrast of its own weighting, both with the same shape."""
+    recipe = flat(
+        channels=["T2w", "T1w"], network={"image_channels": 2},
+        mix=replace(tiny_recipe().mix, t1w=0.6, t2w=0.4, noise=0.1, motion=0.0),
+        centred=1.0, datasets={"balls": {}},
+    )  # fmt: skip
+    run = Training(recipe, heads, None)
+    signs = []
+    for _ in range(6):
+        one = run.draw(run.rng)
+        assert one.image.shape == (1, 2, 16, 16, 16)
+        inside = one.target[0, 1:].sum(0) > 0.5
+        bright, dark = (channel[inside].float() for channel in one.image[0])
+        signs.append(float(torch.corrcoef(torch.stack([bright, dark]))[0, 1]))
+    assert np.median(signs) < 0.5, "T1w and T2w of a brain are no copies of each other"
+
+
+def test_the_contrasts_of_a_channel_are_its_own():
+    mix = Mix(t1w=0.3, t2w=0.2, infant_t1w=0.1, infant_t2w=0.3)
+    for_t2w = mix.weighted("T2w")
+    assert (for_t2w.t1w, for_t2w.infant_t1w) == (0, 0)
+    assert (for_t2w.t2w, for_t2w.infant_t2w) == pytest.approx((0.5, 0.4))
+    assert mix.weighted("T1w").t1w == 0.5
+    assert mix.weighted("FLAIR") is mix is mix.weighted("")
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,25 @@ def test_two_protocols_learn_on_one_encoder(parcels, recipe, fine, tmp_path):
     assert not torch.equal(saved["network"]["heads.1.weight"], start["average"]["heads.0.weight"])
 
 
+def test_a_network_of_two_images_starts_as_its_parent_of_the_first(parcels, recipe, tmp_path):
+    start = load_start(train(recipe, parcels, tmp_path, _quiet), "segmenter")
+    network = {**recipe.network, "image_channels": 2}
+    two = replace(recipe, network=network, channels=["T2w", "T1w"])
+    child = build(**network, out_channels=two.head_sizes)
+    adopt(child, two, start)
+    parent = build(**recipe.network, out_channels=recipe.head_sizes)
+    parent.load_state_dict(start["average"])
+    first, other = torch.rand(2, 1, 1, 16, 16, 16)
+    prior = torch.rand(1, 33, 8, 8, 8)
+    with torch.no_grad():
+        both = child(torch.cat([first, other], 1), prior)
+        torch.testing.assert_close(both, parent(first, prior), atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(both, parent(other, prior), atol=1e-2)
+    child(torch.cat([first, other], 1), prior).square().sum().backward()
+    weight = next(w for w in child.down[0].parameters() if w.dim() == 5)
+    assert weight.grad[:, 8:16].abs().max() > 0, "the second image can be learned from"
+
+
 def test_a_new_head_starts_from_the_structures_that_its_own_are_part_of(
     parcels, recipe, fine, tmp_path
 ):

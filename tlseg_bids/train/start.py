@@ -77,8 +77,9 @@ def adopt(network: nn.Module, recipe: Recipe, start: dict[str, Any]) -> None:
 
     A head of the same protocol is taken over; a new one starts from a head whose structures are
     unions of its own, each shared out evenly, where a mapping says so; a further decoder starts
-    from the first one. What the start does not have keeps its random values, and what it has in
-    another shape is refused.
+    from the first one; further image channels of the first layer start at 0, so that the network
+    answers as its start did of the first one. What the start does not have keeps its random
+    values, and what it has in another shape is refused.
 
     Raises
     ------
@@ -95,6 +96,7 @@ def adopt(network: nn.Module, recipe: Recipe, start: dict[str, Any]) -> None:
         elif key == "prior.weight" and key in given:
             value.copy_(_prior(value, given[key], recipe, start))
         elif (there := given.get(key, given.get(MORE.sub("up", key)))) is not None:
+            there = _more_images(there, value, network)
             if there.shape != value.shape:
                 raise DataError(
                     f"'{key}' has the shape {tuple(there.shape)} in the start and "
@@ -124,6 +126,21 @@ def _head(
             found = found - torch.as_tensor(np.log(matrix.sum(1)[row])).float()
         return found.reshape(value.shape)
     return value
+
+
+def _more_images(there: Tensor, value: Tensor, network: nn.Module) -> Tensor:
+    """The first layer's weights of one image, for a network of several; others as they are.
+
+    The first layer sees the images' voxels, one image after the other, then the atlas' features.
+    """
+    images, voxels = network.image_channels, network.stem**3
+    wider = voxels * (images - 1)
+    if images == 1 or there.dim() < 2 or there.shape[1] + wider != value.shape[1]:
+        return there
+    if (there.shape[0], *there.shape[2:]) != (value.shape[0], *value.shape[2:]):
+        return there
+    further = there.new_zeros(there.shape[0], wider, *there.shape[2:])
+    return torch.cat([there[:, :voxels], further, there[:, voxels:]], 1)
 
 
 def _prior(value: Tensor, given: Tensor, recipe: Recipe, start: dict[str, Any]) -> Tensor:

@@ -50,15 +50,13 @@ def subset(
 
 
 def _together(sample: Sample, channels: tuple[str, ...], rules: Mapping[str, Any]) -> Sample:
-    where = f"dataset '{sample.dataset}', {sample.name}"
     missing = [suffix for suffix in channels if suffix not in sample.images]
-    if missing:
+    if missing and rules.get("real", 0.0) > 0:
         raise UsageError(
-            f"the image {' and '.join(missing)} is missing", where,
-            "name the dataset's images in the recipe, or other channels",
+            f"the image {' and '.join(missing)} is missing",
+            f"dataset '{sample.dataset}', {sample.name}",
+            "name the dataset's images in the recipe, or other channels, or set real = 0",
         )  # fmt: skip
-    if rules.get("real", 0.0) < 1:
-        raise UsageError("several channels cannot be painted from labels", where, "set real = 1.0")
     return replace(sample, channels=channels)
 
 

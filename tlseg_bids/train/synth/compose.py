@@ -47,8 +47,13 @@ def example(
             for name, one in zip(shown, stored, strict=True)
         )
     else:
-        own = _own(rng, sample, classes) if bare and mix.own else None
-        image = paint(rng, classes, numbers, mix, place, own)
+        image, *further = (
+            paint(
+                rng, classes, numbers, mix.weighted(suffix), place,
+                _own(rng, sample, classes, suffix) if bare and mix.own else None,
+            )
+            for suffix in sample.channels or ("",)
+        )  # fmt: skip
     masks = [image > 0] if real else _post_processed(rng, classes, numbers, place, mix, bare)
     if rng.chance(mix.cropped):
         masks.append(field_of_view(rng, tuple(numbers.shape), spacing_mm))
@@ -62,9 +67,9 @@ def example(
     return image, _channels(rng, sample, classes, numbers)
 
 
-def _own(rng: Random, sample: Sample, classes: Classes) -> Own:
-    """How one of the sample's images shows its classes; measured once."""
-    names = sorted(sample.images)
+def _own(rng: Random, sample: Sample, classes: Classes, suffix: str = "") -> Own:
+    """How one of the sample's images, or that of a suffix, shows its classes; measured once."""
+    names = [suffix] if suffix in sample.images else sorted(sample.images)
     name, count = names[rng.below(len(names))], len(classes.index)
     table = rng.resident(
         sample, f"contrast {name}",

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from tlseg_bids.train.dataset import Classes
 from tlseg_bids.train.synth.draws import Random
-from tlseg_bids.train.synth.mix import Mix
+from tlseg_bids.train.synth.mix import KNOWN, Mix
 
-_KNOWN = ("t1w", "t2w", "infant_t1w", "infant_t2w")
 _LEAST_VOXELS = 20
 
 
@@ -110,7 +109,7 @@ def draw_contrast(rng: Random, classes: Classes, mix: Mix, own: Own | None = Non
     if own is not None and rng.chance(mix.own):
         return _near(rng, own, Contrast(means, deviations, texture))
     draw = rng.one()
-    for name in _KNOWN:
+    for name in KNOWN:
         share = getattr(mix, name)
         if draw < share:
             weighting = "T1w" if name.endswith("t1w") else "T2w"

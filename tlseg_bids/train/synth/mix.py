@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+KNOWN = ("t1w", "t2w", "infant_t1w", "infant_t2w")
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,16 @@ class Mix:
     rescanned: float = 0.3
     noise: float = 1.0
     real: float = 0.0
+
+    def weighted(self, suffix: str) -> Mix:
+        """The same shares, but that every known contrast is one of a suffix, T1w or T2w.
+
+        For images that are painted together, a channel of each suffix. Another suffix, or none,
+        changes nothing.
+        """
+        kind = suffix.lower()
+        if kind not in ("t1w", "t2w"):
+            return self
+        none = dict.fromkeys(KNOWN, 0.0)
+        adult, infant = self.t1w + self.t2w, self.infant_t1w + self.infant_t2w
+        return replace(self, **{**none, kind: adult, f"infant_{kind}": infant})

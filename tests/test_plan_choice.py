@@ -16,7 +16,7 @@ from tlseg_bids.plan import choose, content_key, make_plan
 from tlseg_bids.plan.choice import usable_cards
 from tlseg_bids.plan.pairs import by_visit, companions
 from tlseg_bids.zoo.card import Domain
-from tlseg_bids.zoo.evidence import compare, measured
+from tlseg_bids.zoo.evidence import compare, measured, skill
 from tlseg_bids.zoo.registry import BUILTIN
 
 NOT_KNOWN = "the age at the scan is not known, so no model for certain ages was taken"
@@ -313,12 +313,13 @@ def test_a_forced_model_that_was_measured_to_be_bad_says_so():
     weak = small_card("weak", evidence=(evidence(mean=0.19), evidence(mean=0.43)))
     told = choose([weak, ANY], scan(), forced="weak").warnings
     assert told == (
-        "model 'weak' reached a mean Dice of 0.43 at best where it was measured: "
-        "do not rely on its labels",
+        "model 'weak' reached a mean Dice of 0.43 where it was measured: do not rely on its labels",
     )
     assert choose([weak, ANY], scan(), forced="any").warnings == ()
     unknown = small_card("unknown")
     assert choose([unknown, ANY], scan(), forced="unknown").warnings == ()
+    few, all_ = (evidence(mean=m, structures=s) for m, s in ((0.8, "14"), (0.6, "all")))
+    assert skill(small_card("deep", evidence=(few, all_))) == pytest.approx(0.8)
 
 
 def test_a_model_of_several_images_labels_no_template(tmp_path, config):

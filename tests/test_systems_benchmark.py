@@ -178,4 +178,4 @@ def test_what_was_measured_stands_in_the_systems_card(benchmark, tmp_path):
     assert (first["mean"], first["n"], first["how"]) == (0.55, 2, "fold 0, held out")
     assert first["sd"] == pytest.approx(0.0707, abs=1e-4)
     assert (second["mean"], second["n"], second["sd"]) == (0.1, 1, 0.0)
-    assert skill(card) == pytest.approx(0.55 / 0.6)
+    assert skill(card) == pytest.approx(0.1 / 0.75)

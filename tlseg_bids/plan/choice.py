@@ -12,7 +12,7 @@ from tlseg_bids.errors import DataError, ScanError, UsageError
 from tlseg_bids.flow import Refusal
 from tlseg_bids.labels.protocol import DEFAULT_PROTOCOL
 from tlseg_bids.zoo.card import ModelCard, age_in_years, age_text
-from tlseg_bids.zoo.evidence import best_dice, skill
+from tlseg_bids.zoo.evidence import WEAK_DICE, reached
 from tlseg_bids.zoo.registry import (
     BUILTIN,
     Standing,
@@ -207,11 +207,12 @@ def _forced(card: ModelCard, cards: Sequence[ModelCard], why: dict[str, str | No
 
 def _weakness(card: ModelCard) -> tuple[str, ...]:
     """What to say of a model that was measured to be bad."""
-    if skill(card) == 1:
+    found = reached(card)
+    if found is None or found >= WEAK_DICE:
         return ()
     return (
-        f"model '{card.name}' reached a mean Dice of {best_dice(card):.2f} at best where it was "
-        "measured: do not rely on its labels",
+        f"model '{card.name}' reached a mean Dice of {found:.2f} where it was measured: "
+        "do not rely on its labels",
     )
 
 

@@ -18,8 +18,9 @@ from tlseg_bids.zoo.card import ModelCard, age_in_years
 
 SCORE = "dice"
 CONFIDENCE = 0.95
-GOOD_DICE = 0.6
-"""Mean Dice below which a model is called weak: it expects less of every scan."""
+GOOD_DICE, WEAK_DICE = 0.75, 0.6
+"""Mean Dice from which a model is held to what is asked of a good one, and below which it is called
+weak. What models expected of scans like those of their evidence was 0.64 to 0.9 of what it says."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +130,24 @@ def measured(card: ModelCard, scan: Scan | None = None) -> list[Measured]:
     return [_pooled(found) for found in _grouped(rows, ("structures",)).values()]
 
 
-def best_dice(card: ModelCard) -> float | None:
-    """The highest mean Dice that was measured of a card, on whatever scans; None if none was."""
-    means = [row["mean"] for row in card.evidence if row["metric"].lower() == SCORE]
-    return max((mean for mean in means if math.isfinite(mean)), default=None)
+def reached(card: ModelCard) -> float | None:
+    """Mean Dice of a card on its best dataset, over its worst set of structures; None for none.
+
+    What is expected of a scan is a mean over every structure, so a good figure for some of them
+    does not count where a lower one for more of them is known.
+    """
+    best: dict[str, float] = {}
+    for row in card.evidence:
+        if row["metric"].lower() == SCORE and math.isfinite(row["mean"]):
+            over = row.get("structures", "")
+            best[over] = max(row["mean"], best.get(over, 0.0))
+    return min(best.values(), default=None)
 
 
 def skill(card: ModelCard) -> float:
-    """Share of `GOOD_DICE` that a card reached where it was measured best; 1 if it was nowhere."""
-    best = best_dice(card)
-    return 1.0 if best is None else min(best / GOOD_DICE, 1.0)
+    """Share of `GOOD_DICE` that a card `reached`, 1 at most; 1 if it was measured nowhere."""
+    found = reached(card)
+    return 1.0 if found is None else min(found / GOOD_DICE, 1.0)
 
 
 def _nearest(card: ModelCard, scan: Scan) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ OUT holds the derivatives of the program. Every two label maps of one subject ar
 with the same suffix, T1w with T2w of one visit, and a scan with its ``ce-`` twin. Of each structure
 of at least LEAST_ML (5) ml, left and right added, the difference of the soft volumes is given as a
 percentage of their mean. Prints a line per pair with the mean and the largest absolute difference,
-and one per structure.
+and one per structure; where the two lie on one grid, also the mean Dice between them, over all
+structures and over the 14 sub-cortical ones.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 
 from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.metrics import dice
 
 ENDING = "_desc-volumes_dseg.tsv"
 
@@ -41,6 +45,20 @@ def kind(one: dict[str, str], other: dict[str, str]) -> str | None:
     }.get(frozenset(differing))
 
 
+def overlap(first: Path, second: Path) -> str:
+    """Mean Dice of two label maps, in words; nothing where they lie on different grids."""
+    one, other = (
+        nib.load(t.with_name(t.name.replace(ENDING, "_dseg.nii.gz"))) for t in (first, second)
+    )
+    if one.shape != other.shape or not np.allclose(one.affine, other.affine, atol=1e-3):
+        return ""
+    a, b = (np.asarray(image.dataobj) for image in (one, other))
+    protocol = load_protocol(first.name.split("_seg-")[1].split("_")[0]).table.set_index("index")
+    scores = pd.Series({i: dice(a == i, b == i) for i in np.union1d(a, b) if i != 0})
+    deep = scores[protocol["subcortical14"].reindex(scores.index) == 1]
+    return f", Dice {scores.mean():.3f}, of the sub-cortical {deep.mean():.3f}"
+
+
 def main(words: list[str]) -> int:
     """Compare and print."""
     least_ml = float(words[1]) if len(words) > 1 else 5.0
@@ -56,7 +74,7 @@ def main(words: list[str]) -> int:
         names = f"{first.name.removesuffix(ENDING)} and {second.name.removesuffix(ENDING)}"
         worst = percent.abs().idxmax()
         print(f"{what}, {names}: mean {percent.abs().mean():.1f} %, largest "
-              f"{percent[worst]:+.1f} % ({worst})")  # fmt: skip
+              f"{percent[worst]:+.1f} % ({worst}){overlap(first, second)}")  # fmt: skip
         for name, value in percent.items():
             print(f"  {name}: {pair.loc[name, 'first']:.1f} ml, {value:+.1f} %")
     return 0

@@ -105,12 +105,17 @@ def test_the_volumes_of_one_person_are_compared(tmp_path: Path, capsys) -> None:
         ("sub-2_ses-1_space-T1w", table),
     ):
         content.to_csv(folder / f"{name}_seg-aseg_desc-volumes_dseg.tsv", sep="\t", index=False)
+        labels = np.zeros((8, 8, 8), np.uint8)
+        labels[:4], labels[4, : 2 if "ce-gad" in name else 4] = 10, 2  # half of the white matter
+        affine = np.diag([1, 1, 2 if "ses-2" in name else 1, 1])
+        nib.save(nib.Nifti1Image(labels, affine), folder / f"{name}_seg-aseg_dseg.nii.gz")
     assert load_benchmark("repeat").main([str(tmp_path)]) == 0
     said = capsys.readouterr().out.splitlines()
     heads = [line for line in said if not line.startswith("  ")]
     assert [line.split(",")[0] for line in heads] == [
         "contrast agent", "two contrasts", "two visits",
     ]  # fmt: skip
+    assert heads[0].endswith(", Dice 0.833, of the sub-cortical 1.000")
     visits = said[said.index(heads[2]) :]
     assert heads[2].endswith("largest +22.2 % (thalamus)")
     assert "  thalamus: 8.0 ml, +22.2 %" in visits

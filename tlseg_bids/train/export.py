@@ -15,6 +15,7 @@ from tlseg_bids.train.dataset import default_protocol
 from tlseg_bids.train.recipe import Recipe, load_checkpoint
 from tlseg_bids.train.start import load_start
 from tlseg_bids.train.supply import describe
+from tlseg_bids.zoo.atlases import pack
 from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
 from tlseg_bids.zoo.card_file import read_card, write_card
@@ -180,7 +181,7 @@ def export(
     tensors = _tensors(parts, last)
     tensors |= make_proof(card, tensors)
     out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file)
+    save_file(pack(tensors), file)
     file.chmod(0o644)
     card = replace(card, weights=file_entry(file, licence, out / f"{name}.toml"))
     write_card(card, out / f"{name}.toml")

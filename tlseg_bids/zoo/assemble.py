@@ -9,13 +9,14 @@ import torch
 
 from tlseg_bids.errors import DataError
 from tlseg_bids.networks import build
+from tlseg_bids.zoo.atlases import PRIOR
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import SEGMENTER
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TEMPLATE, PRIOR, PROOF = "template", "prior.", "proof."
+TEMPLATE, PROOF = "template", "proof."
 LOCATOR = "locator"
 UNBUILDABLE = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,

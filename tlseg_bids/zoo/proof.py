@@ -27,6 +27,7 @@ import torch.nn.functional as F
 
 from tlseg_bids.errors import DataError, TlsegError
 from tlseg_bids.zoo.assemble import AGAIN, PROOF, assemble, atlases, role_heads
+from tlseg_bids.zoo.atlases import pack
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import SEGMENTER, read_card, write_card
 from tlseg_bids.zoo.weights import describe, load_weights, local_file
@@ -147,7 +148,7 @@ def renew(path: Path) -> ModelCard:
     tensors = load_weights(card, offline=True)
     tensors = {key: value for key, value in tensors.items() if not key.startswith(PROOF)}
     partial = file.with_name(f".{file.name}.part")
-    save_file({**tensors, **make_proof(card, tensors)}, partial)
+    save_file(pack({**tensors, **make_proof(card, tensors)}), partial)
     partial.chmod(0o644)
     partial.replace(file)
     weights = replace(describe(file, card.weights.licence, path), url=card.weights.url)

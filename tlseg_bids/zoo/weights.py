@@ -71,7 +71,7 @@ def load_weights(card: ModelCard, offline: bool = False) -> dict[str, torch.Tens
     Returns
     -------
     dict of str to Tensor
-        As the safetensors file names them.
+        As the safetensors file names them; atlases whole, see `tlseg_bids.zoo.atlases`.
 
     Raises
     ------
@@ -83,6 +83,8 @@ def load_weights(card: ModelCard, offline: bool = False) -> dict[str, torch.Tens
     import safetensors
     import safetensors.torch
 
+    from tlseg_bids.zoo.atlases import unpack
+
     path = local_file(card)
     if path is None:
         why = unavailable(card, offline)
@@ -91,7 +93,7 @@ def load_weights(card: ModelCard, offline: bool = False) -> dict[str, torch.Tens
         path = fetch(card)
     content = _read_verified(path, card.weights)
     try:
-        return safetensors.torch.load(content)
+        return unpack(safetensors.torch.load(content), path)
     except safetensors.SafetensorError as error:
         raise DataError(
             f"the weights of model '{card.name}' are not safetensors ({error})", path,

@@ -131,8 +131,8 @@ def by_dipy(scan: Path, template: Path) -> np.ndarray:
     _, matrix = align.affine_registration(
         moving.get_fdata(dtype=np.float32), fixed.get_fdata(dtype=np.float32),
         moving_affine=moving.affine, static_affine=fixed.affine,
-        pipeline=["center_of_mass", "translation", "rigid", "affine"],
-        level_iters=[1000, 100, 10], sigmas=[3.0, 1.0, 0.0], factors=[4, 2, 1],
+        pipeline=["center_of_mass", "rigid", "affine"],
+        level_iters=[200, 200, 200], sigmas=[4.0, 2.0, 1.0], factors=[8, 4, 2],
     )  # fmt: skip
     return np.linalg.inv(matrix)
 

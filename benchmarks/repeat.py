@@ -7,7 +7,8 @@ with the same suffix, T1w with T2w of one visit, and a scan with its ``ce-`` twi
 of at least LEAST_ML (5) ml, left and right added, the difference of the soft volumes is given as a
 percentage of their mean. Prints a line per pair with the mean and the largest absolute difference,
 and one per structure; where the two lie on one grid, also the mean Dice between them, over all
-structures and over the 14 sub-cortical ones.
+structures and over the 14 sub-cortical ones. A structure that reaches an outer face of a scan is
+cut there: it is marked, and the mean without such structures is given, too.
 """
 
 from __future__ import annotations
@@ -28,11 +29,8 @@ ENDING = "_desc-volumes_dseg.tsv"
 
 def volumes(table: Path) -> pd.Series:
     """Soft volume in ml of every structure, both sides together."""
-    entities = dict(part.split("-", 1) for part in table.name.split("_") if "-" in part)
-    protocol = load_protocol(entities["seg"]).table.set_index("index")
     rows = pd.read_csv(table, sep="\t")
-    names = rows["index"].map(protocol["name"]).str.replace(r"^(Left|Right) ", "", regex=True)
-    return rows.groupby(names.str.lower())["soft_mm3"].sum() / 1000
+    return rows.groupby(rows["index"].map(names_of(table)))["soft_mm3"].sum() / 1000
 
 
 def kind(one: dict[str, str], other: dict[str, str]) -> str | None:
@@ -45,11 +43,28 @@ def kind(one: dict[str, str], other: dict[str, str]) -> str | None:
     }.get(frozenset(differing))
 
 
+def label_map(table: Path) -> nib.Nifti1Image:
+    """The label map beside a table of volumes."""
+    return nib.load(table.with_name(table.name.replace(ENDING, "_dseg.nii.gz")))
+
+
+def names_of(table: Path) -> pd.Series:
+    """Name of each label, the same for left and right."""
+    protocol = load_protocol(table.name.split("_seg-")[1].split("_")[0]).table.set_index("index")
+    return protocol["name"].str.replace(r"^(Left|Right) ", "", regex=True).str.lower()
+
+
+def cut(table: Path) -> set[str]:
+    """Structures with voxels on an outer face of the scan, by name."""
+    labels = np.asarray(label_map(table).dataobj)
+    faces = [labels.take((0, -1), axis).ravel() for axis in range(3)]
+    names = names_of(table)
+    return {names[label] for label in np.unique(np.concatenate(faces)) if label in names.index}
+
+
 def overlap(first: Path, second: Path) -> str:
     """Mean Dice of two label maps, in words; nothing where they lie on different grids."""
-    one, other = (
-        nib.load(t.with_name(t.name.replace(ENDING, "_dseg.nii.gz"))) for t in (first, second)
-    )
+    one, other = label_map(first), label_map(second)
     if one.shape != other.shape or not np.allclose(one.affine, other.affine, atol=1e-3):
         return ""
     a, b = (np.asarray(image.dataobj) for image in (one, other))
@@ -72,11 +87,15 @@ def main(words: list[str]) -> int:
         pair = pair[pair.mean(axis=1) >= least_ml]
         percent = 100 * (pair["second"] - pair["first"]) / pair.mean(axis=1)
         names = f"{first.name.removesuffix(ENDING)} and {second.name.removesuffix(ENDING)}"
-        worst = percent.abs().idxmax()
+        worst, ended = percent.abs().idxmax(), cut(first) | cut(second)
+        whole = percent[~percent.index.isin(ended)].abs()
         print(f"{what}, {names}: mean {percent.abs().mean():.1f} %, largest "
               f"{percent[worst]:+.1f} % ({worst}){overlap(first, second)}")  # fmt: skip
+        if len(whole) < len(percent):
+            print(f"  without the cut ones: mean {whole.mean():.1f} %, largest {whole.max():.1f} %")
         for name, value in percent.items():
-            print(f"  {name}: {pair.loc[name, 'first']:.1f} ml, {value:+.1f} %")
+            mark = ", cut" if name in ended else ""
+            print(f"  {name}: {pair.loc[name, 'first']:.1f} ml, {value:+.1f} %{mark}")
     return 0
 
 

@@ -106,7 +106,8 @@ def test_the_volumes_of_one_person_are_compared(tmp_path: Path, capsys) -> None:
     ):
         content.to_csv(folder / f"{name}_seg-aseg_desc-volumes_dseg.tsv", sep="\t", index=False)
         labels = np.zeros((8, 8, 8), np.uint8)
-        labels[:4], labels[4, : 2 if "ce-gad" in name else 4] = 10, 2  # half of the white matter
+        labels[1:4, 1:7, 1:7] = 10
+        labels[4, : 2 if "ce-gad" in name else 4] = 2  # half of it, and it is cut
         affine = np.diag([1, 1, 2 if "ses-2" in name else 1, 1])
         nib.save(nib.Nifti1Image(labels, affine), folder / f"{name}_seg-aseg_dseg.nii.gz")
     assert load_benchmark("repeat").main([str(tmp_path)]) == 0
@@ -119,6 +120,9 @@ def test_the_volumes_of_one_person_are_compared(tmp_path: Path, capsys) -> None:
     visits = said[said.index(heads[2]) :]
     assert heads[2].endswith("largest +22.2 % (thalamus)")
     assert "  thalamus: 8.0 ml, +22.2 %" in visits
+    assert "  cerebral white matter: 8.0 ml, +0.0 %, cut" in visits
+    shares = [line for line in visits if line.startswith("  without the cut ones")]
+    assert len(shares) == 1 and shares[0].endswith("largest 22.2 %")
     assert not any("third ventricle" in line for line in said)
 
 

@@ -708,7 +708,7 @@ def test_the_root_says_what_the_dataset_is(out, monkeypatch):
     assert content["DatasetLinks"] == {"raw": "../raw"}
     assert content["DatasetType"] == "derivative"
     ignored = (out.out_dir / ".bidsignore").read_text().splitlines()
-    assert ignored == ["*.html", "figures", "group_*", "models", "logs", "compat"]
+    assert ignored == ["*.html", "figures", "group_*", "models", "logs", "compat", "*_xfm.*"]
     lines = (out.out_dir / "seg-aseg_dseg.tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["index", "name", "abbreviation", "color", "mapping"]
     assert len(lines) == 1 + len(PROTOCOLS["aseg"])
@@ -743,7 +743,7 @@ def test_another_run_adds_to_the_root_and_keeps_the_rest(out):
     assert [g["Name"] for g in content["GeneratedBy"]] == ["tlseg", "model small", "model second"]
     assert (out.out_dir / "README.md").read_text() == "mine"
     lines = (out.out_dir / ".bidsignore").read_text().splitlines()
-    assert lines == ["mine", "logs", "*.html", "figures", "group_*", "models", "compat"]
+    assert lines == ["mine", "logs", "*.html", "figures", "group_*", "models", "compat", "*_xfm.*"]
 
 
 def test_the_root_keeps_the_versions_that_labelled(out, monkeypatch):

@@ -20,6 +20,7 @@ from tlseg_bids.bids.names import in_standard_space
 from tlseg_bids.bids.spaces import Space, find_template_file, parse_space
 from tlseg_bids.bids.validate import find_validator
 from tlseg_bids.bids.write import Derivatives
+from tlseg_bids.bids.xfm import write_xfm
 from tlseg_bids.cli.evaluate import label_files
 from tlseg_bids.errors import NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
@@ -117,6 +118,43 @@ def test_names_and_sidecar_in_a_standard_space(out) -> None:
     assert told["SpatialReference"] == f"{archive}/tpl-{NAME}/tpl-{NAME}_res-02_T1w.nii.gz"
     assert told["TemplateFromScan"] == np.eye(4).tolist()
     assert told["Resolution"] == f"That of {NAME}:res-2"
+
+
+def test_the_way_to_a_template_is_written_as_itk_reads_it(tmp_path) -> None:
+    linear = pytest.importorskip("nitransforms.linear")
+    matrix = np.array([[1.1, 0.1, 0, 5], [-0.1, 0.9, 0.2, -7], [0, -0.2, 1.2, 30], [0, 0, 0, 1.0]])
+    path = write_xfm(tmp_path / "x_xfm.txt", matrix)
+    read = linear.load(path, fmt="itk")
+    np.testing.assert_allclose(np.linalg.inv(np.squeeze(read.matrix)), matrix, atol=1e-7)
+    points = np.array([[10.0, -20.0, 30.0]])
+    there = points @ matrix[:3, :3].T + matrix[:3, 3]
+    np.testing.assert_allclose(read.map(there), points, atol=1e-6)  # a template's to the scan's
+
+
+def test_a_template_has_one_way_whatever_its_resolutions(tmp_path) -> None:
+    raw = make_dataset(tmp_path / "raw", ["sub-01/anat/sub-01_T1w.nii.gz"])
+    (scan,), _ = discover(config(raw))
+    folder = tmp_path / f"tpl-{NAME}"
+    folder.mkdir()
+    files = [folder / f"tpl-{NAME}_res-0{n}_T1w.nii.gz" for n in (1, 2)]
+    for file in files:
+        shutil.copyfile(scan.path, file)
+    spaces = tuple(Space(NAME, res=str(n), file=file) for n, file in enumerate(files, 1))
+    job = dataclasses.replace(made_up_job(scan), spaces=spaces)
+    outputs, found = Derivatives(tmp_path / "out", raw), made_up_segmentation(scan)
+    moved = np.eye(4)
+    moved[0, 3] = 2.0
+    for number, matrix in enumerate((np.eye(4), moved)):
+        outputs.write_space(job, number, found, matrix)
+    outputs.write_scan(job, found, {})
+    assert outputs.finished(job)
+    (xfm,) = outputs.out_dir.rglob("*_xfm.txt")
+    assert xfm.name == f"sub-01_from-T1w_to-{NAME}_mode-image_xfm.txt"
+    assert "Parameters: 1 0 0 0 1 0 0 0 1 0 0 0\n" in xfm.read_text().replace("-0", "0")
+    told = json.loads(xfm.with_suffix(".json").read_text())
+    assert told["TemplateFromScan"] == np.eye(4).tolist()
+    outputs.write_scan(made_up_job(scan), found, {})
+    assert not list(outputs.out_dir.rglob("*_xfm.*")), "it was not asked for again"
 
 
 def test_the_t1w_takes_the_place_of_a_t2w_of_its_name(tmp_path) -> None:

@@ -65,8 +65,9 @@ class SegmentationLike(Protocol):
 
 
 def sidecar_of(path: Path) -> Path:
-    """The JSON beside a NIfTI or TSV file."""
-    return path.with_name(without_extension(path.name).removesuffix(".tsv") + ".json")
+    """The JSON beside a NIfTI, TSV or text file."""
+    name = without_extension(path.name).removesuffix(".tsv").removesuffix(".txt")
+    return path.with_name(f"{name}.json")
 
 
 def model_of(job: JobLike) -> dict[str, Any]:

@@ -13,7 +13,8 @@ INDEX_ENTITIES = ("run", "echo", "chunk")
 DERIVATIVE_ENTITIES = ("space", "seg", "res", "label", "desc")
 # The order of the specification (https://bids-specification.readthedocs.io, "Entity table").
 ORDER = (
-    "sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "space", "chunk", "seg",
+    "sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "space", "from", "to",
+    "mode", "chunk", "seg",
     "res", "label", "desc",
 )  # fmt: skip
 EXTENSIONS = (".nii.gz", ".nii")

@@ -50,7 +50,7 @@ class Owner:
         about : mapping
             What the JSON says, without the owner.
         write : callable
-            `write_labels` or `write_fractions`, called with `image` and `content`.
+            `write_labels`, `write_fractions` or `write_xfm`, called with `image` and `content`.
         """
         about = {**about, "Sources": [self.uri], PROTOCOL: self.protocol}
         write_json(sidecar_of(image), about)
@@ -72,7 +72,8 @@ class Owner:
         for sidecar in sorted(set(folder.glob("*.json")) - set(keep)):
             content, _ = read_json(sidecar)
             if content.get("Sources") == [self.uri] and content.get(PROTOCOL) == self.protocol:
-                remove_file(sidecar.with_name(sidecar.name.removesuffix(".json") + ".nii.gz"))
+                for extension in (".nii.gz", ".txt"):
+                    remove_file(sidecar.with_name(sidecar.name.removesuffix(".json") + extension))
                 remove_file(sidecar)
 
 

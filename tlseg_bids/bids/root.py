@@ -28,7 +28,7 @@ from tlseg_bids.errors import CannotCreateError, UsageError
 PROGRAM = "tlseg"
 BIDS_VERSION = "1.10.0"
 CONTAINER_VARIABLE = "TLSEG_CONTAINER"
-IGNORED = ("*.html", "figures", "group_*", "models", "logs", "compat")
+IGNORED = ("*.html", "figures", "group_*", "models", "logs", "compat", "*_xfm.*")
 DESCRIPTIONS = {
     "brain": "Mask of the brain: every voxel that carries a label other than background",
     "uncertainty": "Entropy of labels and background over its largest value, 0 to 1",

@@ -38,6 +38,8 @@ from tlseg_bids.bids.nifti import write_fractions, write_labels
 from tlseg_bids.bids.owner import Owner, remove_file
 from tlseg_bids.bids.root import DESCRIPTIONS, write_root_files
 from tlseg_bids.bids.tables import read_json
+from tlseg_bids.bids.xfm import DESCRIPTION as XFM
+from tlseg_bids.bids.xfm import write_xfm
 from tlseg_bids.errors import CannotCreateError
 
 VISIT_WAIT_S = 600.0
@@ -56,7 +58,7 @@ class ScanPaths:
     report: Path
     figures: Path
     precomputed: tuple[Path, ...] = ()
-    standard: tuple[tuple[Path, Path], ...] = ()
+    standard: tuple[tuple[Path, Path, Path], ...] = ()
 
     @property
     def sidecar(self) -> Path:
@@ -74,14 +76,14 @@ class ScanPaths:
         """Everything `Derivatives.write_scan` writes: each data file and its JSON."""
         own = tuple(path for data in self.data for path in (data, sidecar_of(data)))
         spaces = (
-            path for pair in self.standard for data in pair for path in (data, sidecar_of(data))
+            path for three in self.standard for data in three for path in (data, sidecar_of(data))
         )
         return (*own, *self.precomputed, *spaces)
 
     @property
     def shared(self) -> tuple[Path, ...]:
         """JSON of each image whose name another protocol's or another scan's could have too."""
-        images = (self.mask, *(data for pair in self.standard for data in pair))
+        images = (self.mask, *(data for three in self.standard for data in three))
         other = (path for path in self.precomputed if path.suffix == ".json")
         return (*map(sidecar_of, images), *other)
 
@@ -128,6 +130,8 @@ class Derivatives:
                 there = {**scan.entities, **place.entities}
                 names.append(build_name({**there, "seg": protocol}, "dseg", ".nii.gz"))
                 names.append(build_name({**there, "desc": "brain"}, "mask", ".nii.gz"))
+                way = {"from": scan.suffix, "to": place.entities["space"], "mode": "image"}
+                names.append(build_name({**scan.entities, **way}, "xfm", ".txt"))
         except BrokenName as reason:
             raise CannotCreateError(
                 str(reason), scan.path, "rename the scan as BIDS asks"
@@ -142,7 +146,7 @@ class Derivatives:
         other = compat.Precomputed(self.out_dir, scan, protocol).files if job.precomputed else ()
         return ScanPaths(
             dseg, volumes, mask, probseg, uncertainty, report, subject / "figures", other,
-            tuple(zip(standard[::2], standard[1::2], strict=True)),
+            tuple(zip(standard[::3], standard[1::3], standard[2::3], strict=True)),
         )  # fmt: skip
 
     def finished(self, job: JobLike) -> bool:
@@ -264,7 +268,8 @@ class Derivatives:
     def write_space(
         self, job: JobLike, number: int, segmentation: SegmentationLike, matrix: np.ndarray
     ) -> None:
-        """Write labels and mask on the grid of a template; before `write_scan`, which ends a scan.
+        """Write labels and mask on the grid of a template, and the way there; before `write_scan`,
+        which ends a scan.
 
         Parameters
         ----------
@@ -277,7 +282,8 @@ class Derivatives:
             From the world of the scan to that of the template, mm.
         """
         space = job.spaces[number]
-        dseg, mask = self._begin(job).standard[number]
+        dseg, mask, xfm = (paths := self._begin(job)).standard[number]
+        first = [three[-1] for three in paths.standard].index(xfm) == number
         owner, largest = Owner.of(job), int(segmentation.volumes["index"].max())
         about = {
             "SpatialReference": f"https://templateflow.s3.amazonaws.com/{_in_archive(space.file)}",
@@ -290,6 +296,8 @@ class Derivatives:
             owner.write({"Manual": False, **about}, write_labels, dseg, segmentation.labels.data,
                         space.file, largest)  # fmt: skip
             owner.write({"Type": "Brain", **about}, write_labels, mask, brain, space.file, 1)
+            if first:  # of several resolutions of a template
+                owner.write({"Description": XFM, **about}, write_xfm, xfm, matrix)
 
     def _begin(self, job: JobLike) -> ScanPaths:
         """Before anything of a scan is written: it no longer counts as finished."""

@@ -35,6 +35,7 @@ from scipy import ndimage
 
 from tlseg_bids import app
 from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.xfm import RAS_LPS
 from tlseg_bids.flow import Job
 from tlseg_bids.labels.mapping import load_mapping
 from tlseg_bids.labels.protocol import load_protocol
@@ -49,7 +50,6 @@ DATASETS = {
     "malc": ("derivatives/manual", "T1w", "braincolor_to_aseg"),
     "infant": ("derivatives/jlf", "T2w", None),
 }
-RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 Register = Callable[[Path, Path], np.ndarray]
 """Scan and template to a matrix from the scan's world to the template's, RAS mm."""
 

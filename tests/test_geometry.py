@@ -7,9 +7,11 @@ import pytest
 from phantom import PROTOCOL, Phantom, grid_over, orientations, rotation
 from scipy.ndimage import map_coordinates
 
+from tlseg_bids.crew import ALONE
 from tlseg_bids.flow import Prediction
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess.geometry import (
+    _interpolate,
     closest_axes,
     grid_around,
     resample,
@@ -114,6 +116,22 @@ def test_agrees_with_scipy_in_the_inside(order: str) -> None:
     expected = map_coordinates(data, points, order=1 if order == "linear" else 0)
     found = resample(Volume(data, source), grid, order=order)
     np.testing.assert_allclose(found.ravel(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 8), (8, 1, 9), (9, 8, 1), (60, 300, 40)])
+def test_planes_are_told_apart(shape: tuple[int, ...]) -> None:
+    """Interpolation reads two planes of one picture: neither the next plane's rows nor, where
+    there is a single plane, anything else may come in."""
+    data = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    points = np.stack([np.linspace(-0.45, n - 0.55, 40) for n in shape])
+    matrix = np.eye(4)
+    matrix[:3, 0] = (points[:, -1] - points[:, 0]) / 39
+    matrix[:3, 3] = points[:, 0]
+    matrix[:3, 1], matrix[:3, 2] = np.roll(matrix[:3, 0], 1), np.cross(matrix[:3, 0], [1, 2, 3])
+    source, grid = Grid(shape, np.eye(4)), Grid((40, 1, 1), matrix)
+    expected = map_coordinates(data, points, order=1, mode="nearest")
+    found = _interpolate(data, source.index_from(grid), grid.shape, -9.0, ALONE)
+    np.testing.assert_allclose(found.ravel(), expected, atol=2e-3)
 
 
 def test_same_grid_changes_nothing() -> None:

@@ -15,6 +15,7 @@ doi:10.1007/978-3-319-24571-3_81 (the width of the blur).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -25,7 +26,8 @@ from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.volume import Grid, Volume
 
 _FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
-_POINTS_PER_SLAB = 2**21
+_POINTS_PER_SLAB = 2**18
+"""Whose coordinates and values stay in a processor's cache."""
 
 
 def resample(
@@ -194,19 +196,20 @@ def _blur(tensor: torch.Tensor, axis: int, sigma: float) -> torch.Tensor:
     return out
 
 
-def _indices(matrix: np.ndarray, start: int, stop: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Source voxel indices of the slab [start, stop) of a grid, float32 (n, J, K, 3)."""
-    axes = [torch.arange(start, stop), torch.arange(shape[1]), torch.arange(shape[2])]
-    columns = [
-        axis[:, None].double() * torch.from_numpy(matrix[:3, a].copy())
-        for a, axis in enumerate(axes)
-    ]
-    first = columns[0] + torch.from_numpy(matrix[:3, 3].copy())
-    plane = (first[:, None, :] + columns[1][None]).float()
-    return plane[:, :, None, :] + columns[2].float()
+def _positions(
+    matrix: np.ndarray, start: int, stop: int, shape: Sequence[int]
+) -> list[torch.Tensor]:
+    """Source voxel positions of the slab [start, stop) of a grid: three float32 (n, J, K)."""
+    axes = [np.arange(start, stop), np.arange(shape[1]), np.arange(shape[2])]
+    found = []
+    for row in matrix[:3]:
+        i, j, k = (row[a] * axis for a, axis in enumerate(axes))
+        plane = torch.from_numpy((i[:, None] + row[3] + j).astype(np.float32))
+        found.append(plane[:, :, None] + torch.from_numpy(k.astype(np.float32)))
+    return found
 
 
-def _slabs(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+def _slabs(shape: Sequence[int]) -> list[tuple[int, int]]:
     """Ranges of the first axis that keep the coordinates in little memory."""
     depth = max(1, _POINTS_PER_SLAB // max(1, shape[1] * shape[2]))
     return [(a, min(a + depth, shape[0])) for a in range(0, shape[0], depth)]
@@ -215,21 +218,63 @@ def _slabs(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 def _interpolate(
     data: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], fill: float, crew: Crew
 ) -> np.ndarray:
-    """Trilinear; the border voxel's value up to its outer face, `fill` beyond."""
-    source = torch.from_numpy(data)[None, None]
-    size = torch.tensor(data.shape, dtype=torch.float32)
+    """Trilinear; the border voxel's value up to its outer face, `fill` beyond.
+
+    PyTorch reads pictures an order of magnitude faster than volumes: a point is read from the two
+    planes around it, which lie below one another in one picture, and lies between the two values.
+    The slabs follow the source's planes, so that few of them make a picture and float32 tells its
+    rows apart.
+    """
+    source = torch.from_numpy(data)
+    depth, height, width = data.shape
+    along = int(np.abs(matrix[0, :3]).argmax())
+    order = [along, *(axis for axis in range(3) if axis != along)]
     out = np.empty(shape, np.float32)
+    matrix, shape, turned = matrix[:, [*order, 3]], [shape[a] for a in order], out.transpose(order)
 
     def slab(ends: tuple[int, int]) -> None:
-        index = _indices(matrix, *ends, shape)
-        outside = ((index < -0.5) | (index > size - 0.5)).any(dim=-1)
-        points = ((2 * index + 1) / size - 1).flip(-1)[None]
-        part = F.grid_sample(source, points, padding_mode="border", align_corners=False)[0, 0]
-        out[slice(*ends)] = part.masked_fill_(outside, fill).numpy()
+        z, y, x = _positions(matrix, *ends, shape)
+        outside = None
+        if not _within(matrix, ends, shape, data.shape):
+            outside = _beyond(z, depth) | _beyond(y, height) | _beyond(x, width)
+        near = z.clamp_(0, depth - 1).floor().clamp_max_(max(depth - 2, 0))
+        share = z.sub_(near)
+        first, last = int(near.min()), min(int(near.max()) + 2, depth)
+        picture = source[first:last].reshape(1, 1, -1, width)
+        rows = picture.shape[2]
+        y.clamp_(0, height - 1).add_(near.sub_(first), alpha=height)
+        points = torch.stack((x.add_(0.5).mul_(2 / width), y.add_(0.5).mul_(2 / rows)), -1).sub_(1)
+        found = _read(picture, points)
+        points[..., 1] += 2 * height / rows * (depth > 1)
+        found.lerp_(_read(picture, points), share.flatten(1))
+        found = found.reshape(z.shape)
+        if outside is not None:
+            found.masked_fill_(outside, fill)
+        turned[slice(*ends)] = found.numpy()
 
     for _ in crew.map(slab, _slabs(shape)):
         pass
     return out
+
+
+def _read(picture: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Bilinear values (n, m) of a picture (1, 1, H, W) at points (n, …, 2) from -1 to 1."""
+    points = points.flatten(1, -2)[None]
+    return F.grid_sample(picture, points, padding_mode="border", align_corners=False)[0, 0]
+
+
+def _beyond(position: torch.Tensor, size: int) -> torch.Tensor:
+    """Whether positions along an axis lie beyond the outer faces."""
+    return (position < -0.5) | (position > size - 0.5)
+
+
+def _within(
+    matrix: np.ndarray, ends: tuple[int, int], shape: Sequence[int], size: Sequence[int]
+) -> bool:
+    """Whether all points of a slab lie inside the source: its corners are the outermost."""
+    spans = [(ends[0], ends[1] - 1), *((0, n - 1) for n in shape[1:])]
+    corners = np.array(list(product(*spans))) @ matrix[:3, :3].T + matrix[:3, 3]
+    return bool((corners > -0.499).all() and (corners < np.array(size) - 0.501).all())
 
 
 def _nearest(
@@ -241,7 +286,7 @@ def _nearest(
     size = torch.tensor(data.shape)
     strides = torch.tensor([data.shape[1] * data.shape[2], data.shape[2], 1])
     for start, stop in _slabs(shape):
-        index = torch.floor(_indices(matrix, start, stop, shape) + 0.5).long()
+        index = torch.stack(_positions(matrix, start, stop, shape), -1).add_(0.5).floor_().long()
         inside = ((index >= 0) & (index < size)).all(dim=-1)
         out[start:stop][inside.numpy()] = flat[(index[inside] * strides).sum(dim=-1).numpy()]
     return out

@@ -191,11 +191,9 @@ def locate(model: Model) -> Callable[[np.ndarray], np.ndarray]:
 
 def _at(model: Model, shape: Sequence[int]) -> Tensor:
     """The atlases side by side at the coarse voxels of the card's box, (1, channels, i, j, k)."""
-    theta = torch.eye(3, 4, device=model.device)[None]
-    grid = F.affine_grid(theta, [1, 1, *shape], align_corners=False)
     with torch.inference_mode():
         return torch.cat([
-            F.grid_sample(prior, grid, padding_mode="border", align_corners=False)
+            F.interpolate(prior, tuple(shape), mode="trilinear", align_corners=False)
             for prior in model.priors.values()
         ], 1)  # fmt: skip
 

@@ -201,13 +201,14 @@ def _packed(data: np.ndarray, affine: np.ndarray, intent: str = "none") -> str:
 def _places(labels: np.ndarray, affine: np.ndarray) -> dict[int, list[float]]:
     """World position of the voxel of each structure that is nearest to the structure's centroid."""
     filled = np.flatnonzero(labels)
-    rows = labels.reshape(-1)[filled].astype(np.intp)
+    rows = labels.reshape(-1)[filled].astype(np.int16)
+    filled = filled[np.argsort(rows, kind="stable")]  # structure by structure
     count = np.bincount(rows)
-    at = np.stack(np.unravel_index(filled, labels.shape)).astype(np.float32)
-    safe = np.maximum(count, 1)
-    centre = np.stack([np.bincount(rows, weights=axis) / safe for axis in at])
-    distance = ((at - centre[:, rows]) ** 2).sum(axis=0)
-    order = np.lexsort((distance, rows))
-    present, first = np.unique(rows[order], return_index=True)
-    world = nib.affines.apply_affine(affine, at[:, order[first]].T)
-    return {int(row): np.round(mm, 2).tolist() for row, mm in zip(present, world, strict=True)}
+    present = np.flatnonzero(count)
+    at = np.stack(np.unravel_index(filled, labels.shape), 1).astype(np.float32)
+    places, end = {}, 0
+    for row, voxels in zip(present, count[present], strict=True):
+        own = at[end : (end := end + voxels)]
+        nearest = own[((own - own.mean(0, dtype=np.float64)) ** 2).sum(1).argmin()]
+        places[int(row)] = np.round(nib.affines.apply_affine(affine, nearest), 2).tolist()
+    return places

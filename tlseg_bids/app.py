@@ -20,7 +20,6 @@ from tlseg_bids.crew import Crew
 from tlseg_bids.errors import ScanError, no_memory
 from tlseg_bids.executors import choose_executor
 from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared, Segmentation
-from tlseg_bids.group import run_group
 from tlseg_bids.plan import describe, make_plan
 from tlseg_bids.plan.choice import outside
 from tlseg_bids.postprocess import probability_maps, to_native
@@ -105,6 +104,8 @@ def participant(config: Config, progress: Progress) -> int:
 
 def group(config: Config) -> int:
     """Tables and a page of every labelled scan in the output folder, as in `participant`."""
+    from tlseg_bids.group import run_group
+
     return run_group(config)
 
 

@@ -87,9 +87,10 @@ def skull_evidence(volume: Volume) -> SkullEvidence:
         return SkullEvidence(float(np.mean(faces == background)), 0.0, 0.0)
     near = np.abs(faces - background) <= _BACKGROUND_TOLERANCE * top
     coarse, spacing = _coarse(data, volume.grid.spacing_mm)
-    piece = _largest_filled(coarse - background > _FOREGROUND * top)
+    brightness = coarse - background
+    box, piece = _largest_filled(brightness > _FOREGROUND * top)
     litres = float(piece.sum() * np.prod(spacing) / 1e6)
-    layer = _darkest_layer(coarse - background, piece, spacing)
+    layer = _darkest_layer(brightness[box], piece, spacing)
     return SkullEvidence(float(near.mean()), litres, layer)
 
 
@@ -102,17 +103,19 @@ def _coarse(data: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return data, spacing * blocks
 
 
-def _largest_filled(foreground: np.ndarray) -> np.ndarray:
-    """The largest piece, every cavity filled in 3-D and in every slice (nose, ears)."""
+def _largest_filled(foreground: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray]:
+    """The largest piece, every cavity filled in 3-D and in every slice (nose, ears), in its box."""
     pieces, count = ndimage.label(ndimage.binary_opening(foreground))
     if count == 0:
-        return np.zeros(foreground.shape, bool)
-    piece = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
+        return (slice(0),) * 3, np.zeros((0, 0, 0), bool)
+    largest = int(np.bincount(pieces.ravel())[1:].argmax())
+    box = ndimage.find_objects(pieces)[largest]
+    piece = pieces[box] == largest + 1
     for axis in range(3):
         for index in range(piece.shape[axis]):
             plane = (slice(None),) * axis + (index,)
             piece[plane] = ndimage.binary_fill_holes(piece[plane])
-    return piece
+    return box, piece
 
 
 def _darkest_layer(brightness: np.ndarray, piece: np.ndarray, spacing: np.ndarray) -> float:

@@ -133,6 +133,7 @@ def by_dipy(scan: Path, template: Path) -> np.ndarray:
         moving_affine=moving.affine, static_affine=fixed.affine,
         pipeline=["center_of_mass", "rigid", "affine"],
         level_iters=[200, 200, 200], sigmas=[4.0, 2.0, 1.0], factors=[8, 4, 2],
+        sampling_proportion=10,
     )  # fmt: skip
     return np.linalg.inv(matrix)
 

@@ -233,6 +233,23 @@ def test_evaluate_writes_a_table(folders, capsys: pytest.CaptureFixture, tmp_pat
     assert "weighted_dice: 1.0000" in capsys.readouterr().out
 
 
+def test_evaluate_maps_both(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Two parcels that are taken for each other are one cortex; what has no counterpart is not
+    scored, and labels without a meaning are still named."""
+    coarse = np.diag([6.0, 6.0, 6.0, 1.0])
+    true = np.zeros((8, 8, 9), np.int16)
+    true[0], true[1], true[2], true[3, 0, 0] = 103, 105, 23, 5000
+    found = true.copy()
+    found[0], found[1], found[2, :2], found[3] = 105, 103, 15, 0
+    pair = [str(_write(tmp_path / f"sub-1_seg-braincolor_desc-{name}_dseg.nii.gz", labels, coarse))
+            for name, labels in (("found", found), ("true", true))]  # fmt: skip
+    words = [*pair, "--no-distances", "-o", str(tmp_path / "a.tsv")]
+    assert main([*words, "--mapping", "braincolor_to_aseg", "--map-both"]) == 0
+    table = pd.read_csv(tmp_path / "a.tsv", sep="\t").set_index("index")
+    assert table["dice"].dropna().to_dict() == {3: 1.0, 58: 1.0}  # cortex; accumbens where asked
+    assert "labels 5000 have no meaning, left out" in capsys.readouterr().err
+
+
 def test_evaluate_goes_on_after_a_bad_pair(folders, capsys: pytest.CaptureFixture) -> None:
     bad = folders[0] / "sub-01/anat/sub-01_space-T1w_seg-aseg_dseg.nii.gz"
     bad.write_bytes(bad.read_bytes()[:200])
@@ -251,6 +268,16 @@ def test_evaluate_goes_on_after_a_bad_pair(folders, capsys: pytest.CaptureFixtur
         (["{pred}", "{true}/sub-01", "-o", "/nowhere/a.tsv"], 73, "the table cannot be written"),
         (["{pred}/sub-01", "{true}/sub-02"], 18, "no prediction matches any of 1 references"),
         (["{pred}"], 64, "required"),
+        (
+            ["{pred}", "{true}", "--map-both"],
+            64,
+            "both label images are in 'aseg', and no mapping leads away from it – --map-both",
+        ),
+        (
+            ["{pred}", "{true}", "--map-both", "--mapping", "braincolor_to_aseg"],
+            64,
+            "'braincolor_to_aseg' leads away from it",
+        ),
     ],
 )
 def test_evaluate_says_what_is_wrong(folders, capsys, arguments, code, message) -> None:

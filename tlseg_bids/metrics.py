@@ -129,7 +129,7 @@ def surface_distances(predicted: np.ndarray, reference: np.ndarray) -> tuple[flo
 
 def compare(
     predicted: Volume, reference: Volume, protocol: LabelProtocol,
-    mapping: LabelMapping | None = None, distances: bool = True,
+    mapping: LabelMapping | None = None, distances: bool = True, both: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """Score every structure that both sides can name.
 
@@ -143,6 +143,8 @@ def compare(
         To `protocol` (then the reference is mapped) or from it (then the prediction is).
     distances : bool
         Whether to measure HD95 and ASSD (seconds rather than tenths).
+    both : bool
+        The reference is in `protocol`, too: it goes through the mapping as the prediction does.
 
     Returns
     -------
@@ -159,8 +161,9 @@ def compare(
         If the mapping has nothing to do with the protocol, or the reference is in another one.
     """
     _check_same_grid(predicted.grid, reference.grid)
-    common, left, right = _common(predicted.data, reference.data, protocol, mapping)
-    unknown = _unknown(reference.data, protocol, mapping)
+    unknown = _unknown(reference.data, protocol, None if both else mapping)
+    truth = _folded(reference.data, protocol, mapping) if both else reference.data
+    common, left, right = _common(predicted.data, truth, protocol, mapping)
     _check_predicted(predicted.data, protocol)
     ignore = (left == LEFT_OUT) | (right == LEFT_OUT)
     if mapping is not None:
@@ -258,6 +261,19 @@ def _common(
         f"mapping '{mapping.name}' neither starts nor ends at protocol '{protocol.name}'", "",
         "choose another mapping or protocol",
     )  # fmt: skip
+
+
+def _folded(
+    reference: np.ndarray, protocol: LabelProtocol, mapping: LabelMapping | None
+) -> np.ndarray:
+    """A reference in the prediction's protocol, mapped."""
+    if mapping is None or mapping.source.name != protocol.name:
+        name = "no mapping" if mapping is None else f"'{mapping.name}'"
+        raise UsageError(
+            f"both label images are in '{protocol.name}', and {name} leads away from it",
+            "--map-both", f"give --mapping {protocol.name}_to_… with it, or leave it out",
+        )  # fmt: skip
+    return mapping.apply(reference)
 
 
 def _unknown(

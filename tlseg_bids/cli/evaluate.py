@@ -71,6 +71,11 @@ def parser() -> Parser:
         help="mapping between the two protocols, braincolor_to_aseg or aseg_to_infant for example",
     )  # fmt: skip
     it.add_argument(
+        "--map-both", action="store_true",
+        help="REFERENCE is in PREDICTED's protocol, and both go through --mapping: parcels of the "
+        "cortex are scored as one structure, for example",
+    )  # fmt: skip
+    it.add_argument(
         "-o", "--output", type=absolute, metavar="TSV",
         help="write the table there and print the means (default: print the table); beside it, "
         "agreement of volumes over scans as NAME_agreement.tsv and NAME.html",
@@ -172,9 +177,8 @@ def _score(predicted: Path, reference: Path, mapping, given: argparse.Namespace)
     from tlseg_bids.volume import load_labels
 
     protocol = load_protocol(given.protocol or _protocol_name(predicted))
-    table = compare(
-        load_labels(predicted), load_labels(reference), protocol, mapping, not given.no_distances
-    )
+    pair = load_labels(predicted), load_labels(reference)
+    table = compare(*pair, protocol, mapping, not given.no_distances, given.map_both)
     if table.attrs["unknown"]:
         labels = ", ".join(map(str, table.attrs["unknown"]))
         print(f"{reference.name}: labels {labels} have no meaning, left out", file=sys.stderr)

@@ -271,12 +271,12 @@ def test_evaluate_goes_on_after_a_bad_pair(folders, capsys: pytest.CaptureFixtur
         (
             ["{pred}", "{true}", "--map-both"],
             64,
-            "both label images are in 'aseg', and no mapping leads away from it – --map-both",
+            "both label images are in 'aseg', and no mapping is given – --map-both",
         ),
         (
             ["{pred}", "{true}", "--map-both", "--mapping", "braincolor_to_aseg"],
             64,
-            "'braincolor_to_aseg' leads away from it",
+            "'braincolor_to_aseg' is none from there – --map-both – give --mapping aseg_to_",
         ),
     ],
 )

@@ -42,6 +42,7 @@ from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.metrics import dice
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.intensity import robust_scale
+from tlseg_bids.preprocess.prepare import foreground_centre
 from tlseg_bids.segment.model import Model, load_model
 from tlseg_bids.volume import Grid, Volume, load_scan
 from tlseg_bids.zoo.registry import find_card, load_cards
@@ -141,7 +142,7 @@ def by_dipy(scan: Path, template: Path) -> np.ndarray:
 
 
 def by_torchreg(scan: Path, template: Path) -> np.ndarray:
-    """torchreg, https://pypi.org/project/torchreg, from the centres of mass on the template's grid.
+    """torchreg, https://pypi.org/project/torchreg, from the heads' centres on the template's grid.
 
     It has no mutual information, and with its local correlation (9³ voxels) four scans took over
     six minutes. The loss is the share of the template's variance that the scan leaves unexplained.
@@ -153,7 +154,7 @@ def by_torchreg(scan: Path, template: Path) -> np.ndarray:
 
     fixed, moving = load_scan(template)[0], load_scan(scan)[0]
     shift = np.eye(4)
-    shift[:3, 3] = centre_of_mass(fixed) - centre_of_mass(moving)
+    shift[:3, 3] = foreground_centre(fixed) - foreground_centre(moving)
     there = resample(Volume(moving.data, Grid(moving.data.shape, shift @ moving.grid.affine)),
                      fixed.grid)  # fmt: skip
     pair = [torch.from_numpy(robust_scale(data))[None, None] for data in (there, fixed.data)]
@@ -170,12 +171,6 @@ def by_torchreg(scan: Path, template: Path) -> np.ndarray:
     step = np.linalg.inv(unit) @ theta @ unit
     world = fixed.grid.affine
     return np.linalg.inv(world @ step @ np.linalg.inv(world)) @ shift
-
-
-def centre_of_mass(volume: Volume) -> np.ndarray:
-    """Of the intensities, world mm."""
-    index = np.array(ndimage.center_of_mass(np.asarray(volume.data, np.float32)))
-    return volume.grid.affine[:3, :3] @ index + volume.grid.affine[:3, 3]
 
 
 METHODS: dict[str, tuple[str, Callable[[], Register]]] = {

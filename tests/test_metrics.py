@@ -276,7 +276,7 @@ def test_evaluate_goes_on_after_a_bad_pair(folders, capsys: pytest.CaptureFixtur
         (
             ["{pred}", "{true}", "--map-both", "--mapping", "braincolor_to_aseg"],
             64,
-            "'braincolor_to_aseg' is none from there – --map-both – give --mapping aseg_to_",
+            "'braincolor_to_aseg' starts elsewhere – --map-both – give --mapping aseg_to_",
         ),
     ],
 )

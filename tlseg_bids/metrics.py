@@ -268,7 +268,7 @@ def _folded(
 ) -> np.ndarray:
     """A reference in the prediction's protocol, mapped."""
     if mapping is None or mapping.source.name != protocol.name:
-        given = "no mapping is given" if mapping is None else f"'{mapping.name}' is none from there"
+        given = "no mapping is given" if mapping is None else f"'{mapping.name}' starts elsewhere"
         raise UsageError(
             f"both label images are in '{protocol.name}', and {given}",
             "--map-both", f"give --mapping {protocol.name}_to_… with it, or leave it out",

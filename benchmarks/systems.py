@@ -7,12 +7,14 @@ Usage: ``python benchmarks/systems.py DATA WORK [--minutes M] [--datasets malc i
 For each dataset, fold and system: the recipe is put on the dataset without the fold's subjects,
 its step is timed, it is trained for so many steps as the minutes hold, exported with the locator
 of ``benchmarks/start/any-1.toml`` (which has seen no real scan), and the held-out scans are
-labelled as the program does it. Networks are narrowed (`SYSTEMS`) so that two cores take hundreds
-of steps; the table tells the parameters and the steps. With ``--spacing 2`` the published systems
-work on voxels of 2 mm, their windows and tiles as large in millimetres, so that a step has an
-eighth of the voxels (ours folds 2 mm into channels anyway, and stays as it is). A row per scan
-and set of structures is appended to WORK/systems.tsv; a run that was cut off goes on where it was:
-finished systems are not repeated, and training resumes from its checkpoint.
+labelled as the program does it. Networks are narrowed (`setups.py`) so that two cores take more
+steps; the table tells the parameters and the steps. With ``--spacing 4`` the published systems
+work on voxels of 4 mm, their windows and tiles as large in millimetres, so that a step has a 64th
+of the voxels: enough to train them in minutes, too coarse for the borders of structures. Our
+engine, which folds 2 mm into channels anyway, stays at 1 mm; from random weights its body has
+such voxels, too. A row per scan and set of structures is appended to WORK/systems.tsv; a run that
+was cut off goes on where it was: finished systems are not repeated, and training resumes from its
+checkpoint.
 
 `malc`: T1w, manual BrainCOLOR labels, five folds. `infant`: T2w (with T1w where a system sees
 both), joint-label-fusion labels, four folds. HD95 is the mean over the structures found.
@@ -24,14 +26,15 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import pandas as pd
 import torch
-from systems_table import COLUMNS, OURS, known, markdown
+from setups import DATASETS, MORE, START, SYSTEMS, TRAIN, Setup
+from systems_table import COLUMNS, known, markdown
 
 from tlseg_bids import app
 from tlseg_bids.bids.scan import Scan
@@ -44,91 +47,12 @@ from tlseg_bids.preprocess.prepare import find_template
 from tlseg_bids.segment.model import load_model, locate
 from tlseg_bids.train.export import export, read_description
 from tlseg_bids.train.loop import train
-from tlseg_bids.train.places import Places
 from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
 from tlseg_bids.volume import load_scan
 from tlseg_bids.zoo.card_file import read_card, write_card
 from tlseg_bids.zoo.weights import load_weights
 
-ROOT = Path(__file__).resolve().parents[1]
-TRAIN = ROOT / "tlseg_bids" / "train"
-START = ROOT / "benchmarks" / "start" / "any-1.toml"
-TRIAL_STEPS = 4
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A system in the comparison: recipe, description of its card, what is narrowed.
-
-    `before` is a stage that takes a third of the minutes first; `suffixes` the infants' images it
-    is shown; `start` the weights that it begins from; `network` what of our network is another;
-    `own` what of the dataset's rules is another.
-    """
-
-    recipe: str
-    card: str
-    features: list[int] = field(default_factory=list)
-    patch: int | None = None
-    before: str = ""
-    suffixes: tuple[str, ...] = ("T1w", "T2w")
-    protocol: str = ""
-    start: str = ""
-    changes: dict[str, Any] = field(default_factory=dict)
-    network: dict[str, Any] = field(default_factory=dict)
-    own: dict[str, Any] = field(default_factory=dict)
-
-
-FULL = {"stem": 1, "detail": 0, "features": [16, 32, 64, 96, 128], "design": {"shortcut": "input"}}
-SYSTEMS = {
-    OURS: Setup("infant", "any", start=str(START)),
-    "ours-scratch": Setup("infant", "any"),
-    "neonatal": Setup("systems/neonatal", "systems/neonatal", [12, 24, 48, 96, 96], 96),
-    "quicknat-views": Setup(
-        "systems/quicknat-views", "systems/quicknat-views", [16] * 5, suffixes=("T2w",),
-        changes={"learning_rate": 1e-3},
-    ),
-    "monet": Setup(
-        "systems/monet-joint", "systems/monet", [12, 24, 48, 96], 96, before="systems/monet-partial"
-    ),
-    "unet-scratch": Setup("systems/monet-fine-tuned", "systems/monet", [12, 24, 48, 96], 96),
-    "subcortical-25d": Setup(
-        "systems/subcortical-25d", "systems/subcortical-25d", suffixes=("T2w",),
-        protocol="subcortical",
-        changes={"learning_rate": 1e-3, "places": Places("voxels", voxels=512)},
-    ),
-    "slant8": Setup(
-        "systems/slant8", "systems/slant8", [8, 16, 32, 64], changes={"learning_rate": 1e-3}
-    ),
-    "slant27": Setup(
-        "systems/slant27", "systems/slant27", [8, 16, 32, 64], changes={"learning_rate": 1e-3}
-    ),
-}  # fmt: skip
-NETWORKS = {
-    "stem": Setup("infant", "any"),
-    "coarse": Setup("infant", "any", network={"detail": 0}),
-    "full": Setup("infant", "any", network=FULL),
-}
-"""Other networks for our engine, all from random weights: a stem that folds 2 mm into channels and
-answers in sub-voxels; the same without the sub-voxels; a residual encoder at 1 mm throughout. They
-run where they are asked for (``--systems stem coarse full``) and are compared with ``stem``."""
-BUDGETS = {
-    f"budget-{name}": Setup("infant", "any", start=str(START), own=own)
-    for name, own in {
-        "whole": {"first": 3},
-        **{a: {"budget": {"axis": a, "share": 0.33}} for a in
-           ("random", "sagittal", "coronal", "axial")},
-    }.items()
-}  # fmt: skip
-"""Label budgets of the neonatal paper for our engine, from the same start as ``ours``: whole labels
-of three scans, or a third of the slices of nine. Asked for like `NETWORKS`."""
-MORE = {**SYSTEMS, **NETWORKS, **BUDGETS}
-DATASETS: dict[str, dict[str, Any]] = {
-    "malc": {"folds": 5, "labels": "derivatives/manual", "protocol": "braincolor",
-             "mapping": {"subcortical": "braincolor_to_subcortical"}, "suffix": "T1w"},
-    "infant": {"folds": 4, "labels": "derivatives/jlf", "protocol": "aseg",
-               "mapping": {"aseg": "aseg_to_infant", "subcortical": "aseg_to_subcortical"},
-               "suffix": "T2w"},
-}  # fmt: skip
+TRIAL_STEPS = (4, 16)  # steps that warm up, and how many have passed when the trial ends
 
 
 def rules(dataset: str, setup: Setup) -> dict[str, Any]:
@@ -136,7 +60,7 @@ def rules(dataset: str, setup: Setup) -> dict[str, Any]:
     known = load_recipe(TRAIN / "recipes" / ("infant.toml" if dataset == "infant" else
                                              "adult-t1w.toml")).datasets[dataset]  # fmt: skip
     own = {**known, "real": 1.0, "weight": 1.0, **setup.own}
-    if setup.recipe.startswith("systems/"):
+    if not setup.ours:
         recipe = load_recipe(TRAIN / "recipes" / f"{setup.recipe}.toml")
         theirs = [rules for name, rules in recipe.datasets.items() if name in DATASETS]
         own["mix"] = theirs[0].get("mix", {})
@@ -162,13 +86,11 @@ def on_dataset(setup: Setup, dataset: str, fold: int, stage: str = "") -> Recipe
     changes = {"network": network, "channels": channels, "fold_datasets": [dataset],
                "fold": [fold, spec["folds"]], "start": "", "checkpoint_minutes": 2.0,
                **setup.changes}  # fmt: skip
-    if setup.patch:
-        changes["patch"] = setup.patch
     if stage:
         return replace(recipe, **{**changes, "fold": [], "fold_datasets": []})
     heads = [setup.protocol or spec["protocol"]]
     heads += [h for h in recipe.more_heads if h not in heads]
-    if setup.recipe == "infant":  # our engine keeps the template's head, and rehearses
+    if setup.ours:  # our engine keeps the template's head, and rehearses
         heads += [] if "aseg" in heads else ["aseg"]
         rehearsed = {
             "labelmaps": {"weight": 0.2},
@@ -185,29 +107,41 @@ def on_dataset(setup: Setup, dataset: str, fold: int, stage: str = "") -> Recipe
 
 
 def coarser(recipe: Recipe, setup: Setup, spacing_mm: float) -> Recipe:
-    """A published system's recipe on larger voxels: windows, tiles and rims keep their millimetres
-    (but for the 32 voxels of the 2.5-D network's patches)."""
+    """A recipe on larger voxels: windows, tiles and rims keep their millimetres (but for the 32
+    voxels of the 2.5-D network's patches).
+
+    Our engine stays at 1 mm, or, where its setup follows, has a body on such voxels: it reads
+    voxels of half the size, and folds them.
+    """
     ratio = spacing_mm / recipe.spacing_mm
-    if ratio == 1 or setup.recipe == "infant":
+    if setup.ours:
+        ratio = max(ratio / 2, 1.0) if setup.follows else 1.0
+    if ratio == 1:
         return recipe
     patch = [round(n / ratio) for n in recipe.sides]
-    rim = round(recipe.places.rim / ratio)
-    places = replace(recipe.places, begins=fewer(recipe.places.begins, ratio), rim=rim)
+    rim, begins = round(recipe.places.rim / ratio), recipe.places.begins
+    size = [(high - low) / recipe.spacing_mm / ratio for low, high in recipe.box_mm]
+    if begins:
+        begins = fewer(begins, ratio, [int(n) - side for n, side in zip(size, patch, strict=True)])
+    places = replace(recipe.places, begins=begins, rim=rim)
     network = dict(recipe.network)
     if network["network"] == "patches":
         network["reach"] = round(network.get("reach", REACH) / ratio)
+    spacing_mm = recipe.spacing_mm * ratio
     return replace(recipe, spacing_mm=spacing_mm, patch=patch, places=places, network=network)
 
 
-def fewer(begins: list[list[int]], ratio: float) -> list[list[int]]:
-    """First voxels of tiles, counted in larger voxels."""
-    return [[round(n / ratio) for n in axis] for axis in begins]
+def fewer(begins: list[list[int]], ratio: float, last: list[int]) -> list[list[int]]:
+    """First voxels of tiles, counted in larger voxels; the last tile ends with the volume."""
+    return [
+        [min(round(n / ratio), most) for n in axis] for axis, most in zip(begins, last, strict=True)
+    ]
 
 
-def strategy(said: dict[str, Any], recipe: Recipe, setup: Setup) -> dict[str, Any]:
+def strategy(said: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """A card's strategy, with the windows that the recipe was trained with."""
     found = dict(said)
-    if setup.patch or found["name"] == "tiles":
+    if found["name"] == "tiles" or (found["name"] == "sliding" and recipe.spacing_mm > 1):
         found["window"] = recipe.patch
     if "begins" in found:
         found["begins"] = recipe.places.begins
@@ -225,9 +159,12 @@ def trained(
     if steps is not None:
         plan.write_text(json.dumps({"steps": steps}))
     if not plan.is_file():
-        path = train(replace(recipe, steps=10**6), data, out, _quiet, until=TRIAL_STEPS)
-        seconds = load_checkpoint(path)["seconds"] / TRIAL_STEPS
-        steps = max(round(60 * minutes / seconds), TRIAL_STEPS)
+        begun, ended = (
+            load_checkpoint(train(replace(recipe, steps=10**6), data, out, _quiet, until=until))
+            for until in TRIAL_STEPS
+        )
+        seconds = (ended["seconds"] - begun["seconds"]) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
+        steps = max(round(60 * minutes / seconds), TRIAL_STEPS[1])
         plan.write_text(json.dumps({"steps": steps, "trial_seconds_a_step": seconds}))
     steps = json.loads(plan.read_text())["steps"]
     return train(replace(recipe, steps=steps, checkpoint_every=steps), data, out, _quiet)
@@ -239,8 +176,9 @@ def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd
     out = options.work / "runs"
     out.mkdir(parents=True, exist_ok=True)
     share, start, runs = 1.0, setup.start, []
-    if setup.before:  # sees no scan of the datasets, so that they share it
-        first = replace(on_dataset(setup, dataset, fold, setup.before), name=f"{system}-before")
+    if setup.before:  # sees no scan of the datasets, so that folds and systems share it
+        first = f"{Path(setup.before).name}-{dataset}"
+        first = replace(on_dataset(setup, dataset, fold, setup.before), name=first)
         first = coarser(first, setup, options.spacing)
         runs = [trained(first, options.data, out, options.minutes / 3)]
         start, share = str(runs[0]), 2 / 3
@@ -252,12 +190,13 @@ def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd
     said["domain"] = {"suffixes": recipe.channels or [DATASETS[dataset]["suffix"]]}
     said.pop("parent", None)
     said.pop("calibration", None)
-    said["strategy"] = strategy(said["strategy"], recipe, setup)
+    said["strategy"] = strategy(said["strategy"], recipe)
     zoo, labelled = options.work / "zoo" / name, options.work / "out" / name
     export(said, {"locator": START, "segmenter": checkpoint}, options.data, zoo)
     held_out = subjects(options.data / dataset, fold, DATASETS[dataset]["folds"])[: options.limit]
-    label(options, dataset, name, held_out)
-    table = scored(options.data / dataset, labelled, recipe.protocol, dataset)
+    suffix = DATASETS[dataset]["suffix"]
+    label(options.data / dataset, zoo, labelled, held_out, suffix)
+    table = scored(options.data / dataset, labelled, recipe.protocol, suffix)
     record(zoo / f"{name}.toml", table, dataset, fold)
     saved = load_checkpoint(checkpoint)
     seconds = sum(load_checkpoint(path)["seconds"] for path in (*runs, checkpoint))
@@ -291,15 +230,14 @@ def subjects(folder: Path, fold: int, folds: int) -> list[str]:
     return [subject for i, subject in enumerate(every) if i % folds == fold]
 
 
-def label(options: argparse.Namespace, dataset: str, name: str, held_out: list[str]) -> None:
-    """Label the held-out subjects as the program does, but keep what it would refuse as no brain:
-    a system that has learned little is to be scored, too."""
-    card = read_card(options.work / "zoo" / name / f"{name}.toml")
+def label(folder: Path, zoo: Path, out: Path, held_out: list[str], suffix: str) -> None:
+    """Label the held-out subjects of a dataset as the program does it, but keep what it would
+    refuse as no brain: a system that has learned little is to be scored, too."""
+    card = read_card(zoo / f"{zoo.name}.toml")
     model = load_model(card, load_weights(card))
     for subject in held_out:
-        every = {suffix: scan_of(options.data / dataset, subject, suffix) for suffix in
-                 card.channels or (DATASETS[dataset]["suffix"],)}  # fmt: skip
-        scan = every.pop(DATASETS[dataset]["suffix"])
+        every = {one: scan_of(folder, subject, one) for one in card.channels or (suffix,)}
+        scan = every.pop(suffix)
         job = Job(scan, card, "", (), (), "", "cpu", 0.0, tuple(every.values()))
         begun = time.monotonic()
         volume, _ = load_scan(scan.path)
@@ -307,11 +245,11 @@ def label(options: argparse.Namespace, dataset: str, name: str, held_out: list[s
         _, prediction = app.label(volume, job, model, frame)
         found = to_native(prediction, volume, model.protocol, card.calibration, True)
         seconds = time.monotonic() - begun
-        folder = options.work / "out" / name / f"sub-{subject}" / "anat"
-        folder.mkdir(parents=True, exist_ok=True)
+        anat = out / f"sub-{subject}" / "anat"
+        anat.mkdir(parents=True, exist_ok=True)
         stem = f"sub-{subject}_space-{scan.suffix}_seg-{card.protocol}_dseg"
-        nib.save(nib.Nifti1Image(found.labels.data, volume.grid.affine), folder / f"{stem}.nii.gz")
-        (folder / f"{stem}.json").write_text(json.dumps({"Seconds": seconds}))
+        nib.save(nib.Nifti1Image(found.labels.data, volume.grid.affine), anat / f"{stem}.nii.gz")
+        (anat / f"{stem}.json").write_text(json.dumps({"Seconds": seconds}))
 
 
 def scan_of(folder: Path, subject: str, suffix: str) -> Scan:
@@ -320,9 +258,9 @@ def scan_of(folder: Path, subject: str, suffix: str) -> Scan:
     return Scan(path, folder, {"sub": subject}, suffix, skull_stripped=True)
 
 
-def scored(folder: Path, labelled: Path, protocol: str, dataset: str) -> pd.DataFrame:
-    """A row per scan and set of structures."""
-    spec, scores = DATASETS[dataset], labelled / "scores.tsv"
+def scored(folder: Path, labelled: Path, protocol: str, suffix: str) -> pd.DataFrame:
+    """A row per scan of a dataset and set of structures."""
+    spec, scores = DATASETS[folder.name], labelled / "scores.tsv"
     asked = [str(labelled), str(folder / spec["labels"]), "-o", str(scores)]
     mapping = spec["mapping"].get(protocol)
     if evaluate(asked + (["--mapping", mapping] if mapping else [])):
@@ -330,7 +268,7 @@ def scored(folder: Path, labelled: Path, protocol: str, dataset: str) -> pd.Data
     table = pd.read_csv(scores, sep="\t")
     rows = []
     for scan, part in table.groupby("predicted"):
-        if f"space-{spec['suffix']}" not in scan:
+        if f"space-{suffix}" not in scan:
             continue
         sidecar = next(labelled.glob(f"sub-*/**/{scan.removesuffix('.nii.gz')}.json"))
         seconds = json.loads(sidecar.read_text())["Seconds"]
@@ -357,8 +295,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--systems", nargs="+", choices=MORE,
                         default=list(SYSTEMS))  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--spacing", type=float, default=1.0, choices=(1.0, 2.0), metavar="MM",
-                        help="voxels of the published systems, 1 or 2 mm")  # fmt: skip
+    parser.add_argument("--spacing", type=float, default=1.0, choices=(1.0, 2.0, 4.0), metavar="MM",
+                        help="voxels of the published systems: 1, 2 or 4 mm")  # fmt: skip
     parser.add_argument("--limit", type=int, help="label only so many scans of a fold")
     parser.add_argument("--table", action="store_true", help="print what was measured")
     options = parser.parse_args(words)

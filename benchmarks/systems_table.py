@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
+from setups import OURS
 
-OURS = "ours"
 COLUMNS = (
     "dataset", "fold", "system", "scan", "structures", "n", "dice", "weighted_dice", "hd95_mm",
     "seconds", "parameters", "steps", "minutes",
@@ -21,6 +21,7 @@ PAPERS = {
     "neonatal": {("infant", "all"): "0.917 (8 tissues, dHCP)"},
     "quicknat-views": {("infant", "all"): "0.90 (M-CRIB), 0.85 (iSeg)"},
     "monet": {("malc", "all"): "0.785", ("malc", "14"): "0.826 (15 structures)"},
+    "unet-tuned": {("malc", "all"): "0.782"},
     "unet-scratch": {("malc", "all"): "0.623", ("malc", "14"): "0.649 (15 structures)"},
     "subcortical-25d": {("malc", "14"): "0.867 (from scratch), 0.860 (transfer, 7 scans)"},
     "slant8": {("malc", "all"): "0.768"},

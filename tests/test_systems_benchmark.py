@@ -34,6 +34,11 @@ def systems_table() -> ModuleType:
     return load_benchmark("systems_table")
 
 
+@pytest.fixture(scope="module")
+def findings() -> ModuleType:
+    return load_benchmark("findings")
+
+
 def test_every_system_is_put_on_every_dataset_without_the_fold(benchmark):
     for system, setup in benchmark.MORE.items():
         for dataset, spec in benchmark.DATASETS.items():
@@ -237,3 +242,72 @@ def test_what_was_measured_stands_in_the_systems_card(benchmark, tmp_path):
     assert first["sd"] == pytest.approx(0.0707, abs=1e-4)
     assert (second["mean"], second["n"], second["sd"]) == (0.1, 1, 0.0)
     assert skill(card) == pytest.approx(0.1 / 0.75)
+
+
+def test_every_run_of_a_finding_is_narrowed_and_without_the_fold(findings):
+    for name, finding in findings.FINDINGS.items():
+        of_all = (
+            [finding.source, *finding.runs.values()] if finding.source else finding.runs.values()
+        )
+        recipes = {of: findings.prepared(finding, of, 4.0) for of in of_all if of}
+        for of, recipe in recipes.items():
+            own = load_recipe(findings.TRAIN / "recipes" / "systems" / f"{of}.toml")
+            assert recipe.spacing_mm == 4.0
+            assert (recipe.descent, recipe.loss) == (own.descent, own.loss), of
+            infants = "infant" in recipe.datasets
+            assert recipe.fold == (findings.FOLD if own.fold_datasets else []), of
+            assert not infants or "infant" in recipe.fold_datasets, of
+            assert set(recipe.datasets) == set(own.datasets)
+        shapes = {str(recipe.network) for recipe in recipes.values()}
+        assert len(shapes) <= 1 + bool(finding.source), f"{name}: networks that do not compare"
+        assert set(finding.from_scratch) < set(finding.runs)
+
+
+def test_the_source_of_the_tiles_learns_the_adults_in_the_transfers_structures(findings):
+    slant = findings.FINDINGS["slant"]
+    source = findings.prepared(slant, slant.source, 4.0)
+    assert source.protocol == "aseg" and source.datasets["malc"]["head"] == "aseg"
+    assert findings.prepared(slant, "slant8-new", 4.0).protocol == "aseg"
+
+
+def test_the_runs_of_a_finding_take_as_many_steps_as_the_first(findings, tmp_path, monkeypatch):
+    asked, shown = {}, []
+
+    def trained(recipe, _data, _out, minutes, steps=None):
+        asked[recipe.name] = (recipe.start, minutes, steps)
+        return tmp_path / f"{recipe.name}.pt"
+
+    def measured(_options, _finding, recipe, checkpoint, title):
+        shown.append((title, recipe.name, checkpoint.stem))
+        yield rows("any", [0.5]).drop(columns=["steps", "minutes"]).assign(suffix="T1w")
+
+    monkeypatch.setattr(findings, "trained", trained)
+    monkeypatch.setattr(findings, "measured", measured)
+    monkeypatch.setattr(findings, "load_checkpoint", lambda _: {"step": 50, "seconds": 60.0})
+    options = SimpleNamespace(
+        data=tmp_path, work=tmp_path, spacing=4.0, minutes=4.0, source_minutes=6.0
+    )
+    found = findings.run(options, "stages")
+    source = str(tmp_path / "stages-source.pt")
+    assert asked == {
+        "stages-source": ("", 6.0, None),
+        "stages-two-stage": (source, 4.0, None),
+        "stages-all-at-once": (source, 4.0, 50),
+        "stages-scratch": ("", 4.0, 50),
+    }
+    assert shown[0] == ("stages-none", "stages-source", "stages-source"), "the source as it is"
+    assert list(found["run"]) == ["none", "two-stage", "all-at-once", "scratch"]
+    assert list(found.columns) == list(findings.COLUMNS)
+
+
+def test_the_table_of_a_finding_has_its_runs_in_order(findings):
+    both = [
+        rows("any", dice).assign(finding="slant", run=name, suffix="T1w", structures=kind)
+        for name, dice in (("mixed", [0.7, 0.8]), ("new", [0.4, 0.6]), ("source", [0.1, 0.1]))
+        for kind in ("14", "all")
+    ]
+    text = findings.markdown(pd.concat(both))
+    assert "`slant`: `malc`, T1w" in text
+    assert "| run | 14 sub-cortical | all structures | steps |" in text
+    assert "| mixed | 0.750 ± 0.071 | 0.750 ± 0.071 | 100 |" in text
+    assert text.index("| source") < text.index("| new") < text.index("| mixed")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -198,3 +202,30 @@ def test_some_voxels_answer_as_in_the_whole_window_and_far_from_the_atlas_is_bac
     far = whole.softmax(1)[0, 0] > 0.999
     assert int((~far).sum()) <= 27 and bool(far[0].all())
     assert len(network.candidates(window, prior)) == 27
+
+
+THIN = """
+import sys
+import torch
+from tlseg_bids.networks.blocks import Block, Design
+torch.manual_seed(0)
+block = Block(16, 16, Design(shortcut="input"), int(sys.argv[1]))
+image = torch.randn(1, 16, *map(int, sys.argv[2:]))
+with torch.autocast("cpu", torch.bfloat16):
+    block(image).float().square().mean().backward()
+found = {name: value.grad.clone() for name, value in block.named_parameters()}
+block.zero_grad()
+block(image).square().mean().backward()
+for name, value in block.named_parameters():
+    assert (found[name] - value.grad).abs().max() < 0.5, name
+"""
+
+
+@pytest.mark.parametrize("given", ["1 2 2 2", "1 2 3 4", "2 4 4 4", "2 4 4 1"])
+def test_thin_features_teach_nothing_that_was_in_memory_before(given):
+    """glibc fills every new piece of memory with 0x7f: 3e38 as a number in bfloat16."""
+    ran = subprocess.run(
+        [sys.executable, "-c", THIN, *given.split()], env={**os.environ, "MALLOC_PERTURB_": "128"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr

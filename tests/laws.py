@@ -35,7 +35,7 @@ SMALL_ARGUMENTS: dict[str, Any] = {
 VARIANTS: tuple[dict[str, Any], ...] = (
     {}, {"stem": 2}, {"prior_channels": CLASSES}, {"stem": 2, "detail": 6}, {"image_channels": 2},
     {"design": {"shortcut": "input", "down": "stride", "up": "transposed", "slope": 0.0}},
-    {"design": {"shortcut": "none", "supervised": 1, "age": 3}},
+    {"design": {"shortcut": "none", "supervised": 1, "age": 3, "gain": 10.0}},
     {"design": {"decoders": "own"}}, {"view": "sagittal", "kernel": 3},
     {"of": {"network": "unet", "features": [2, 4]}, "each": [{}, {"design": {"up": "transposed"}}]},
 )  # fmt: skip

@@ -140,6 +140,10 @@ class Design:
         ``shared``, or ``own``: each head has a decoder of its own.
     age : int
         Features of a regression of the age from the bottleneck, pooled over the window; 0 for none.
+    gain : float
+        Factor of the logits (SLANT's published code has 100): probabilities are near 0 or 1 early,
+        so that a soft Dice alone tells background from structures that are not there. Not with
+        sub-voxel answers.
     """
 
     shortcut: str = "first"
@@ -149,6 +153,7 @@ class Design:
     supervised: int = 0
     decoders: str = "shared"
     age: int = 0
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         known = {
@@ -158,6 +163,8 @@ class Design:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is '{getattr(self, name)}', not {' or '.join(values)}")
+        if not self.gain > 0:
+            raise ValueError(f"gain is {self.gain}, not above 0")
 
 
 class Answers(NamedTuple):

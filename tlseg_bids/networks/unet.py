@@ -74,6 +74,8 @@ class UNet(nn.Module):
         sizes = [out_channels] if isinstance(out_channels, int) else list(out_channels)
         if detail and stem != 2:
             raise ValueError(f"a sub-voxel answer needs a stem of 2, not {stem}")
+        if detail and design.gain != 1:
+            raise ValueError(f"a sub-voxel answer takes no gain of {design.gain:g}")
         self.stem, self.prior_channels, self.image_channels = stem, prior_channels, image_channels
         self.coarse_only = not detail
         self.divisor = stem * 2 ** (len(features) - 1)
@@ -174,14 +176,21 @@ class UNet(nn.Module):
 
     def _coarser(self, levels: list[Tensor], head: int) -> list[Tensor]:
         count = self.design.supervised
-        return [self.deeper[i][head](levels[-2 - i]) for i in range(count)]
+        return [self._raised(self.deeper[i][head], levels[-2 - i]) for i in range(count)]
+
+    def _raised(self, head: nn.Module, x: Tensor) -> Tensor:
+        """A head's logits times the gain; in float32, as rounding would be raised, too."""
+        if self.design.gain == 1:
+            return head(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.design.gain * head(x.float())
 
     def _answer(
         self, x: Tensor, prior: Tensor | None, head: int, parts: Sequence[Sequence[int]] | None
     ) -> Tensor:
         added = self._prior_logs(prior, head)
         if self.coarse_only or parts == ():
-            return self._plus_prior(self.heads[head](x), added)
+            return self._plus_prior(self._raised(self.heads[head], x), added)
         edges = F.leaky_relu(self.edges(x), 0.01)
         every = list(product((0, 1), repeat=3))
         found = [
@@ -228,7 +237,7 @@ class UNet(nn.Module):
             The coarse logits without what `prior_logits` adds, then the features that correct them.
         """
         x = self._decode(self._encode(image, None, seen)[0], head)[-1]
-        logits = self.heads[head](x)
+        logits = self._raised(self.heads[head], x)
         if not detail:
             return logits
         edges = F.leaky_relu(self.edges(x), 0.01)

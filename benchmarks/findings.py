@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from setups import FASTER, NEONATAL, QUICKNAT, START, TRAIN, Setup
+from setups import FASTER, NEONATAL, QUICKNAT, TRAIN, Setup
 from systems import coarser, label, scored, strategy, subjects, trained
 
 from tlseg_bids.train.export import export, read_description
@@ -150,7 +150,7 @@ def measured(
         said.pop(key, None)
     said["strategy"] = strategy(said["strategy"], recipe)
     zoo, tables = options.work / "zoo" / name, []
-    export(said, {"locator": START, "segmenter": checkpoint}, options.data, zoo)
+    export(said, {"segmenter": checkpoint}, options.data, zoo)
     for dataset, suffix in finding.asked:
         folder, labelled = options.data / dataset, options.work / "out" / name / dataset
         label(folder, zoo, labelled, subjects(folder, *FOLD), suffix)

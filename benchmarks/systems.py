@@ -43,8 +43,7 @@ from tlseg_bids.flow import Job
 from tlseg_bids.metrics import weighted_dice
 from tlseg_bids.networks.patches import REACH
 from tlseg_bids.postprocess import to_native
-from tlseg_bids.preprocess.prepare import find_template
-from tlseg_bids.segment.model import load_model, locate
+from tlseg_bids.segment.model import load_model
 from tlseg_bids.train.export import export, read_description
 from tlseg_bids.train.loop import train
 from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
@@ -192,7 +191,8 @@ def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd
     said.pop("calibration", None)
     said["strategy"] = strategy(said["strategy"], recipe)
     zoo, labelled = options.work / "zoo" / name, options.work / "out" / name
-    export(said, {"locator": START, "segmenter": checkpoint}, options.data, zoo)
+    locator = {"locator": START} if setup.ours else {}
+    export(said, {**locator, "segmenter": checkpoint}, options.data, zoo)
     held_out = subjects(options.data / dataset, fold, DATASETS[dataset]["folds"])[: options.limit]
     suffix = DATASETS[dataset]["suffix"]
     label(options.data / dataset, zoo, labelled, held_out, suffix)
@@ -241,8 +241,7 @@ def label(folder: Path, zoo: Path, out: Path, held_out: list[str], suffix: str) 
         job = Job(scan, card, "", (), (), "", "cpu", 0.0, tuple(every.values()))
         begun = time.monotonic()
         volume, _ = load_scan(scan.path)
-        frame = find_template(volume, card.preprocess, locate(model), model.template)
-        _, prediction = app.label(volume, job, model, frame)
+        prediction = app.finely(app.find(volume, job, model), model)
         found = to_native(prediction, volume, model.protocol, card.calibration, True)
         seconds = time.monotonic() - begun
         anat = out / f"sub-{subject}" / "anat"

@@ -154,6 +154,7 @@ SETTINGS = [
     ("size = 24", 'size = "x"', "'x' is not a whole number from 1 to 1024 – .*locator, size"),
     ("window = 24", "window = true", "True is not a whole number from 1 to 1024 – .*window"),
     ("window = 24", "window = [24, 0, 24]", "0 is not a whole number from 1 to 1024 – .*window"),
+    ("rounds = 1", "placed_by = 3", "3 is not the name of a model – .*placed_by"),
     ('name = "sliding"', 'name = "sliding"\nmirror = 3', "3 is not a truth value – .*mirror"),
 ]
 

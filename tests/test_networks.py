@@ -109,6 +109,7 @@ def test_an_untrained_age_is_near_the_centre_of_the_training_ages():
     [
         ({"shortcut": "long"}, "shortcut is 'long', not first or input or none"),
         ({"supervised": 2}, "2 coarser answers need more than 2 levels"),
+        ({"gain": 0.0}, "gain is 0.0, not above 0"),
     ],
 )
 def test_a_design_that_makes_no_sense_is_refused(design, message):
@@ -202,6 +203,22 @@ def test_some_voxels_answer_as_in_the_whole_window_and_far_from_the_atlas_is_bac
     far = whole.softmax(1)[0, 0] > 0.999
     assert int((~far).sum()) <= 27 and bool(far[0].all())
     assert len(network.candidates(window, prior)) == 27
+
+
+def test_the_gain_multiplies_every_answer_unrounded():
+    torch.manual_seed(0)
+    plain = build("unet", out_channels=3, features=[2, 4, 6], design={"supervised": 1})
+    raised = build(
+        "unet", out_channels=3, features=[2, 4, 6], design={"supervised": 1, "gain": 100.0}
+    )
+    raised.load_state_dict(plain.state_dict())
+    for one, other in zip(plain.every(image()).logits[0], raised.every(image()).logits[0],
+                          strict=True):  # fmt: skip
+        torch.testing.assert_close(other, 100 * one)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert raised(image()).dtype == torch.float32
+    with pytest.raises(ValueError, match="a sub-voxel answer takes no gain of 100"):
+        build("unet", out_channels=3, features=[2, 4], stem=2, detail=4, design={"gain": 100.0})
 
 
 THIN = """

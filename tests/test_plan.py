@@ -278,6 +278,7 @@ def test_the_content_key_follows_what_goes_into_the_derivatives(config, card):
         content_key(replace(scan, age=Age(days=1)), card, config, VERSION),
         content_key(replace(scan, contrast_agent="gadolinium"), card, config, VERSION),
         content_key(scan, card, replace(config, probabilities=True), VERSION),
+        content_key(scan, replace(card, preprocess={"placed_by": "any"}), config, VERSION),
     ]  # fmt: skip
     content = bytearray(scan.path.read_bytes())
     content[-5] ^= 1

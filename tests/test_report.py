@@ -684,6 +684,9 @@ def test_methods_follow_the_card() -> None:
     plain = methods_text([card(networks={"segmenter": {}}, strategy={"name": "other"})], "1")
     assert "structures' centroids" not in plain
     assert "overlapping windows" not in plain
+    placed = methods_text([card(networks={"segmenter": {}}, preprocess={"placed_by": "any"})], "1")
+    assert "The model 'any' found the brain" in placed
     full = methods_text([card()], "1")
+    assert "found the brain" not in full
     assert "structures' centroids" in full
     assert "overlapping windows" in full

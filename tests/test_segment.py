@@ -361,7 +361,7 @@ def looking(monkeypatch, dices: dict[int, float | str]):
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     known = Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w", skull_stripped=True)
     job = SimpleNamespace(card=SimpleNamespace(preprocess={}), scan=known)
-    return app.find(scan, job, SimpleNamespace(template=None, crew=ALONE)), tried
+    return app.find(scan, job, SimpleNamespace(template=None, crew=ALONE, placer=None)), tried
 
 
 @pytest.mark.parametrize(
@@ -478,7 +478,7 @@ def test_a_template_is_found_anew_for_each_card(tmp_path, monkeypatch):
     monkeypatch.setattr(app, "load_volume", lambda _: Volume(np.zeros((2, 2, 2)), grid))
     monkeypatch.setattr(app, "locate", lambda _: None)
     monkeypatch.setattr(app, "find_template", lambda _, options, *__, **___: asked.append(options))
-    model = SimpleNamespace(template=None, crew=ALONE)
+    model = SimpleNamespace(template=None, crew=ALONE, placer=None)
     prepared = SimpleNamespace(template_from_native=np.eye(4))
     monkeypatch.setattr(app, "settle", lambda *_: (prepared, 1.0))
     scan = Scan(tmp_path / "sub-01_T1w.nii.gz", tmp_path, {"sub": "01"}, "T1w")

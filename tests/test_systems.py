@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from heads import tiny_recipe
-from systems import shrunk, small_strategy, write_datasets
+from small_systems import shrunk, small_strategy, write_datasets
 
 import tlseg_bids.train
 from tests.datasets import made_up_job
@@ -37,16 +36,6 @@ def data(tmp_path_factory) -> Path:
     return write_datasets(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="module")
-def locator(data, tmp_path_factory) -> Path:
-    """A checkpoint that finds nothing, for the cards."""
-    recipe = replace(
-        tiny_recipe(), name="locator", role="locator", datasets={"labelmaps": {}}, steps=1,
-        network={"network": "unet", "features": [4, 8], "stem": 2},
-    )  # fmt: skip
-    return train(recipe, data, tmp_path_factory.mktemp("locator"), _quiet)
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_trains(path, data, tmp_path):
     recipe = load_recipe(path)
@@ -58,14 +47,14 @@ def test_every_recipe_trains(path, data, tmp_path):
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
-def test_every_system_labels_a_phantom(path, data, locator, tmp_path):
+def test_every_system_labels_a_phantom(path, data, tmp_path):
     recipe = shrunk(
         load_recipe(HERE / "recipes" / "systems" / f"{OF.get(path.stem, path.stem)}.toml")
     )
     checkpoint = train(recipe, data, tmp_path, _quiet)
     said = read_description(path)
     said["strategy"] = small_strategy(said["strategy"])
-    card = export(said, {"locator": locator, "segmenter": checkpoint}, data, tmp_path / "zoo")
+    card = export(said, {"segmenter": checkpoint}, data, tmp_path / "zoo")
     card = replace(card, path=tmp_path / "zoo" / f"{card.name}.toml")
     model = load_model(card, load_weights(card))
     suffix = card.domain.suffixes[0]
@@ -73,6 +62,7 @@ def test_every_system_labels_a_phantom(path, data, locator, tmp_path):
     job = replace(made_up_job(Scan(Path("x.nii"), Path(), {"sub": "01"}, suffix)), card=card)
     if card.channels:
         job = replace(job, companions=(Scan(_save(scan, tmp_path), Path(), {"sub": "01"}, "T2w"),))
+    assert model.placer.card.name == "any" and set(model.networks) == {"segmenter"}
     prepared, found = app.label(scan, job, model, np.eye(4))
     assert prepared.image.shape == (max(len(card.channels), 1), 24, 24, 24)
     assert found.probabilities.shape == (len(model.protocol), 24, 24, 24)

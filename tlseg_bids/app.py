@@ -28,7 +28,7 @@ from tlseg_bids.postprocess.plausibility import judged_age_years, turned_degrees
 from tlseg_bids.postprocess.quality import HOPEFUL_DICE, SURE_DICE, expected_dice, implausible
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
-from tlseg_bids.preprocess.register import TURNS
+from tlseg_bids.preprocess.register import TURNS, between
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.pages import Pages
 from tlseg_bids.resources import (
@@ -238,6 +238,8 @@ def find(scan: Volume, job: Job, model: Model) -> Prepared:
     """
     if job.scan.skull_stripped is None:
         job = replace(job, scan=replace(job.scan, skull_stripped=looks_skull_stripped(scan)))
+    if model.placer is not None:
+        return placed(scan, job, model)
     kept, failed = None, None
     for turn in TURNS:
         try:
@@ -259,6 +261,15 @@ def find(scan: Volume, job: Job, model: Model) -> Prepared:
     return kept
 
 
+def placed(scan: Volume, job: Job, model: Model) -> Prepared:
+    """The scan where the model that finds the brain for this one sees it."""
+    other = model.placer
+    seen = find(scan, replace(job, card=other.card, companions=()), other)
+    frame = between(other.template, model.template) @ seen.template_from_native
+    shown = job.scan.skull_stripped, shown_together(scan, job), model.crew
+    return replace(prepare(scan, job.card.preprocess, frame, *shown), warnings=seen.warnings)
+
+
 def settle(
     scan: Volume, job: Job, model: Model, frame: np.ndarray, patient: bool = True
 ) -> tuple[Prepared, float]:
@@ -274,7 +285,7 @@ def settle(
     """
     options = job.card.preprocess
     shown = job.scan.skull_stripped, shown_together(scan, job), model.crew
-    if model.frame_head is None or not options["rounds"]:
+    if model.frame_head is None or not options.get("rounds"):
         return prepare(scan, options, frame, *shown), 1.0
     for _ in range(options["rounds"]):
         prepared = prepare(scan, options, frame, *shown)
@@ -315,6 +326,9 @@ def shown_together(scan: Volume, job: Job) -> tuple[Volume, ...]:
 def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame]) -> Frame:
     """Grid of a template, and where the model sees the brain in it; found once per model."""
     key = (digest(job.card), file)
+    if key not in frames and (other := model.placer) is not None:
+        grid, there = template_frame(file, replace(job, card=other.card), other, frames)
+        frames[key] = grid, between(other.template, model.template) @ there
     if key not in frames:
         template, alone = load_volume(file), replace(job.scan, skull_stripped=None)
         look = job.card.preprocess, locate(model), model.template

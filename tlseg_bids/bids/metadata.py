@@ -72,11 +72,12 @@ def sidecar_of(path: Path) -> Path:
 
 def model_of(job: JobLike) -> dict[str, Any]:
     """Which model it was; of every derivative."""
-    weights = job.card.weights
+    weights, finder = job.card.weights, job.card.placed_by
+    placed = {"PlacedBy": finder} if finder else {}
     return {
         "Model": {
             "Name": job.card.name, "Version": job.card.version, "Status": job.card.status,
-            "Sha256": weights.sha256, "Licence": weights.licence,
+            "Sha256": weights.sha256, "Licence": weights.licence, **placed,
         }
     }  # fmt: skip
 

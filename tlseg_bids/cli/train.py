@@ -84,8 +84,9 @@ def _data(p: argparse.ArgumentParser) -> None:
 
 
 def _checkpoints(p: argparse._ActionsContainer, required: bool) -> None:
-    p.add_argument("--locator", type=Path, required=required,
-                   help="checkpoint, or card of the model whose locator is kept")  # fmt: skip
+    p.add_argument("--locator", type=Path,
+                   help="checkpoint, or card of the model whose locator is kept; not needed where "
+                   "CARD.toml says which model the scans are placed by")  # fmt: skip
     p.add_argument("--segmenter", type=Path, required=required, help="checkpoint")
 
 
@@ -163,9 +164,11 @@ def _partners(options: argparse.Namespace, role: str) -> dict[str, Path]:
     from tlseg_bids.errors import UsageError
     from tlseg_bids.train.export import read_description
 
-    read_description(options.card)
+    said = read_description(options.card)
     other = next(name for name in ROLES if name != role)
     if getattr(options, other) is None:
+        if other == "locator" and "placed_by" in said.get("preprocess", {}):
+            return {}
         raise UsageError(
             f"a model needs a {other}, too", "--card", f"name its checkpoint with --{other}"
         )
@@ -181,7 +184,8 @@ def _make_card(options: argparse.Namespace, checkpoints: dict[str, Path], models
 
 
 def _export(options: argparse.Namespace) -> None:
-    _make_card(options, {role: getattr(options, role) for role in ROLES}, options.out)
+    checkpoints = {role: path for role in ROLES if (path := getattr(options, role))}
+    _make_card(options, checkpoints, options.out)
 
 
 def _pack(options: argparse.Namespace) -> None:

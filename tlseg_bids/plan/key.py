@@ -10,6 +10,7 @@ from tlseg_bids.bids.scan import Scan
 from tlseg_bids.config import Config
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import digest
+from tlseg_bids.zoo.registry import placing_card
 
 OUTPUT_OPTIONS = ("compat", "output_spaces", "probabilities", "random_seed")
 """Options that change what is written for a scan."""
@@ -26,8 +27,9 @@ def content_key(
 
     That is: the bytes of the scan's file and of those of its further image channels, what the
     dataset says of it (sidecar, age, contrast agent, skull-stripped), the card with the hash of
-    its weights, the options in `OUTPUT_OPTIONS` and the program's version. The device, the other
-    models, threads, folders and the file's time do not count.
+    its weights and the card of the model that it is placed by, the options in `OUTPUT_OPTIONS` and
+    the program's version. The device, the other models, threads, folders and the file's time do
+    not count.
 
     Raises
     ------
@@ -41,6 +43,9 @@ def content_key(
         "options": {name: getattr(config, name) for name in OUTPUT_OPTIONS},
         "version": version,
     }
+    finder = placing_card(card)
+    if finder is not None:
+        parts["placed_by"] = digest(finder)
     if companions:
         parts["companions"] = [[one.suffix, one.entities, _content(one)] for one in companions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -135,6 +135,15 @@ def template_from_probabilities(
     return matrix, int(use.sum()), residual
 
 
+def between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Affine (4, 4) from a template to another, both given by their centroids (channels, 3) in mm.
+
+    Channels that lack a centroid (NaN) in either do not count, the others evenly.
+    """
+    use = np.isfinite(one).all(1) & np.isfinite(other).all(1)
+    return affine(one[use], other[use], np.ones(use.sum()))
+
+
 def displacement_mm(one: np.ndarray, other: np.ndarray, template: np.ndarray) -> float:
     """Root mean square distance between where two affines put the template's centroids, in mm.
 

@@ -154,6 +154,11 @@ def _model_paragraph(card: ModelCard, cite: _Citations) -> str:
             "affine alignment to a template was computed, and the scan was resampled once to the "
             "template-aligned grid of the second network."
         )
+    if card.placed_by:
+        sentences.append(
+            f"The model '{card.placed_by}' found the brain: its affine alignment to a template was "
+            "taken, and the scan was resampled once to the template-aligned grid."
+        )
     walk = WALKS.get(str(card.strategy.get("name", "")))
     if walk:
         sentences.append(f"The segmentation network was applied {walk}.")

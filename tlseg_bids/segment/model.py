@@ -26,6 +26,7 @@ from tlseg_bids.volume import Grid
 from tlseg_bids.zoo.assemble import assemble, atlases
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import digest
+from tlseg_bids.zoo.registry import placing_card
 from tlseg_bids.zoo.settings import check_complete
 from tlseg_bids.zoo.weights import load_weights
 
@@ -40,7 +41,8 @@ class Model:
     (channels, 3): centroids in template mm, NaN where there is none; `priors` (1, channels, I, J,
     K) float32 each: probabilities over the card's box, for the heads that have them, in their
     order; `atlas` and `seen` keep them, and what the network makes of them, at the sizes that were
-    asked for. `crew` shares out the windows of a scan, and whatever else is done to it.
+    asked for. `placer` finds the brain where the card leaves that to another model. `crew` shares
+    out the windows of a scan, and whatever else is done to it.
     """
 
     card: ModelCard
@@ -51,6 +53,7 @@ class Model:
     device: torch.device
     precision: torch.dtype
     crew: Crew = ALONE
+    placer: Model | None = None
     atlas: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
     seen: dict[tuple[int, ...], Seen] = field(default_factory=dict, init=False, repr=False)
 
@@ -98,7 +101,8 @@ def fast_precision(device: torch.device) -> torch.dtype:
 
 
 def load_model(
-    card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu", crew: Crew = ALONE
+    card: ModelCard, tensors: dict[str, Tensor], device: str = "cpu", crew: Crew = ALONE,
+    placer: Model | None = None,
 ) -> Model:  # fmt: skip
     """Build a card's networks and fill them.
 
@@ -112,11 +116,13 @@ def load_model(
         A torch device.
     crew : Crew
         The threads for a scan.
+    placer : Model, optional
+        The model that the card is placed by; loaded if it is not given.
 
     Raises
     ------
     DataError
-        If the tensors do not fit the card's networks.
+        If the tensors do not fit the card's networks, or there is no such `placer`.
     """
     if card.strategy["name"] not in STRATEGIES:
         raise DataError(
@@ -125,6 +131,10 @@ def load_model(
         )  # fmt: skip
     heads = tuple(card.protocol_of(name) for name in card.heads)
     place = torch.device(device)
+    finder = placing_card(card)
+    if finder is not None:
+        check_complete(card.preprocess, card.path or card.name)
+        placer = placer or load_model(finder, load_weights(finder), device, crew)
     networks = {
         role: channels_last(network.to(place)) for role, network in assemble(card, tensors).items()
     }
@@ -132,7 +142,7 @@ def load_model(
     nowhere = torch.full((len(card.protocol_of(card.located_in)), 3), torch.nan)
     return Model(
         card, heads, networks, tensors.get("template", nowhere).double().numpy(), priors,
-        place, fast_precision(place), crew,
+        place, fast_precision(place), crew, placer,
     )  # fmt: skip
 
 
@@ -146,11 +156,15 @@ class Models:
     def get(self, card: ModelCard, device: str) -> Model:
         """The model of a card; raises as `load_weights` and `load_model`."""
         with self._lock:
-            key = (digest(card), card.path, device)  # cards may share a file of weights
-            if key not in self._loaded:
-                tensors = load_weights(card, self._offline)
-                self._loaded[key] = load_model(card, tensors, device, self._crew)
-            return self._loaded[key]
+            return self._get(card, device)
+
+    def _get(self, card: ModelCard, device: str) -> Model:
+        key = (digest(card), card.path, device)  # cards may share a file of weights
+        if key not in self._loaded:
+            tensors, finder = load_weights(card, self._offline), placing_card(card)
+            placer = None if finder is None else self._get(finder, device)
+            self._loaded[key] = load_model(card, tensors, device, self._crew, placer)
+        return self._loaded[key]
 
 
 @contextlib.contextmanager

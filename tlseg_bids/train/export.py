@@ -119,6 +119,8 @@ def export(
         preprocess, memory, evidence, citations, known_failures, parent, calibration.
     checkpoints : dict
         Role to checkpoint; the locator may also be the card of a model, whose locator is kept.
+        It may be left out where the description's preprocess says which model of the program
+        finds the brain (`placed_by`); where it is there, it finds it.
     root : Path or None
         Folder of the datasets, or their packed file: for licences that checkpoints do not hold.
     out : Path
@@ -129,15 +131,24 @@ def export(
     NoInputError
         If a checkpoint is not there.
     DataError
-        If a dataset states no licence.
+        If a dataset states no licence, or nothing finds the brain.
     """
     last = load_checkpoint(checkpoints["segmenter"])
-    locator = checkpoints["locator"]
-    parts = {
-        "locator": _from_card(locator, "locator") if locator.suffix == ".toml"
-        else _from_checkpoint(load_checkpoint(locator)),
-        "segmenter": _from_checkpoint(last),
-    }  # fmt: skip
+    finding, parts = dict(description.get("preprocess", {})), {}
+    if locator := checkpoints.get("locator"):
+        finding.pop("placed_by", None)
+        own = locator.suffix == ".toml"
+        parts["locator"] = (
+            _from_card(locator, "locator") if own else _from_checkpoint(load_checkpoint(locator))
+        )
+        looks = {**parts["locator"].window, "looks": 3}
+        finding = {"rounds": 6, "settled_mm": 1.5, "locator": looks, **finding}
+    elif "placed_by" not in finding:
+        raise DataError(
+            "nothing finds the brain", "the card's description", "name a locator, or in "
+            "[preprocess] with placed_by a model of the program",
+        )  # fmt: skip
+    parts["segmenter"] = _from_checkpoint(last)
     data = _data(parts, root)
     name = description["name"]
     file = out / f"{name}.safetensors"
@@ -160,11 +171,8 @@ def export(
         preprocess={
             "box_mm": segmenter.box_mm,
             "spacing_mm": segmenter.spacing_mm,
-            "rounds": 6,
-            "settled_mm": 1.5,
-            "locator": {**parts["locator"].window, "looks": 3},
             **({"standard": last["standard"]} if last.get("standard") else {}),
-            **description.get("preprocess", {}),
+            **finding,
         },
         weights=Weights("0" * 64, 1, licence, file=file.name),
         training={

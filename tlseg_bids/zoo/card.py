@@ -178,6 +178,11 @@ class ModelCard:
             object.__setattr__(self, "heads", (self.protocol,))
 
     @property
+    def placed_by(self) -> str | None:
+        """Name of the model that finds the brain for this one; None if it does so itself."""
+        return self.preprocess.get("placed_by")
+
+    @property
     def located_in(self) -> str:
         """Protocol of the template and of the locator."""
         return self.frame or self.heads[-1]

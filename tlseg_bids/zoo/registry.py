@@ -69,6 +69,25 @@ def find_card(cards: Iterable[ModelCard], name: str, where: str = "--model") -> 
     return by_name[name]
 
 
+def placing_card(card: ModelCard) -> ModelCard | None:
+    """The card of the model that finds the brain for another one, which comes with the program.
+
+    Raises
+    ------
+    DataError
+        If no such model comes with the program, or it does not find the brain itself.
+    """
+    if card.placed_by is None:
+        return None
+    able = {one.name: one for one in load_cards() if one.placed_by is None}
+    if card.placed_by not in able:
+        raise DataError(
+            f"no model of the program that finds the brain is called '{card.placed_by}'",
+            f"{card.path or card.name}, [preprocess], placed_by", f"known are: {', '.join(able)}",
+        )  # fmt: skip
+    return able[card.placed_by]
+
+
 def is_site_model(card: ModelCard) -> bool:
     """Whether a model was adapted by the user: it has a parent and is not the package's own."""
     return card.parent is not None and (card.path is None or card.path.parent != BUILTIN)

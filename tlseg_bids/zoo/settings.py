@@ -20,6 +20,7 @@ LOOK_WHOLE = {"size": (1, MOST_VOXELS), "looks": (1, MOST_TIMES)}
 STRATEGY = {"overlap": (0.0, 0.95)}
 STRATEGY_WHOLE = {"window": (1, MOST_VOXELS)}
 TO_FIND = ("box_mm", "spacing_mm", "rounds", "settled_mm", "locator")
+TO_PREPARE = ("box_mm", "spacing_mm")
 TO_LOOK = ("size", "spacing_mm", "looks")
 
 
@@ -36,6 +37,10 @@ def check_settings(preprocess: dict[str, Any], strategy: dict[str, Any], where: 
     _check_numbers(preprocess, PREPROCESS_WHOLE, place, whole=True)
     if "box_mm" in preprocess:
         _check_box(preprocess["box_mm"], f"{place}, box_mm")
+    if not isinstance(preprocess.get("placed_by", ""), str):
+        raise DataError(
+            f"{preprocess['placed_by']!r} is not the name of a model", f"{place}, placed_by", SEE
+        )
     look = preprocess.get("locator", {})
     if not isinstance(look, dict):
         raise DataError(f"{look!r} is not a table", f"{place}, locator", SEE)
@@ -57,13 +62,16 @@ def check_settings(preprocess: dict[str, Any], strategy: dict[str, Any], where: 
 def check_complete(preprocess: dict[str, Any], where: object) -> None:
     """Refuse settings that lack what finding the brain in a scan needs.
 
+    Where another model finds it (`placed_by`), that is the grid alone.
+
     Raises
     ------
     DataError
         Naming the keys.
     """
-    missing = [key for key in TO_FIND if key not in preprocess]
-    missing += [f"locator.{key}" for key in TO_LOOK if key not in preprocess.get("locator", {})]
+    placed, look = "placed_by" in preprocess, preprocess.get("locator", {})
+    missing = [key for key in (TO_PREPARE if placed else TO_FIND) if key not in preprocess]
+    missing += [f"locator.{key}" for key in TO_LOOK if key not in look and not placed]
     if missing:
         raise DataError(f"missing: {', '.join(missing)}", f"{where}, [preprocess]", SEE)
 

@@ -12,8 +12,9 @@ annotations help MO-Net stands in the table of `systems.py`: ``monet``, ``unet-t
 
 Adults (`malc`) are the source, infants (`infant`) the target; fold 0 of 4 of both is held out. The
 systems are narrowed as in `setups.py`. The runs of a finding take as many steps as the first of
-them takes in ``--minutes``, their source trains for ``--source-minutes``. A row per run, scan and
-set of structures is appended to WORK/findings.tsv; what was cut off goes on where it was.
+them takes in ``--minutes`` of the processor, their source trains for ``--source-minutes``. A row
+per run, scan and set of structures is appended to WORK/findings.tsv; what was cut off goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 import pandas as pd
 import torch
 from setups import FASTER, NEONATAL, QUICKNAT, TRAIN, Setup
-from systems import coarser, label, scored, strategy, subjects, trained
+from systems import coarser, label, minutes_of, scored, strategy, subjects, trained
 
 from tlseg_bids.train.export import export, read_description
 from tlseg_bids.train.places import Places
@@ -133,8 +134,8 @@ def run(options: argparse.Namespace, name: str) -> pd.DataFrame:
             steps = load_checkpoint(checkpoint)["step"]
         saved = load_checkpoint(checkpoint)
         for table in measured(options, finding, recipe, checkpoint, f"{name}-{title}"):
-            tables.append(table.assign(finding=name, run=title, steps=saved["step"],
-                                       minutes=saved["seconds"] / 60)[list(COLUMNS)])  # fmt: skip
+            took = {"steps": saved["step"], "minutes": minutes_of([checkpoint])}
+            tables.append(table.assign(finding=name, run=title, **took)[list(COLUMNS)])
         print(f"{name} {title}: done", flush=True)
     return pd.concat(tables)
 

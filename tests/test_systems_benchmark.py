@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -188,20 +189,26 @@ def test_steps_decide_where_they_are_given(benchmark, tmp_path, monkeypatch):
 def test_minutes_become_steps_by_a_trial_whose_first_steps_are_not_timed(
     benchmark, tmp_path, monkeypatch
 ):
-    asked = []
+    asked, passed, clock = [], [0], [0.0]
 
-    def train(recipe, _data, _out, _say, until=None):
+    def train(recipe, _data, out, _say, until=None):
         asked.append(until or recipe.steps)
-        return until
-
-    def load_checkpoint(until):  # 30 s for what happens once, then half a second a step
-        return {"seconds": 30 + until / 2}
+        if not passed[0]:
+            clock[0] += 60  # what happens once, on two threads
+        clock[0] += asked[-1] - passed[0]  # then half a second a step on each
+        passed[0] = asked[-1]
+        return out / f"{recipe.name}.pt"
 
     monkeypatch.setattr(benchmark, "train", train)
-    monkeypatch.setattr(benchmark, "load_checkpoint", load_checkpoint)
+    monkeypatch.setattr(benchmark.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(benchmark.torch, "get_num_threads", lambda: 2)
     recipe = benchmark.on_dataset(benchmark.SYSTEMS["ours"], "infant", 0)
-    benchmark.trained(recipe, tmp_path, tmp_path, 2.0)
+    path = benchmark.trained(recipe, tmp_path, tmp_path, 2.0)
     assert asked == [*benchmark.TRIAL_STEPS, 240]
+    assert benchmark.minutes_of([path, path]) == pytest.approx(2 * (30 + 120) / 60)
+    benchmark.trained(recipe, tmp_path, tmp_path, 2.0)
+    assert asked[3:] == [240], "the trial is not repeated"
+    assert benchmark.minutes_of([path]) == pytest.approx((30 + 120) / 60)
 
 
 def test_the_stage_before_counts_in_the_minutes(benchmark, tmp_path, monkeypatch):
@@ -211,7 +218,8 @@ def test_the_stage_before_counts_in_the_minutes(benchmark, tmp_path, monkeypatch
         spent[recipe.name] = minutes
         path = out / f"{recipe.name}.pt"
         average = {"weight": torch.zeros(3, 2)}
-        torch.save({"seconds": 60 * minutes, "step": 7, "average": average}, path)
+        torch.save({"step": 7, "average": average}, path)
+        (out / f"{recipe.name}.steps.json").write_text(json.dumps({"seconds": 60 * minutes}))
         return path
 
     monkeypatch.setattr(benchmark, "trained", trained)
@@ -283,7 +291,8 @@ def test_the_runs_of_a_finding_take_as_many_steps_as_the_first(findings, tmp_pat
 
     monkeypatch.setattr(findings, "trained", trained)
     monkeypatch.setattr(findings, "measured", measured)
-    monkeypatch.setattr(findings, "load_checkpoint", lambda _: {"step": 50, "seconds": 60.0})
+    monkeypatch.setattr(findings, "load_checkpoint", lambda _: {"step": 50})
+    monkeypatch.setattr(findings, "minutes_of", lambda _: 4.0)
     options = SimpleNamespace(
         data=tmp_path, work=tmp_path, spacing=4.0, minutes=4.0, source_minutes=6.0
     )

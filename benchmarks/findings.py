@@ -27,7 +27,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from setups import FASTER, NEONATAL, QUICKNAT, TRAIN, Setup
+from setups import FASTER, NEONATAL, PATCHES_MM, QUICKNAT, TRAIN, Setup
 from systems import coarser, label, minutes_of, scored, strategy, subjects, trained
 
 from tlseg_bids.train.export import export, read_description
@@ -56,6 +56,7 @@ class Finding:
     features: tuple[int, ...] = ()
     changes: dict[str, Any] = field(default_factory=dict)
     source_changes: dict[str, Any] = field(default_factory=dict)
+    coarsest_mm: float = 4.0
 
 
 SLANT = (16, 32, 64, 128)
@@ -70,7 +71,7 @@ FINDINGS = {
         "subcortical-25d",
         {"none": "", **{str(n): f"subcortical-25d-transfer-{n}" for n in (1, 3, 7)}},
         (("infant", "T1w"),), "subcortical-25d", changes=VOXELS,
-        source_changes={**FASTER, **VOXELS},
+        source_changes={**FASTER, **VOXELS}, coarsest_mm=PATCHES_MM,
     ),
     "budget": Finding(
         "neonatal",
@@ -112,7 +113,8 @@ def prepared(finding: Finding, name: str, spacing_mm: float) -> Recipe:
     if source and finding.adults:
         datasets = {name: {**rules, "head": "aseg"} for name, rules in recipe.datasets.items()}
         changes |= {"protocol": "aseg", "datasets": datasets}
-    return coarser(replace(recipe, **changes), Setup(f"systems/{name}", ""), spacing_mm)
+    setup = Setup(f"systems/{name}", "", coarsest_mm=finding.coarsest_mm)
+    return coarser(replace(recipe, **changes), setup, spacing_mm)
 
 
 def run(options: argparse.Namespace, name: str) -> pd.DataFrame:

@@ -24,7 +24,8 @@ class Setup:
     `before` is a stage that takes a third of the minutes first; `suffixes` the infants' images it
     is shown; `start` the weights that it begins from; `network` what of our network is another;
     `own` what of the dataset's rules is another; `follows` whether our engine's voxels follow
-    ``--spacing`` as the others' do.
+    ``--spacing`` as the others' do; `coarsest_mm` the largest voxels of a system that gains nothing
+    by larger ones.
     """
 
     recipe: str
@@ -38,6 +39,7 @@ class Setup:
     network: dict[str, Any] = field(default_factory=dict)
     own: dict[str, Any] = field(default_factory=dict)
     follows: bool = False
+    coarsest_mm: float = 4.0
 
     @property
     def ours(self) -> bool:
@@ -45,6 +47,7 @@ class Setup:
         return not self.recipe.startswith("systems/")
 
 
+PATCHES_MM = 2.0  # a step of the 2.5-D network costs the same on voxels of any size
 MONET = [16, 32, 64, 128]  # as in the recipe
 NEONATAL = [16, 32, 64, 128, 128]
 QUICKNAT = [32] * 5
@@ -66,6 +69,7 @@ SYSTEMS = {
     "subcortical-25d": Setup(
         "systems/subcortical-25d", "systems/subcortical-25d", suffixes=("T2w",),
         protocol="subcortical", changes={**FASTER, "places": Places("voxels", voxels=128)},
+        coarsest_mm=PATCHES_MM,
     ),
     "slant8": Setup("systems/slant8", "systems/slant8", [16, 32, 64, 128], changes=FASTER),
     "slant27": Setup("systems/slant27", "systems/slant27", [8, 16, 32, 64], changes=FASTER),

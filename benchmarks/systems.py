@@ -46,13 +46,14 @@ from tlseg_bids.networks.patches import REACH
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.segment.model import load_model
 from tlseg_bids.train.export import export, read_description
-from tlseg_bids.train.loop import train
+from tlseg_bids.train.loop import Training, train
 from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
+from tlseg_bids.train.watch import Silence
 from tlseg_bids.volume import load_scan
 from tlseg_bids.zoo.card_file import read_card, write_card
 from tlseg_bids.zoo.weights import load_weights
 
-TRIAL_STEPS = (4, 24)  # steps that warm up, and how many have passed when the trial ends
+TRIAL_STEPS = (16, 48)  # steps that warm up, and how many have passed when the trial ends
 
 
 def rules(dataset: str, setup: Setup) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def coarser(recipe: Recipe, setup: Setup, spacing_mm: float) -> Recipe:
     Our engine stays at 1 mm, or, where its setup follows, has a body on such voxels: it reads
     voxels of half the size, and folds them.
     """
-    ratio = spacing_mm / recipe.spacing_mm
+    ratio = min(spacing_mm, setup.coarsest_mm) / recipe.spacing_mm
     if setup.ours:
         ratio = max(ratio / 2, 1.0) if setup.follows else 1.0
     if ratio == 1:
@@ -161,24 +162,38 @@ def trained(
     if steps is not None:
         plan["steps"] = steps
     if "steps" not in plan:
-        ends = []
-        for until in TRIAL_STEPS:
-            plan["seconds"] += _spent(replace(recipe, steps=10**6), data, out, until=until)[1]
-            ends.append(plan["seconds"])
-        seconds = (ends[1] - ends[0]) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
-        plan["steps"] = max(round(60 * minutes / seconds), TRIAL_STEPS[1])
-    path.write_text(json.dumps(plan))
-    steps = plan["steps"]
-    found, spent = _spent(replace(recipe, steps=steps, checkpoint_every=steps), data, out)
-    path.write_text(json.dumps({**plan, "seconds": plan["seconds"] + spent}))
+        first, last = TRIAL_STEPS
+        clock = Clock()
+        (out / f"{recipe.name}.pt").unlink(missing_ok=True)  # of a trial that was cut off
+        train(replace(recipe, steps=10**6), data, out, clock, until=last)
+        seconds = (clock.ends[last] - clock.ends[first]) / (last - first)
+        seconds /= torch.get_num_threads()
+        plan = {"seconds": clock.seconds, "steps": max(round(60 * minutes / seconds), last)}
+        path.write_text(json.dumps(plan))
+    clock, steps = Clock(), plan["steps"]
+    found = train(replace(recipe, steps=steps, checkpoint_every=steps), data, out, clock)
+    path.write_text(json.dumps({**plan, "seconds": plan["seconds"] + clock.seconds}))
     return found
 
 
-def _spent(recipe: Recipe, data: Path, out: Path, **until: int) -> tuple[Path, float]:
-    """Train, and say how many seconds of the processor that took, for each of its threads."""
-    begun = time.process_time()
-    found = train(recipe, data, out, _quiet, **until)
-    return found, (time.process_time() - begun) / torch.get_num_threads()
+class Clock(Silence):
+    """Notes the processor's time when a run begins and after each of its steps, in seconds."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def begin(self, run: Training) -> None:  # noqa: ARG002
+        """The run is loaded."""
+        self.ends.append(time.process_time())
+
+    def step(self, run: Training) -> None:  # noqa: ARG002
+        """A step is over."""
+        self.ends.append(time.process_time())
+
+    @property
+    def seconds(self) -> float:
+        """Of the steps so far, for each thread; 0 where nothing ran."""
+        return (self.ends[-1] - self.ends[0]) / torch.get_num_threads() if self.ends else 0.0
 
 
 def minutes_of(checkpoints: list[Path]) -> float:
@@ -335,10 +350,6 @@ def main(words: list[str]) -> int:
                 print(f"{system}, fold {fold} of {dataset}: {time.monotonic() - begun:.0f} s",
                       flush=True)  # fmt: skip
     return 0
-
-
-def _quiet(*_: object, **__: object) -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def heads(tmp_path_factory) -> Path:
 def placer(tmp_path, monkeypatch) -> ModelCard:
     """The toy model, as if it came with the program."""
     card = toy.write_toy_model(tmp_path / "program")
-    monkeypatch.setattr(registry, "load_cards", lambda: (card,))
+    monkeypatch.setattr(registry, "finders", lambda: {"toy": card})
     return card
 
 
@@ -106,6 +106,11 @@ def test_a_model_that_does_not_come_with_the_program_places_nothing(placed, plac
     with pytest.raises(DataError, match="that finds the brain is called 'nobody' – .*known.*: toy"):
         registry.placing_card(unknown)
     assert registry.placing_card(placer) is None
+
+
+def test_the_programs_models_find_the_brain_themselves():
+    assert set(registry.finders()) == {card.name for card in registry.load_cards()}
+    assert registry.finders() is registry.finders(), "the cards are not read for every scan"
 
 
 def test_a_placed_model_needs_its_grid(placed):

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tlseg_bids.bids.scan import Scan
@@ -69,6 +70,12 @@ def find_card(cards: Iterable[ModelCard], name: str, where: str = "--model") -> 
     return by_name[name]
 
 
+@cache
+def finders() -> dict[str, ModelCard]:
+    """The models of the program that find the brain themselves, by name; read once."""
+    return {card.name: card for card in load_cards() if card.placed_by is None}
+
+
 def placing_card(card: ModelCard) -> ModelCard | None:
     """The card of the model that finds the brain for another one, which comes with the program.
 
@@ -79,7 +86,7 @@ def placing_card(card: ModelCard) -> ModelCard | None:
     """
     if card.placed_by is None:
         return None
-    able = {one.name: one for one in load_cards() if one.placed_by is None}
+    able = finders()
     if card.placed_by not in able:
         raise DataError(
             f"no model of the program that finds the brain is called '{card.placed_by}'",

@@ -36,11 +36,11 @@ def with_gpu(monkeypatch, error: Exception) -> list[str]:
     """Plan for a GPU, on which loading the model raises `error`; the devices that were tried."""
     tried, known = [], model.load_model
 
-    def load(card, tensors, device, crew):
+    def load(card, tensors, device, *more):
         tried.append(device)
         if device == GPU:
             raise error
-        return known(card, tensors, device, crew)
+        return known(card, tensors, device, *more)
 
     monkeypatch.setattr(make, "choose_device", lambda *_: (GPU, ("as planned",)))
     monkeypatch.setattr(model, "load_model", load)

@@ -27,10 +27,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from setups import FASTER, NEONATAL, PATCHES_MM, QUICKNAT, TRAIN, Setup
-from systems import coarser, label, minutes_of, scored, strategy, subjects, trained
+from setups import FASTER, NEONATAL, PATCHES_MM, QUICKNAT, SLANT8, TRAIN, Setup
+from systems import coarser, exported, label, minutes_of, scored, subjects, trained
 
-from tlseg_bids.train.export import export, read_description
 from tlseg_bids.train.places import Places
 from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
 
@@ -59,13 +58,12 @@ class Finding:
     coarsest_mm: float = 4.0
 
 
-SLANT = (16, 32, 64, 128)
 VOXELS = {"places": Places("voxels", voxels=128)}
 FINDINGS = {
     "slant": Finding(
         "slant8", {"source": "", "new": "slant8-new", "mixed": "slant8-mixed"},
-        (("infant", "T1w"), ("malc", "T1w")), "slant8", True, features=SLANT, changes=FASTER,
-        source_changes=FASTER,
+        (("infant", "T1w"), ("malc", "T1w")), "slant8", True, features=tuple(SLANT8),
+        changes=FASTER, source_changes=FASTER,
     ),
     "patches": Finding(
         "subcortical-25d",
@@ -146,14 +144,9 @@ def measured(
     options: argparse.Namespace, finding: Finding, recipe: Recipe, checkpoint: Path, name: str
 ) -> list[pd.DataFrame]:  # fmt: skip
     """Scores of a checkpoint on the held-out scans of every dataset that is asked for."""
-    said = read_description(TRAIN / "models" / "systems" / f"{finding.card}.toml")
-    said |= {"name": name, "summary": name, "evidence": []}
-    said["domain"] = {"suffixes": recipe.channels or ["T1w", "T2w"]}
-    for key in ("parent", "calibration"):
-        said.pop(key, None)
-    said["strategy"] = strategy(said["strategy"], recipe)
     zoo, tables = options.work / "zoo" / name, []
-    export(said, {"segmenter": checkpoint}, options.data, zoo)
+    told = {"summary": name, "domain": {"suffixes": recipe.channels or ["T1w", "T2w"]}}
+    exported(f"systems/{finding.card}", told, recipe, {"segmenter": checkpoint}, options.data, zoo)
     for dataset, suffix in finding.asked:
         folder, labelled = options.data / dataset, options.work / "out" / name / dataset
         label(folder, zoo, labelled, subjects(folder, *FOLD), suffix)

@@ -49,6 +49,7 @@ class Setup:
 
 PATCHES_MM = 2.0  # a step of the 2.5-D network costs the same on voxels of any size
 MONET = [16, 32, 64, 128]  # as in the recipe
+SLANT8 = [16, 32, 64, 128]
 NEONATAL = [16, 32, 64, 128, 128]
 QUICKNAT = [32] * 5
 FASTER: dict[str, Any] = {"learning_rate": 1e-3}
@@ -71,7 +72,7 @@ SYSTEMS = {
         protocol="subcortical", changes={**FASTER, "places": Places("voxels", voxels=128)},
         coarsest_mm=PATCHES_MM,
     ),
-    "slant8": Setup("systems/slant8", "systems/slant8", [16, 32, 64, 128], changes=FASTER),
+    "slant8": Setup("systems/slant8", "systems/slant8", SLANT8, changes=FASTER),
     "slant27": Setup("systems/slant27", "systems/slant27", [8, 16, 32, 64], changes=FASTER),
 }  # fmt: skip
 NETWORKS = {

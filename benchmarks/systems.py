@@ -217,17 +217,13 @@ def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd
     recipe = coarser(on_dataset(setup, dataset, fold), setup, options.spacing)
     recipe = replace(recipe, name=name, start=start)
     checkpoint = trained(recipe, options.data, out, share * options.minutes, options.steps)
-    said = read_description(TRAIN / "models" / f"{setup.card}.toml")
-    said |= {"name": name, "summary": f"{system}, fold {fold} of {dataset}", "evidence": []}
-    said["domain"] = {"suffixes": recipe.channels or [DATASETS[dataset]["suffix"]]}
-    said.pop("parent", None)
-    said.pop("calibration", None)
-    said["strategy"] = strategy(said["strategy"], recipe)
-    zoo, labelled = options.work / "zoo" / name, options.work / "out" / name
-    locator = {"locator": START} if setup.ours else {}
-    export(said, {**locator, "segmenter": checkpoint}, options.data, zoo)
-    held_out = subjects(options.data / dataset, fold, DATASETS[dataset]["folds"])[: options.limit]
     suffix = DATASETS[dataset]["suffix"]
+    zoo, labelled = options.work / "zoo" / name, options.work / "out" / name
+    told = {"summary": f"{system}, fold {fold} of {dataset}",
+            "domain": {"suffixes": recipe.channels or [suffix]}}  # fmt: skip
+    parts = {"locator": START} if setup.ours else {}
+    exported(setup.card, told, recipe, {**parts, "segmenter": checkpoint}, options.data, zoo)
+    held_out = subjects(options.data / dataset, fold, DATASETS[dataset]["folds"])[: options.limit]
     label(options.data / dataset, zoo, labelled, held_out, suffix)
     table = scored(options.data / dataset, labelled, recipe.protocol, suffix)
     record(zoo / f"{name}.toml", table, dataset, fold)
@@ -236,6 +232,16 @@ def run(options: argparse.Namespace, dataset: str, fold: int, system: str) -> pd
     table = table.assign(dataset=dataset, fold=fold, system=system, parameters=count,
                          steps=saved["step"], minutes=minutes_of([*runs, checkpoint]))  # fmt: skip
     return table[list(COLUMNS)]
+
+
+def exported(
+    card: str, told: dict[str, Any], recipe: Recipe, parts: dict[str, Path], data: Path, zoo: Path
+) -> None:  # fmt: skip
+    """Write the model ZOO, named as the folder, with a card's description and what is `told`."""
+    said = read_description(TRAIN / "models" / f"{card}.toml")
+    kept = {key: value for key, value in said.items() if key not in ("parent", "calibration")}
+    kept |= {"name": zoo.name, "evidence": [], "strategy": strategy(said["strategy"], recipe)}
+    export({**kept, **told}, parts, data, zoo)
 
 
 def record(path: Path, table: pd.DataFrame, dataset: str, fold: int) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from tlseg_bids.app import label
+from tlseg_bids.app import find, finely
+from tlseg_bids.bids.scan import Scan
 from tlseg_bids.errors import UsageError
-from tlseg_bids.flow import Prepared
+from tlseg_bids.flow import Job, Prepared
 from tlseg_bids.labels.mapping import LEFT_OUT, LabelMapping, load_mapping, look_up
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
-from tlseg_bids.preprocess.prepare import find_template
-from tlseg_bids.segment.model import Ask, Model, locate, segment
+from tlseg_bids.segment.model import Ask, Model, segment
 from tlseg_bids.volume import Volume, load_labels, load_scan
 
 POINTS = 3000
@@ -80,11 +79,9 @@ def both_ways(scan: Volume, model: Model) -> tuple[list[np.ndarray], np.ndarray]
     kept = {k: v for k, v in card.strategy.items() if k != "mirror" or not alone}
     plain = replace(card, strategy=kept)
     once = replace(model, card=plain)
-    frame = find_template(scan, card.preprocess, locate(model), model.template)
-    job = SimpleNamespace(
-        card=plain, scan=SimpleNamespace(skull_stripped=None, suffix=""), companions=()
-    )
-    prepared, straight = label(scan, job, once, frame)
+    known = Scan(Path("scan.nii"), Path(), {}, "")
+    prepared = find(scan, Job(known, plain, "", (), (), "", "cpu", 0.0, ()), once)
+    straight = finely(prepared, once)
     found = [np.asarray(straight.probabilities)]
     if alone:
         found.append(in_the_mirror(once, prepared))

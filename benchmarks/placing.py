@@ -20,7 +20,8 @@ from tlseg_bids import app
 from tlseg_bids.flow import Job
 from tlseg_bids.preprocess.prepare import find_template
 from tlseg_bids.preprocess.register import displacement_mm
-from tlseg_bids.segment.model import Model, load_model, locate
+from tlseg_bids.segment.model import Model, load_model
+from tlseg_bids.segment.place import locate
 from tlseg_bids.train.dataset import Sample, align, load_dataset
 from tlseg_bids.volume import load_scan
 from tlseg_bids.zoo.card_file import read_card

@@ -45,8 +45,8 @@ def small_model(folder: Path) -> None:
     network = build(**NETWORK, out_channels=[len(load_protocol(card.protocol))])
     tensors = {f"segmenter.{key}": value.half() for key, value in network.state_dict().items()}
     tensors["segmenter.prior_weight"] = torch.tensor(6.0).half()
-    kept = ("locator.", "prior.", "template")
-    tensors |= {k: v for k, v in load_weights(card).items() if k.startswith(kept)}
+    anew = ("segmenter.", "proof.")
+    tensors |= {k: v for k, v in load_weights(card).items() if not k.startswith(anew)}
     file, path = folder / "small.safetensors", folder / "small.toml"
     save_file(tensors, file)
     preprocess = {**card.preprocess, "spacing_mm": 2.0, "rounds": 1, "settled_mm": 99.0}

@@ -44,6 +44,7 @@ from tlseg_bids.zoo.weights import describe, load_weights
 PROTOCOL = load_protocol("aseg")
 SIDE, SPACING = 40, 2.0
 NETWORK = {"network": "unet", "features": [8, 16], "stem": 2, "prior_channels": 33, "detail": 8}
+SETTLER = {"network": "unet", "features": [2, 4], "prior_channels": 33}
 SHOWN = ("cerebral white matter", "thalamus", "putamen", "caudate", "lateral ventricle")
 
 
@@ -141,12 +142,16 @@ def base(tmp_path, monkeypatch):
     torch.manual_seed(0)
     network = build(**NETWORK, out_channels=[len(PROTOCOL)])
     tensors = {f"segmenter.{key}": value for key, value in network.state_dict().items()}
+    settler = build(**SETTLER, out_channels=[len(PROTOCOL)]).state_dict()
+    tensors |= {f"settler.{key}": value for key, value in settler.items()}
     file, path = folder / "atlas.safetensors", folder / "atlas.toml"
     prior = (prior * 255).round().to(torch.uint8)
     save_file({**tensors, "template": template, "prior.aseg": prior}, file)
     write_card(small_card(
-        "atlas", networks={"segmenter": NETWORK}, strategy={"name": "sliding", "window": 40},
-        preprocess={"box_mm": [[-40.0, 40.0]] * 3, "spacing_mm": 2.0, "rounds": 1},
+        "atlas", networks={"segmenter": NETWORK, "settler": SETTLER},
+        strategy={"name": "sliding", "window": 40},
+        preprocess={"box_mm": [[-40.0, 40.0]] * 3, "spacing_mm": 2.0, "rounds": 1,
+                    "settler": {"spacing_mm": 4.0}},
         weights=describe(file, "MIT", path),
     ), path)  # fmt: skip
     monkeypatch.setattr(material, "rehearsal_samples", tiny_maps)
@@ -222,6 +227,10 @@ def test_a_model_is_adapted_kept_and_taken_by_the_next_run(site, base, capsys):
     assert card.evidence[0]["mean"] > 0.02
     before = np.mean([one["DiceBefore"] for one in record["HeldOut"]])
     assert card.evidence[0]["parent_mean"] == pytest.approx(before)
+    parent, child = load_weights(cards["atlas"]), load_weights(card)
+    own = [key for key in parent if key.startswith(("settler.", "template", "prior."))]
+    assert "settler" in card.networks and len(own) > 10
+    assert all(torch.equal(parent[key].nan_to_num(), child[key].nan_to_num()) for key in own)
     rows = card.training["segmenter"]["per_structure"]
     assert {"name", "before", "after", "n"} == set(rows[0])
 

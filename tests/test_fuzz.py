@@ -25,7 +25,8 @@ from tlseg_bids.group.parameters import FORMAT, read_parameters
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.report.derivatives import all_failures, protocol_of
 from tlseg_bids.report.display import load_display
-from tlseg_bids.segment.model import load_model, locate
+from tlseg_bids.segment.model import load_model
+from tlseg_bids.segment.place import locate
 from tlseg_bids.train.recipe import load_recipe
 from tlseg_bids.volume import load_scan
 from tlseg_bids.zoo.assemble import assemble

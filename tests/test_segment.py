@@ -31,7 +31,8 @@ from tlseg_bids.preprocess.intensity import standardise
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.preprocess.register import TURNS, centroids
 from tlseg_bids.segment.fine import Quarters, open_voxels
-from tlseg_bids.segment.model import Ask, Models, _answer, _mirrored, load_model, locate, segment
+from tlseg_bids.segment.model import Ask, Models, _answer, _mirrored, load_model, segment
+from tlseg_bids.segment.place import locate
 from tlseg_bids.segment.walk import sliding
 from tlseg_bids.volume import Grid, Volume
 from tlseg_bids.zoo.calibration import Calibration

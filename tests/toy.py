@@ -22,7 +22,8 @@ from tlseg_bids.networks import build
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.prepare import cube, foreground_centre
 from tlseg_bids.preprocess.register import LANDMARK_PROBABILITY, centroids
-from tlseg_bids.segment.model import load_model, locate
+from tlseg_bids.segment.model import load_model
+from tlseg_bids.segment.place import locate
 from tlseg_bids.volume import Grid, Volume
 from tlseg_bids.zoo.card import Memory, ModelCard
 from tlseg_bids.zoo.card_file import read_card, write_card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from tlseg_bids.postprocess.plausibility import judged_age_years, turned_degrees
 from tlseg_bids.postprocess.quality import HOPEFUL_DICE, SURE_DICE, expected_dice, implausible
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
-from tlseg_bids.preprocess.register import TURNS, between
+from tlseg_bids.preprocess.register import TURNS, between, displacement_mm
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.pages import Pages
 from tlseg_bids.resources import (
@@ -38,8 +39,10 @@ from tlseg_bids.resources import (
     reuse_freed_memory,
 )
 from tlseg_bids.runner import Labour, Progress, Steps, Work, exit_code, run_jobs
-from tlseg_bids.segment.model import Ask, Model, Models, locate, segment
+from tlseg_bids.segment.model import Ask, Model, Models, segment
+from tlseg_bids.segment.place import locate, survey
 from tlseg_bids.volume import Grid, Volume, load_scan, load_volume
+from tlseg_bids.zoo.assemble import SETTLER
 from tlseg_bids.zoo.card_file import digest
 from tlseg_bids.zoo.evidence import skill
 from tlseg_bids.zoo.registry import load_cards
@@ -280,11 +283,14 @@ def settle(
     prepared : Prepared
         The scan in the last frame, to which a coarse answer need not have been made.
     dice : float
-        Expected Dice of the last answer; 1 where the model has no head that could tell. Without
+        Expected Dice of the last answer; 1 where the model has no head that could tell, or where
+        its settler was sure. Without
         `patient` a first answer below `HOPEFUL_DICE` is the last.
     """
     options = job.card.preprocess
     shown = job.scan.skull_stripped, shown_together(scan, job), model.crew
+    if (found := surveyed(scan, job, model, frame)) is not None:
+        return prepare(scan, options, found, *shown), 1.0
     if model.frame_head is None or not options.get("rounds"):
         return prepare(scan, options, frame, *shown), 1.0
     for _ in range(options["rounds"]):
@@ -303,15 +309,34 @@ def settle(
     return prepared, dice
 
 
+def surveyed(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> np.ndarray | None:
+    """The frame in which the card's settler comes to rest.
+
+    None where the card has none, where it is not sure of what it sees, does not come to rest or
+    rests far from `frame`, as it does on a head that is upside down: then the segmenter has to
+    look.
+    """
+    options = job.card.preprocess
+    if SETTLER not in model.networks:
+        return None
+    coarse = {key: value for key, value in options.items() if key != "standard"}
+    coarse |= options[SETTLER]
+    sure = options[SETTLER].get("sure_dice", SURE_DICE)
+    near_mm = options[SETTLER].get("near_mm", math.inf)
+    found = frame
+    for _ in range(options["rounds"]):
+        seen = prepare(scan, coarse, found, job.scan.skull_stripped, crew=model.crew)
+        prediction = survey(model, seen)
+        found, distance_mm = better_frame(prediction, found, model.template)
+        if distance_mm < options["settled_mm"]:
+            near = displacement_mm(frame, found, model.template) < near_mm
+            return found if near and expected_dice(prediction.probabilities) >= sure else None
+    return None
+
+
 def finely(prepared: Prepared, model: Model) -> Prediction:
     """The model's last word, at its finest and as its card wants it."""
     return segment(model, prepared, Ask(mirror=model.card.strategy.get("mirror", False)))
-
-
-def label(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> tuple[Prepared, Prediction]:
-    """Settle in a frame, then segment finely."""
-    prepared, _ = settle(scan, job, model, frame)
-    return prepared, finely(prepared, model)
 
 
 def shown_together(scan: Volume, job: Job) -> tuple[Volume, ...]:

@@ -65,6 +65,12 @@ class Grid:
         """Volume of one voxel in mm³."""
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
+    def coarser(self, factor: int, shape: tuple[int, int, int]) -> Grid:
+        """A grid of `shape` from the same corner, whose voxels hold `factor`³ of this one's."""
+        step = np.diag([factor, factor, factor, 1.0])
+        step[:3, 3] = (factor - 1) / 2
+        return Grid(tuple(shape), self.affine @ step)
+
     def index_from(self, other: Grid) -> np.ndarray:
         """The 4×4 matrix that takes voxel indices of `other` to voxel indices of this grid."""
         return np.linalg.inv(self.affine) @ other.affine

@@ -32,6 +32,7 @@ from tlseg_bids.bids.tables import read_json
 from tlseg_bids.labels.protocol import table_name
 from tlseg_bids.train.adaptation import Adaptation
 from tlseg_bids.train.recipe import code_version
+from tlseg_bids.zoo.assemble import PROOF
 from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.card import Domain, ModelCard, age_in_years
 from tlseg_bids.zoo.card_file import file_sha256, read_card, write_card
@@ -113,13 +114,12 @@ def write_model(
     folder : Path
         What becomes ``OUT/models/SITE``.
     base : mapping
-        The parent's tensors, and the atlas of a new head; locator, atlases and template are taken
-        over.
+        The parent's tensors, and the atlas of a new head; all but the segmenter is taken over.
     child : mapping
         Parameters of the child's segmenter.
     """
-    kept = ("locator.", "prior.", "template")
-    tensors = {k: v.contiguous() for k, v in base.items() if k.startswith(kept)}
+    anew = ("segmenter.", PROOF)
+    tensors = {k: v.contiguous() for k, v in base.items() if not k.startswith(anew)}
     kind = next(value.dtype for key, value in base.items() if key.startswith("segmenter."))
     tensors |= {f"segmenter.{k}": v.to(kind).contiguous() for k, v in child.items()}
     tables = _write_tables(folder, outcome)

@@ -1,7 +1,7 @@
 """`tlseg-train RECIPE.toml`: run a training recipe, or resume it.
 
 ``tlseg-train pack`` puts the scans of recipes into one file, ``tlseg-train export`` makes a model
-of two checkpoints.
+of checkpoints.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ROLES = ("locator", "segmenter")
+ROLES = ("locator", "settler", "segmenter")
 PACKED_MIB = 60.0
 INTERRUPTED = 130
 
 EPILOG = """\
 further commands (each has --help):
   tlseg-train pack RECIPE…      the scans of recipes in one file that --data takes
-  tlseg-train export CARD.toml  a model of two checkpoints
+  tlseg-train export CARD.toml  a model of checkpoints
 
 Several GPUs: torchrun --nproc-per-node N -m tlseg_bids.cli.train RECIPE.toml --device cuda …
 """
@@ -68,7 +68,7 @@ def export_parser() -> argparse.ArgumentParser:
     """The command line of `tlseg-train export`."""
     p = argparse.ArgumentParser(
         prog="tlseg-train export",
-        description="Make a model of two checkpoints: a safetensors file and its card.",
+        description="Make a model of checkpoints: a safetensors file and its card.",
     )
     p.add_argument("card", type=Path, metavar="CARD.toml",
                    help="what its card shall say, see tlseg_bids/train/models")  # fmt: skip
@@ -87,7 +87,13 @@ def _checkpoints(p: argparse._ActionsContainer, required: bool) -> None:
     p.add_argument("--locator", type=Path,
                    help="checkpoint, or card of the model whose locator is kept; not needed where "
                    "CARD.toml says which model the scans are placed by")  # fmt: skip
-    p.add_argument("--segmenter", type=Path, required=required, help="checkpoint")
+    p.add_argument(
+        "--settler",
+        type=Path,
+        help="checkpoint, or card of the model whose settler is kept (optional)",
+    )
+    p.add_argument("--segmenter", type=Path, required=required,
+                   help="checkpoint, or card of the model whose segmenter is kept")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -160,19 +166,20 @@ def fold(text: str) -> list[int]:
 
 
 def _partners(options: argparse.Namespace, role: str) -> dict[str, Path]:
-    """The checkpoint of the other network; a mistake is told before the run, not after it."""
+    """The checkpoints of the other networks; a mistake is told before the run, not after it."""
     from tlseg_bids.errors import UsageError
     from tlseg_bids.train.export import read_description
 
     said = read_description(options.card)
-    other = next(name for name in ROLES if name != role)
-    if getattr(options, other) is None:
-        if other == "locator" and "placed_by" in said.get("preprocess", {}):
-            return {}
-        raise UsageError(
-            f"a model needs a {other}, too", "--card", f"name its checkpoint with --{other}"
-        )
-    return {other: getattr(options, other)}
+    others = {name: getattr(options, name) for name in ROLES if name != role}
+    placed = "placed_by" in said.get("preprocess", {})
+    for name, path in others.items():
+        needless = name == "settler" or (name == "locator" and placed)
+        if path is None and not needless:
+            raise UsageError(
+                f"a model needs a {name}, too", "--card", f"name its checkpoint with --{name}"
+            )
+    return {name: path for name, path in others.items() if path is not None}
 
 
 def _make_card(options: argparse.Namespace, checkpoints: dict[str, Path], models: Path) -> None:

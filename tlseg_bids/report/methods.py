@@ -152,7 +152,12 @@ def _model_paragraph(card: ModelCard, cite: _Citations) -> str:
         sentences.append(
             "A first network found the structures' centroids at coarse resolution; from these, an "
             "affine alignment to a template was computed, and the scan was resampled once to the "
-            "template-aligned grid of the second network."
+            "template-aligned grid of the segmentation network."
+        )
+    if "settler" in card.networks:
+        sentences.append(
+            "Before that, a small network labelled the aligned scan coarsely, and the alignment "
+            "was corrected by the centroids of its labels until it came to rest."
         )
     if card.placed_by:
         sentences.append(

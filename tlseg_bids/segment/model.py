@@ -22,10 +22,9 @@ from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.networks import channels_last
 from tlseg_bids.segment import STRATEGIES
 from tlseg_bids.segment.fine import both_sides, likely, refine
-from tlseg_bids.volume import Grid
 from tlseg_bids.zoo.assemble import assemble, atlases
 from tlseg_bids.zoo.card import ModelCard
-from tlseg_bids.zoo.card_file import digest
+from tlseg_bids.zoo.card_file import SEGMENTER, digest
 from tlseg_bids.zoo.registry import placing_card
 from tlseg_bids.zoo.settings import check_complete
 from tlseg_bids.zoo.weights import load_weights
@@ -175,32 +174,14 @@ def _fast(model: Model) -> Iterator[None]:
         yield
 
 
-def _logits(model: Model, role: str, image: Tensor, prior: Tensor | None, **ask: Any) -> Tensor:
-    with _fast(model):
-        return model.networks[role](image.to(model.device), prior, **ask)
+def logits_of(model: Model, role: str, image: Tensor, prior: Tensor | None, **ask: Any) -> Tensor:
+    """What one of a model's networks answers, on its device.
 
-
-def locate(model: Model) -> Callable[[np.ndarray], np.ndarray]:
-    """The card's locator as a function: image (I, J, K) to probabilities (channels, i, j, k).
-
-    Raises
-    ------
-    DataError
-        If the card has no locator.
+    Those that find the brain compute in float32 everywhere, so that every machine sees the scan in
+    the same place; they are small.
     """
-    if "locator" not in model.networks:
-        raise DataError(
-            "the model has no locator, so the brain cannot be found",
-            model.card.path or model.card.name, "choose another model with --model",
-        )  # fmt: skip
-    check_complete(model.card.preprocess, model.card.path or model.card.name)
-
-    def run(image: np.ndarray) -> np.ndarray:
-        tensor = torch.from_numpy(np.ascontiguousarray(image, np.float32))[None, None]
-        logits = _logits(model, "locator", tensor, None)
-        return F.softmax(logits.float(), 1)[0].cpu().numpy()
-
-    return run
+    with _fast(model) if role == SEGMENTER else torch.inference_mode():
+        return model.networks[role](image.to(model.device), prior, **ask)
 
 
 def _at(model: Model, shape: Sequence[int]) -> Tensor:
@@ -216,7 +197,7 @@ def _atlas(model: Model, shape: list[int]) -> Tensor | None:
     """`_at` for an image of some shape, float16, found once for each."""
     if not model.priors:
         return None
-    size = tuple(n // model.networks["segmenter"].stem for n in shape)
+    size = tuple(n // model.networks[SEGMENTER].stem for n in shape)
     if size not in model.atlas:
         model.atlas[size] = _at(model, size).half()
     return model.atlas[size]
@@ -239,7 +220,7 @@ def _seen(model: Model, shape: list[int]) -> Seen | None:
     if not model.priors:
         return None
     if (size := tuple(shape)) not in model.seen:
-        network, prior = model.networks["segmenter"], _at(model, shape)
+        network, prior = model.networks[SEGMENTER], _at(model, shape)
         turned = _mirror(model, prior)
         with _fast(model):
             features = [network.prior_features(one) for one in (prior, turned)]
@@ -270,7 +251,7 @@ def _answer(
     parts = None if ask.fine else ()
     heat = _heat(model, ask.head) if ask.fine else 1.0
     who = {} if member is None else {"member": member}
-    logits = _logits(model, "segmenter", image, prior, head=ask.head, parts=parts, **who)
+    logits = logits_of(model, SEGMENTER, image, prior, head=ask.head, parts=parts, **who)
     out = torch.empty(logits.shape, dtype=torch.float16)
     for start in range(0, logits.shape[2], _PLANES):
         some = (slice(None), slice(None), slice(start, start + _PLANES))
@@ -322,7 +303,7 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
     if "overlap" in strategy and not ask.fine:
         strategy["overlap"] = 0.0  # finding the frame needs no smooth seams
     walk = partial(STRATEGIES[model.card.strategy["name"]], **strategy, each=model.windows.map)
-    network = model.networks["segmenter"]
+    network = model.networks[SEGMENTER]
     factor = network.factor if ask.fine else network.stem
     image = torch.from_numpy(prepared.image)[None]
     ages: list[float] = []
@@ -330,11 +311,8 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
         walk = partial(_hearing_ages, model, walk, ages)
     blends = hasattr(network, "body") and not network.coarse_only
     probabilities = (_blended if blends else _plain)(model, ask, image, walk)
-    step = np.diag([factor, factor, factor, 1.0])
-    step[:3, 3] = (factor - 1) / 2
-    grid = Grid(tuple(probabilities.shape[1:]), prepared.grid.affine @ step)
     age = float(np.mean(sorted(ages))) if ages else None  # windows may end in any order
-    return Prediction(probabilities, grid, age)
+    return Prediction(probabilities, prepared.grid.coarser(factor, probabilities.shape[1:]), age)
 
 
 def _hearing_ages(
@@ -345,7 +323,7 @@ def _hearing_ages(
 
     def heard(window: Tensor, *place: Any) -> Tensor:
         with torch.inference_mode():
-            ages.extend(model.networks["segmenter"].predicted_age(window.to(model.device)).tolist())
+            ages.extend(model.networks[SEGMENTER].predicted_age(window.to(model.device)).tolist())
         return predict(window, *place)
 
     return walk(heard, image, **options)
@@ -353,7 +331,7 @@ def _hearing_ages(
 
 def _plain(model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]) -> np.ndarray:
     """Probabilities (channels, i, j, k) at the resolution that the network itself answers in."""
-    network, atlas = model.networks["segmenter"], _atlas(model, list(image.shape[2:]))
+    network, atlas = model.networks[SEGMENTER], _atlas(model, list(image.shape[2:]))
     several, merged = hasattr(network, "members"), model.card.strategy.get("merged", ())
 
     def predict(window: Tensor, corner: tuple[int, int, int], number: int = 0) -> Tensor:
@@ -374,7 +352,7 @@ def _blended(
     model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]
 ) -> np.ndarray | SharedRows:
     """Probabilities (channels, i, j, k) of a network whose logits and features can be blended."""
-    network = model.networks["segmenter"]
+    network = model.networks[SEGMENTER]
     prior = _seen(model, [n // network.stem for n in image.shape[2:]])
     # Seams are blended in half floats, which are finer than the bfloat16 that comes in.
     kept = torch.float32 if model.precision == torch.float32 else torch.float16

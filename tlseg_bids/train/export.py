@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tlseg_bids.errors import DataError, NoInputError
 from tlseg_bids.train.dataset import default_protocol
-from tlseg_bids.train.recipe import Recipe, load_checkpoint
+from tlseg_bids.train.recipe import TABLES, Recipe, load_checkpoint
 from tlseg_bids.train.start import load_start
 from tlseg_bids.train.supply import describe
 from tlseg_bids.zoo.atlases import pack
@@ -22,7 +22,7 @@ from tlseg_bids.zoo.card_file import read_card, write_card
 from tlseg_bids.zoo.proof import make_proof
 from tlseg_bids.zoo.weights import describe as file_entry
 
-ROLES = ("locator", "segmenter")
+ROLES = ("locator", "settler", "segmenter")
 CURVE_POINTS = 20
 DESCRIBED = ("name", "version", "status", "summary", "domain", "strategy", "citations")
 
@@ -58,13 +58,41 @@ def _from_checkpoint(saved: dict[str, Any]) -> Part:
 def _from_card(path: Path, role: str) -> Part:
     """A network of a model, kept as it is."""
     start, card = load_start(path, role), read_card(path)
-    where = card.preprocess[role]
+    where = card.preprocess.get(role, {})
     return Part(
         start["average"], dict(card.networks[role]),
-        {"size": where["size"], "spacing_mm": where["spacing_mm"]},
+        {key: where[key] for key in ("size", "spacing_mm") if key in where},
         start["data"], start["licences"],
         {**card.training[role], "taken_from": f"{card.name} {card.version}"},
     )  # fmt: skip
+
+
+def _part(path: Path, role: str) -> Part:
+    """A network from a checkpoint or from a model's card."""
+    if path.suffix == ".toml":
+        return _from_card(path, role)
+    return _from_checkpoint(load_checkpoint(path))
+
+
+def _basis(path: Path) -> tuple[Recipe, dict[str, Any]]:
+    """What the segmenter was trained by, and the template, atlases and scale it was trained with.
+
+    Raises
+    ------
+    DataError
+        If a card does not hold the settings of its run.
+    """
+    if path.suffix != ".toml":
+        saved = load_checkpoint(path)
+        return Recipe(**saved["recipe"]), saved
+    settings = read_card(path).training.get("segmenter", {}).get("settings")
+    if settings is None:
+        raise DataError(
+            "the card does not hold the settings of its segmenter's run", path,
+            "name the checkpoint of that run",
+        )  # fmt: skip
+    known = {key: TABLES[key](**one) if key in TABLES else one for key, one in settings.items()}
+    return Recipe(**known), load_start(path, "segmenter")
 
 
 def _data(parts: dict[str, Part], root: Path | None) -> list[dict[str, Any]]:
@@ -118,9 +146,9 @@ def export(
         What the checkpoints cannot know: name, version, status, summary, domain, strategy,
         preprocess, memory, evidence, citations, known_failures, parent, calibration.
     checkpoints : dict
-        Role to checkpoint; the locator may also be the card of a model, whose locator is kept.
-        It may be left out where the description's preprocess says which model of the program
-        finds the brain (`placed_by`); where it is there, it finds it.
+        Role to checkpoint, or to the card of a model whose network is kept. The settler may be
+        left out, and the locator where the description's preprocess says which model of the
+        program finds the brain (`placed_by`); where it is there, it finds it.
     root : Path or None
         Folder of the datasets, or their packed file: for licences that checkpoints do not hold.
     out : Path
@@ -133,27 +161,25 @@ def export(
     DataError
         If a dataset states no licence, or nothing finds the brain.
     """
-    last = load_checkpoint(checkpoints["segmenter"])
-    finding, parts = dict(description.get("preprocess", {})), {}
-    if locator := checkpoints.get("locator"):
+    segmenter, last = _basis(checkpoints["segmenter"])
+    finding = dict(description.get("preprocess", {}))
+    parts = {role: _part(checkpoints[role], role) for role in ROLES if checkpoints.get(role)}
+    if "locator" in parts:
         finding.pop("placed_by", None)
-        own = locator.suffix == ".toml"
-        parts["locator"] = (
-            _from_card(locator, "locator") if own else _from_checkpoint(load_checkpoint(locator))
-        )
         looks = {**parts["locator"].window, "looks": 3}
         finding = {"rounds": 6, "settled_mm": 1.5, "locator": looks, **finding}
+        if "settler" in parts:
+            spacing_mm = parts["settler"].window["spacing_mm"]
+            finding["settler"] = {"spacing_mm": spacing_mm, **finding.get("settler", {})}
     elif "placed_by" not in finding:
         raise DataError(
             "nothing finds the brain", "the card's description", "name a locator, or in "
             "[preprocess] with placed_by a model of the program",
         )  # fmt: skip
-    parts["segmenter"] = _from_checkpoint(last)
     data = _data(parts, root)
     name = description["name"]
     file = out / f"{name}.safetensors"
     licence = " AND ".join(sorted({row["licence"] for row in data}))
-    segmenter = Recipe(**last["recipe"])
     card = ModelCard(
         name=name,
         version=description["version"],

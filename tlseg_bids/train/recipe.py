@@ -28,7 +28,7 @@ class Recipe:
     Parameters
     ----------
     name, role : str
-        Role is ``locator`` or ``segmenter``.
+        Role is ``locator``, ``settler`` or ``segmenter``.
     protocol : str
         Label protocol of the output.
     more_heads : list of str

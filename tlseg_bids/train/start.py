@@ -29,7 +29,7 @@ def load_start(path: Path, role: str) -> dict[str, Any]:
     Parameters
     ----------
     role : str
-        Which of the model's networks: ``locator`` or ``segmenter``.
+        Which of the model's networks: ``locator``, ``settler`` or ``segmenter``.
 
     Raises
     ------

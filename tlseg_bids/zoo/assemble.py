@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 TEMPLATE, PROOF = "template", "proof."
-LOCATOR = "locator"
+LOCATOR, SETTLER = "locator", "settler"
 UNBUILDABLE = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
@@ -62,6 +62,7 @@ def assemble(card: ModelCard, tensors: dict[str, Tensor]) -> dict[str, nn.Module
             ) from error  # fmt: skip
         networks[role] = network.eval()
     _check_atlases(card, networks[SEGMENTER], tensors, where)
+    _check_settler(card, networks.get(SETTLER), tensors, where)
     _check_sizes(card, networks, where)
     return networks
 
@@ -166,6 +167,19 @@ def _check_atlases(
         )  # fmt: skip
 
 
+def _check_settler(
+    card: ModelCard, settler: nn.Module | None, tensors: dict[str, Tensor], where: object
+) -> None:
+    """Refuse a settler that wants another atlas than that of the template's protocol."""
+    taken = getattr(settler, "prior_channels", 0)
+    given = len(tensors.get(PRIOR + card.located_in, ()))
+    if taken and taken != given:
+        raise DataError(
+            f"the settler takes an atlas of {taken} channels and that of '{card.located_in}' has "
+            f"{given}", where, CORRECT,
+        )  # fmt: skip
+
+
 def _check_box(card: ModelCard, name: str, shape: tuple[int, ...], where: object) -> None:
     """Refuse a box of other proportions than the atlas, whose voxels are cubes."""
     box = card.preprocess.get("box_mm")
@@ -189,6 +203,13 @@ def _check_sizes(card: ModelCard, networks: dict[str, nn.Module], where: object)
             f"{channels}", f"{where}, channels", CORRECT,
         )  # fmt: skip
     sizes: list[tuple[str, Any]] = [(SEGMENTER, card.strategy.get("window"))]
+    if SETTLER in networks:
+        if (sides := settler_sides(card)) is None:
+            raise DataError(
+                "missing: box_mm or settler.spacing_mm, so the settler's voxels are not known",
+                f"{where}, [preprocess]", CORRECT,
+            )  # fmt: skip
+        sizes.append((SETTLER, sides))
     if LOCATOR in networks:
         sizes.append((LOCATOR, card.preprocess.get(LOCATOR, {}).get("size")))
     for role, size in sizes:
@@ -198,6 +219,14 @@ def _check_sizes(card: ModelCard, networks: dict[str, nn.Module], where: object)
                 f"the {role} is shown {size} voxels and can only halve multiples of {divisor}",
                 where, CORRECT,
             )  # fmt: skip
+
+
+def settler_sides(card: ModelCard) -> list[int] | None:
+    """Voxels that the settler is shown along each axis; None where the card does not say."""
+    box, spacing_mm = card.preprocess.get("box_mm"), card.preprocess.get(SETTLER, {})
+    if box is None or "spacing_mm" not in spacing_mm:
+        return None
+    return [round((high - low) / spacing_mm["spacing_mm"]) for low, high in box]
 
 
 def _short(kind: torch.dtype) -> str:

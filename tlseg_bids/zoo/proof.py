@@ -190,11 +190,10 @@ def _answers(
     for role, network in networks.items():
         shown = image[None, : network.image_channels].float()
         prior = None
-        if atlas and role == SEGMENTER:
+        known = [atlas[name] for name in role_heads(card, role) if name in atlas]
+        if known and getattr(network, "prior_channels", 0):
             size = [n // network.stem for n in image.shape[1:]]
-            prior = torch.cat(
-                [F.interpolate(one, size=size, mode="trilinear") for one in atlas.values()], 1
-            )
+            prior = torch.cat([F.interpolate(one, size=size, mode="trilinear") for one in known], 1)
         for head in range(len(role_heads(card, role))):
             with torch.inference_mode():
                 logits = network(shown, prior, head=head)[0]

@@ -16,6 +16,7 @@ MOST_TIMES = 100
 PREPROCESS = {"spacing_mm": (0.1, 50.0), "settled_mm": (0.0, LARGEST_MM)}
 PREPROCESS_WHOLE = {"rounds": (0, MOST_TIMES)}
 LOOK = {"spacing_mm": (0.1, 50.0)}
+SETTLE = {**LOOK, "sure_dice": (0.0, 1.0), "near_mm": (0.0, LARGEST_MM)}
 LOOK_WHOLE = {"size": (1, MOST_VOXELS), "looks": (1, MOST_TIMES)}
 STRATEGY = {"overlap": (0.0, 0.95)}
 STRATEGY_WHOLE = {"window": (1, MOST_VOXELS)}
@@ -46,6 +47,10 @@ def check_settings(preprocess: dict[str, Any], strategy: dict[str, Any], where: 
         raise DataError(f"{look!r} is not a table", f"{place}, locator", SEE)
     _check_numbers(look, LOOK, f"{place}, locator")
     _check_numbers(look, LOOK_WHOLE, f"{place}, locator", whole=True)
+    settler = preprocess.get("settler", {})
+    if not isinstance(settler, dict):
+        raise DataError(f"{settler!r} is not a table", f"{place}, settler", SEE)
+    _check_numbers(settler, SETTLE, f"{place}, settler")
     place = f"{where}, [strategy]"
     _check_numbers(strategy, STRATEGY, place)
     window = strategy.get("window")

@@ -1,0 +1,255 @@
+"""A small network that says how far off the locator's frame is, so that the segmenter need not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cards import small_card
+from heads import tiny_recipe, write_heads
+
+from tests import toy
+from tests.datasets import made_up_job
+from tests.phantom import Phantom, grid_over, rotation
+from tlseg_bids import app
+from tlseg_bids.bids.scan import Scan
+from tlseg_bids.cli.train import main
+from tlseg_bids.errors import DataError
+from tlseg_bids.flow import Job, Prediction
+from tlseg_bids.networks import build
+from tlseg_bids.preprocess.register import centroids, displacement_mm
+from tlseg_bids.report.methods import methods_text
+from tlseg_bids.segment.model import Model, load_model, logits_of
+from tlseg_bids.segment.place import locate, survey
+from tlseg_bids.train.export import export
+from tlseg_bids.train.loop import train
+from tlseg_bids.volume import Volume, load_scan
+from tlseg_bids.zoo.assemble import assemble
+from tlseg_bids.zoo.card import ModelCard
+from tlseg_bids.zoo.card_file import read_card, write_card
+from tlseg_bids.zoo.weights import load_weights
+
+SETTLER = {"network": "unet", "features": [4, 8], "stem": 2, "prior_channels": 33}
+SAID = {
+    "name": "tiny", "version": "0", "status": "experimental", "summary": "balls", "domain": {},
+    "strategy": {"name": "sliding", "window": 16}, "citations": ["none"],
+}  # fmt: skip
+
+
+def settling(folder: Path) -> Model:
+    """The toy model with its locator as a settler, too."""
+    card = toy.write_toy_model(folder)
+    tensors = load_weights(card)
+    copies = {
+        key.replace("locator.", "settler."): value
+        for key, value in tensors.items()
+        if key.startswith("locator.")
+    }
+    own = {**card.networks, "settler": card.networks["locator"]}
+    options = {
+        **card.preprocess,
+        "rounds": 5,
+        "settled_mm": 1.5,
+        "settler": {"spacing_mm": toy.SPACING_MM, "sure_dice": 0.3, "near_mm": 30.0},
+    }
+    return load_model(replace(card, networks=own, preprocess=options), {**tensors, **copies})
+
+
+def seen(path: Path, card: ModelCard) -> tuple[Volume, Job]:
+    scan = Scan(path, path.parent, {"sub": "01"}, "T1w", skull_stripped=True)
+    return load_scan(path)[0], replace(made_up_job(scan), card=card)
+
+
+def test_a_frame_that_is_off_is_brought_back_without_the_segmenter(tmp_path, monkeypatch):
+    fine = grid_over(Phantom(), (2, 2, 2))
+    points, mass = centroids(Phantom().probabilities(fine, sub=1).astype(np.float32), fine.affine)
+    points[mass == 0], points[0] = np.nan, np.nan
+    model = replace(settling(tmp_path), template=points)
+    scan = Scan(tmp_path / "sub-01_T1w.nii", tmp_path, {"sub": "01"}, "T1w", skull_stripped=True)
+    volume, job = Phantom().image(fine, sub=1), replace(made_up_job(scan), card=model.card)
+    off = np.eye(4)
+    off[:3, :3] = 0.9 * rotation(12, -9, 8)
+    off[:3, 3] = 14.0, -11.0, 9.0
+    seen_in = []
+
+    def perfect(_, prepared):
+        seen_in.append(prepared.template_from_native)
+        return Prediction(Phantom().probabilities(prepared.grid, sub=2), prepared.grid)
+
+    monkeypatch.setattr(app, "survey", perfect)
+    frame = app.surveyed(volume, job, model, off)
+    assert displacement_mm(np.eye(4), off, points) > 15
+    assert displacement_mm(np.eye(4), frame, points) < 1.5
+    assert len(seen_in) > 1
+
+    def never(*_):
+        raise AssertionError("the segmenter was asked")
+
+    monkeypatch.setattr(app, "segment", never)
+    prepared, dice = app.settle(volume, job, model, off)
+    assert dice == 1.0
+    np.testing.assert_array_equal(prepared.template_from_native, frame)
+    assert prepared.grid.shape == (toy.SIDE,) * 3, "in the voxels of the segmenter"
+
+
+@pytest.mark.parametrize(
+    ("dice", "distances", "from_start"),
+    [(0.29, [1.0], 3.0), (0.7, [9.0] * 5, 3.0), (0.7, [9.0, 1.0], 40.0)],
+    ids=["unsure", "never at rest", "far off"],
+)
+def test_where_the_settler_does_not_know_the_segmenter_looks(
+    dice, distances, from_start, tmp_path, monkeypatch
+):
+    model = settling(tmp_path)
+    volume, job = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), model.card)
+    moved, asked, usual = iter(distances), [], app.segment
+    better = app.better_frame
+    with monkeypatch.context() as patched:
+        patched.setattr(app, "expected_dice", lambda _: dice)
+        patched.setattr(app, "displacement_mm", lambda *_: from_start)
+        patched.setattr(app, "better_frame", lambda *given: (better(*given)[0], next(moved)))
+        assert app.surveyed(volume, job, model, np.eye(4)) is None
+    monkeypatch.setattr(app, "surveyed", lambda *_: None)
+    monkeypatch.setattr(app, "segment", lambda *given: asked.append(given) or usual(*given))
+    app.settle(volume, job, model, np.eye(4))
+    assert asked
+
+
+def test_the_settler_sees_the_whole_box_and_its_atlas(tmp_path):
+    model = settling(tmp_path)
+    volume, _ = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), model.card)
+    prepared = app.prepare(volume, model.card.preprocess, np.eye(4), True)
+    shown = []
+    network = model.networks["settler"]
+    network.register_forward_pre_hook(lambda _, given: shown.append(given))
+    answer = survey(model, prepared)
+    assert answer.grid == prepared.grid
+    np.testing.assert_allclose(answer.probabilities.sum(0), 1, atol=1e-3)
+    ((image, prior),) = shown
+    assert image.shape == (1, 1, *prepared.grid.shape)
+    assert prior.shape == (1, 33, *prepared.grid.shape)
+    np.testing.assert_array_equal(prior, model.priors["aseg"])
+
+
+def test_a_model_without_a_settler_asks_its_segmenter(tmp_path):
+    card = toy.write_toy_model(tmp_path)
+    volume, job = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), card)
+    assert app.surveyed(volume, job, load_model(card, load_weights(card)), np.eye(4)) is None
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, dict[str, Path]]:
+    """Datasets, and a checkpoint for each role."""
+    heads = write_heads(tmp_path_factory.mktemp("data"))
+    folder, found = tmp_path_factory.mktemp("runs"), {}
+    recipe = tiny_recipe()
+    for role, network in (
+        ("locator", {"network": "unet", "features": [4, 8], "stem": 2}), ("settler", SETTLER),
+        ("segmenter", recipe.network),
+    ):  # fmt: skip
+        own = replace(recipe, name=role, role=role, network=network)
+        found[role] = train(own, heads, folder, lambda *_, **__: None)
+    return heads, found
+
+
+def test_export_with_a_settler(runs, tmp_path):
+    heads, checkpoints = runs
+    card = export(SAID, checkpoints, heads, tmp_path)
+    assert set(card.networks) == {"locator", "settler", "segmenter"}
+    spacing_mm = tiny_recipe().spacing_mm
+    assert card.preprocess["settler"] == {"spacing_mm": spacing_mm}
+    assert card.training["settler"]["settings"]["role"] == "settler"
+    tensors = load_weights(read_card(tmp_path / "tiny.toml"))
+    assert "proof.settler.0" in tensors
+    assert set(assemble(card, tensors)) == set(card.networks)
+
+
+def test_a_network_of_a_model_is_kept(runs, tmp_path, capsys):
+    heads, checkpoints = runs
+    plain = {role: path for role, path in checkpoints.items() if role != "settler"}
+    before = export(SAID, plain, heads, tmp_path / "before")
+    (tmp_path / "said.toml").write_text(
+        'name = "tiny"\nversion = "1"\nstatus = "experimental"\nsummary = "balls"\n'
+        'citations = ["none"]\n[domain]\n[strategy]\nname = "sliding"\nwindow = 16\n'
+    )
+    path = str(tmp_path / "before" / "tiny.toml")
+    words = ["export", str(tmp_path / "said.toml"), "--locator", path, "--segmenter", path,
+             "--out", str(tmp_path / "after")]  # fmt: skip
+    assert main([*words, "--settler", str(checkpoints["settler"])]) == 0
+    after = read_card(tmp_path / "after" / "tiny.toml")
+    assert after.version == "1" and after.heads == before.heads
+    assert after.training["segmenter"]["taken_from"] == "tiny 0"
+    old, new = load_weights(read_card(Path(path))), load_weights(after)
+    kept = [key for key in old if not key.startswith("proof.")]
+    assert all((old[key].nan_to_num() == new[key].nan_to_num()).all() for key in kept)
+
+    bare = {**before.training, "segmenter": {"seed": 0, "steps": 1, "seconds": 1}}
+    write_card(replace(before, training=bare, path=None), Path(path))
+    capsys.readouterr()
+    assert main(words) == DataError.exit_code
+    told = capsys.readouterr().err
+    assert "does not hold the settings of its segmenter's run" in told
+    assert "name the checkpoint" in told
+
+
+@pytest.mark.parametrize(
+    ("settler", "told"),
+    [
+        (2.0, r"2.0 is not a table – .*\[preprocess\], settler"),
+        ({"sure_dice": 2}, r"2 is not a number from 0 to 1 – .*settler, sure_dice"),
+        ({"spacing_mm": 0}, r"0 is not a number from 0.1 to 50 – .*settler, spacing_mm"),
+    ],
+)
+def test_wrong_settings_are_refused(settler, told, tmp_path):
+    with pytest.raises(DataError, match=told):
+        write_card(small_card(preprocess={"settler": settler}), tmp_path / "small.toml")
+
+
+def test_a_box_that_the_settler_cannot_halve_is_refused(tmp_path):
+    card = toy.write_toy_model(tmp_path)
+    network = {"network": "unet", "features": [2, 4], "stem": 2}
+    wrong = replace(
+        card, networks={**card.networks, "settler": network},
+        preprocess={**card.preprocess, "settler": {"spacing_mm": 16.0}},
+    )  # fmt: skip
+    state = build(**network, out_channels=33).state_dict()
+    tensors = {**load_weights(card), **{f"settler.{key}": one for key, one in state.items()}}
+    with pytest.raises(DataError, match=r"the settler is shown \[9, 9, 9\] .* multiples of 4"):
+        assemble(wrong, tensors)
+    hungry = {**network, "prior_channels": 5}
+    greedy = replace(wrong, networks={**wrong.networks, "settler": hungry})
+    state = build(**hungry, out_channels=33).state_dict()
+    own = {**load_weights(card), **{f"settler.{key}": one for key, one in state.items()}}
+    with pytest.raises(DataError, match=r"settler takes an atlas of 5 channels.* 'aseg' has 33"):
+        assemble(greedy, own)
+    lacking = replace(wrong, preprocess=card.preprocess)
+    with pytest.raises(DataError, match=r"missing: .*settler.spacing_mm.*\[preprocess\]"):
+        assemble(lacking, tensors)
+
+
+def test_the_methods_text_tells_of_it(tmp_path):
+    model = settling(tmp_path)
+    assert "corrected" in methods_text([model.card], "1")
+    assert "corrected" not in methods_text([toy.write_toy_model(tmp_path / "plain")], "1")
+
+
+def test_the_brain_is_found_in_float32_whatever_the_segmenter_computes_in(tmp_path):
+    model = settling(tmp_path)
+    low = replace(model, precision=torch.bfloat16)
+    volume, _ = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), model.card)
+    prepared = app.prepare(volume, model.card.preprocess, np.eye(4), True)
+    answers = [survey(one, prepared).probabilities for one in (model, low)]
+    np.testing.assert_array_equal(*answers)
+    places = [locate(one)(prepared.image[0]) for one in (model, low)]
+    np.testing.assert_array_equal(*places)
+    heard = []
+    for role, network in low.networks.items():
+        network.register_forward_pre_hook(
+            lambda *_, role=role: heard.append((role, torch.is_autocast_enabled("cpu")))
+        )
+    for role in ("locator", "settler", "segmenter"):
+        logits_of(low, role, torch.from_numpy(prepared.image)[None], None)
+    assert heard == [("locator", False), ("settler", False), ("segmenter", True)]

@@ -85,6 +85,25 @@ def test_the_brain_is_where_the_other_model_sees_it(placer, placed, tmp_path):
     assert (found == app.finely(own, seen(placer, path)[2]).probabilities.argmax(0)).mean() > 0.99
 
 
+def test_a_child_on_its_parents_grid_sees_its_parents_image(placer, tmp_path, monkeypatch):
+    model = Models().get(placer, "cpu")
+    child = replace(model, placer=model)
+    path = toy.write_scan(tmp_path / "sub-01_T1w.nii")
+    volume, job, _ = seen(placer, path)
+    images, prepare = [], app.prepare
+    monkeypatch.setattr(app, "prepare", lambda *given: images.append(prepare(*given)) or images[-1])
+    assert app.find(volume, job, child) is images[-1]
+    alone = len(images)
+    elsewhere = replace(child, template=child.template + 1)
+    app.find(volume, job, elsewhere)
+    assert len(images) == 2 * alone + 1, "another frame is another image"
+    assert app.seen_alike(child, model) and not app.seen_alike(elsewhere, model)
+    finer = replace(placer, preprocess={**placer.preprocess, "spacing_mm": 3.0})
+    assert not app.seen_alike(replace(child, card=finer), model)
+    both = replace(placer, channels=("T1w", "T2w"))
+    assert not app.seen_alike(replace(child, card=both), model)
+
+
 def test_a_template_is_found_by_the_other_model_too(placer, placed, tmp_path):
     path = toy.write_scan(tmp_path / "sub-01_T1w.nii")
     _, job, model = seen(placed, path)

@@ -268,9 +268,22 @@ def placed(scan: Volume, job: Job, model: Model) -> Prepared:
     """The scan where the model that finds the brain for this one sees it."""
     other = model.placer
     seen = find(scan, replace(job, card=other.card, companions=()), other)
+    if seen_alike(model, other):
+        return seen
     frame = between(other.template, model.template) @ seen.template_from_native
     shown = job.scan.skull_stripped, shown_together(scan, job), model.crew
     return replace(prepare(scan, job.card.preprocess, frame, *shown), warnings=seen.warnings)
+
+
+def seen_alike(model: Model, other: Model) -> bool:
+    """Whether two models see the same image of a scan: of one channel, on one grid."""
+    asked = [
+        {key: one.card.preprocess.get(key) for key in ("box_mm", "spacing_mm", "standard")}
+        for one in (model, other)
+    ]
+    alone = not model.card.channels and not other.card.channels
+    one_template = np.array_equal(model.template, other.template, equal_nan=True)
+    return alone and one_template and asked[0] == asked[1]
 
 
 def settle(

@@ -72,7 +72,25 @@ def test_an_error_in_a_piece_is_raised(threads):
         list(Crew(threads).map(fails, range(50)))
 
 
-@pytest.mark.parametrize("card", [CARD, DETAILED], ids=["coarse", "fine"])
+WHOLE = replace(DETAILED, strategy={"name": "sliding", "window": 32})
+
+
+def test_the_sides_of_the_mirror_go_side_by_side_where_one_window_sees_all(monkeypatch):
+    image = np.zeros((1, 32, 32, 32), np.float32)
+    prepared = Prepared(image, Grid((32, 32, 32), np.eye(4)), None, np.eye(4), True, ())
+    meeting = threading.Barrier(2, timeout=10)  # breaks unless two wait at once
+    model = replace(load_model(WHOLE, tensors(WHOLE)), crew=Crew(2))
+    body = model.networks["segmenter"].body
+
+    def meet(*given):
+        meeting.wait()
+        return body(*given)
+
+    monkeypatch.setattr(model.networks["segmenter"], "body", meet)
+    segment(model, prepared, Ask(mirror=True))
+
+
+@pytest.mark.parametrize("card", [CARD, DETAILED, WHOLE], ids=["coarse", "fine", "one window"])
 def test_labels_and_volumes_do_not_depend_on_the_number_of_threads(card, monkeypatch):
     monkeypatch.setattr("tlseg_bids.segment.fine._VOXELS_AT_ONCE", {"cpu": 16})
     monkeypatch.setattr("tlseg_bids.postprocess.field._POINTS_PER_SLAB", 2**10)

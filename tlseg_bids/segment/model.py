@@ -348,6 +348,12 @@ def _plain(model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]) -
     return walk(predict, image, factor=network.factor if ask.fine else network.stem).numpy()
 
 
+def one_window(model: Model, image: Tensor) -> bool:
+    """Whether one window of the card's strategy covers an image (1, C, I, J, K)."""
+    window = model.card.strategy.get("window", np.inf)
+    return bool(np.all(np.asarray(window) >= np.asarray(image.shape[2:])))
+
+
 def _blended(
     model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]
 ) -> np.ndarray | SharedRows:
@@ -367,7 +373,10 @@ def _blended(
         return walk(predict, image.flip(2) if turned else image, factor=network.stem)
 
     swap = torch.as_tensor(model.heads[ask.head].mirror, device=model.device)
-    straight, mirrored = side(False), side(True) if ask.mirror else None
+    # Windows go side by side; where one sees all, the two sides of the mirror do.
+    once = one_window(model, image)
+    sides = (model.windows.map if once else map)(side, (False, True)[: 1 + ask.mirror])
+    straight, mirrored = (*sides, None)[:2]
     with torch.inference_mode():
         added = None if prior is None else prior.logits[ask.head]
         corrections = network.corrections(ask.head) if ask.fine else None

@@ -5,8 +5,9 @@ Usage: ``python benchmarks/orientation.py SCAN … [--model any] [--headers NAME
 Every scan is labelled as it is, and with headers changed on purpose: half turns, mirrors along one
 axis, turns by 45° and 90°. For each: whether the program labels it; whether it warns of the
 direction; the expected Dice of the coarse answer in each direction that was tried, the header's
-first (1 where the settler was sure of what it saw); Dice with the labels of the unchanged scan (mean over structures; where the header
-mirrors, with the sides exchanged, which is what an image without a mark of its side must give).
+first (1 where the settler was sure of what it saw); Dice with the labels of the unchanged scan
+(mean over structures; where the header mirrors, with the sides exchanged, which is what an image
+without a mark of its side must give).
 Prints a table; exit code 1 if a wrong direction was labelled below `SAME` without a warning.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from cards import small_card
@@ -104,6 +105,32 @@ def test_a_child_on_its_parents_grid_sees_its_parents_image(placer, tmp_path, mo
     assert not app.seen_alike(replace(child, card=both), model)
 
 
+@pytest.mark.parametrize(("shift_mm", "warned"), [(0.0, False), (9.0, True)])
+def test_images_of_a_visit_that_lie_apart_are_told(placer, tmp_path, shift_mm, warned):
+    path, other = (toy.write_scan(tmp_path / f"sub-01_T{n}w.nii") for n in (1, 2))
+    image = nib.load(other)
+    moved = image.affine.copy()
+    moved[1, 3] += shift_mm
+    nib.save(nib.Nifti1Image(np.array(image.dataobj), moved), other)
+    volume, job, model = seen(placer, path)
+    job = replace(job, companions=(replace(job.scan, path=other, suffix="T2w"),))
+    told = app.apart(job, model, app.find(volume, job, model))
+    assert bool(told) == warned
+    if warned:
+        assert "sub-01_T2w.nii, which is shown to the model with this scan, lies 9 mm" in told[0]
+        assert "align the images, or choose a model of one image with --model" in told[0]
+
+
+def test_an_image_of_a_visit_without_a_brain_is_told(placer, tmp_path):
+    path, other = (toy.write_scan(tmp_path / f"sub-01_T{n}w.nii") for n in (1, 2))
+    image = nib.load(other)
+    nib.save(nib.Nifti1Image(np.full(image.shape, 3, np.int16), image.affine), other)
+    volume, job, model = seen(placer, path)
+    job = replace(job, companions=(replace(job.scan, path=other, suffix="T2w"),))
+    (told,) = app.apart(job, model, app.find(volume, job, model))
+    assert told.startswith("sub-01_T2w.nii, which is shown with it: every voxel is 3")
+
+
 def test_a_template_is_found_by_the_other_model_too(placer, placed, tmp_path):
     path = toy.write_scan(tmp_path / "sub-01_T1w.nii")
     _, job, model = seen(placed, path)
@@ -127,8 +154,11 @@ def test_a_model_that_does_not_come_with_the_program_places_nothing(placed, plac
     assert registry.placing_card(placer) is None
 
 
-def test_the_programs_models_find_the_brain_themselves():
-    assert set(registry.finders()) == {card.name for card in registry.load_cards()}
+def test_the_programs_models_find_the_brain_or_are_placed_by_one_that_does():
+    assert "any" in registry.finders()
+    for card in registry.load_cards():
+        finder = registry.placing_card(card)
+        assert "locator" in (card if finder is None else finder).networks
     assert registry.finders() is registry.finders(), "the cards are not read for every scan"
 
 

@@ -197,6 +197,23 @@ def test_few_scans_do_not_beat_many_and_one_scan_is_no_measurement():
     assert low == pytest.approx(0.87 - 4.3027 * 0.05 / 3**0.5, abs=1e-4)
 
 
+def test_a_gain_over_the_parent_on_the_same_scans_counts_more_than_the_spread_over_scans():
+    grown = packaged("grown", evidence(mean=0.83, sd=0.02, n=6), parent="any")
+    better, worse = (
+        packaged(name, evidence(mean=0.84, sd=0.05, n=3, parent_mean=parent), parent="grown")
+        for name, parent in (("better", 0.832), ("worse", 0.86))
+    )
+    bare = packaged("bare", evidence(mean=0.84, sd=0.05, n=3), parent="grown")
+    found = compare([bare, better, worse, grown], scan())
+    assert found["better"].low == pytest.approx(found["grown"].low + 0.008)
+    assert found["worse"].low == found["bare"].low, "its own lower end is what is known of it"
+    assert choose([better, grown], scan()).card.name == "better"
+    assert choose([worse, grown], scan()).card.name == "grown"
+    assert choose([bare, grown], scan()).card.name == "grown"
+    circle = replace(grown, parent="better", evidence=better.evidence)
+    assert set(compare([better, circle], scan())) == {"better", "grown"}, "no endless descent"
+
+
 def test_rows_of_several_datasets_are_pooled_only_where_no_dataset_is_shared():
     first = packaged("first", evidence(dataset="a", mean=0.8), evidence(dataset="b", mean=0.9))
     second = packaged("second", evidence(dataset="b", mean=0.85))

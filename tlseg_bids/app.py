@@ -321,8 +321,7 @@ def settle(
         The scan in the last frame, to which a coarse answer need not have been made.
     dice : float
         Expected Dice of the last answer; 1 where the model has no head that could tell, or where
-        its settler was sure. Without
-        `patient` a first answer below `HOPEFUL_DICE` is the last.
+        its settler was sure. Without `patient` a first answer below `HOPEFUL_DICE` is the last.
     """
     options = job.card.preprocess
     shown = job.scan.skull_stripped, shown_together(scan, job), model.crew

@@ -345,6 +345,10 @@ def test_a_model_of_several_images_labels_no_template(tmp_path, config):
     asked = replace(config, model="pair", output_spaces=("MNI152NLin6Asym",), dry_run=True)
     with pytest.raises(UsageError, match=r"'pair' wants T1w and T2w together, and a template is "):
         make_plan(both, (), [pair], asked, VERSION)
+    placed = replace(pair, preprocess={"placed_by": "any"})
+    plan = make_plan(both, (), [placed], asked, VERSION)
+    assert {job.card.name for job in plan.jobs} == {"pair"}
+    assert any(job.spaces for job in plan.jobs), "the other model shows where the template lies"
 
 
 def test_a_study_is_labelled_in_one_protocol(tmp_path, config):

@@ -115,9 +115,12 @@ def make_plan(
 
 
 def _check_single_images(jobs: Sequence[Job]) -> None:
-    """Refuse models that a template, which is one image, cannot be shown to."""
+    """Refuse models that a template, which is one image, cannot be shown to.
+
+    One that is placed by another model need not see it.
+    """
     for card in (job.card for job in jobs):
-        if card.channels:
+        if card.channels and card.placed_by is None:
             raise UsageError(
                 f"model '{card.name}' wants {' and '.join(card.channels)} together, and a template "
                 "is one image", "--output-spaces", "choose a model of one image with --model",

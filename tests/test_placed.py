@@ -128,7 +128,8 @@ def test_an_image_of_a_visit_without_a_brain_is_told(placer, tmp_path):
     volume, job, model = seen(placer, path)
     job = replace(job, companions=(replace(job.scan, path=other, suffix="T2w"),))
     (told,) = app.apart(job, model, app.find(volume, job, model))
-    assert told.startswith("sub-01_T2w.nii, which is shown with it: every voxel is 3")
+    assert told.startswith("sub-01_T2w.nii, shown with this scan: every voxel is 3")
+    assert told.endswith("mend it, or choose a model of one image with --model")
 
 
 def test_a_template_is_found_by_the_other_model_too(placer, placed, tmp_path):

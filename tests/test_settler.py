@@ -167,6 +167,14 @@ def test_export_with_a_settler(runs, tmp_path):
     assert set(assemble(card, tensors)) == set(card.networks)
 
 
+def test_a_settler_needs_a_locator(runs, tmp_path):
+    heads, checkpoints = runs
+    alone = {role: path for role, path in checkpoints.items() if role != "locator"}
+    placed = {**SAID, "preprocess": {"placed_by": "any"}}
+    with pytest.raises(DataError, match=r"a settler corrects what a locator found.*leave the set"):
+        export(placed, alone, heads, tmp_path)
+
+
 def test_a_network_of_a_model_is_kept(runs, tmp_path, capsys):
     heads, checkpoints = runs
     plain = {role: path for role, path in checkpoints.items() if role != "settler"}

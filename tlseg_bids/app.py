@@ -69,6 +69,7 @@ APART = (
     "labels fit at most one of the two; align the images, or choose a model of one image with "
     "--model"
 )
+NOT_SEEN = "{}, shown with this scan: {}; mend it, or choose a model of one image with --model"
 CHECK_SCAN = "check that the scan shows a whole brain and that its header's orientation is right"
 
 
@@ -291,7 +292,7 @@ def apart(job: Job, other: Model, seen: Prepared) -> tuple[str, ...]:
         try:
             there = find(load_scan(image.path)[0], alone, other).template_from_native
         except ScanError as error:
-            told.append(f"{image.path.name}, which is shown with it: {error.what}")
+            told.append(NOT_SEEN.format(image.path.name, error.what))
             continue
         far_mm = displacement_mm(seen.template_from_native, there, other.template)
         if far_mm > APART_MM:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tlseg_bids.errors import DataError, NoInputError
 from tlseg_bids.train.dataset import default_protocol
-from tlseg_bids.train.recipe import TABLES, Recipe, load_checkpoint
+from tlseg_bids.train.recipe import Recipe, load_checkpoint, recipe_of
 from tlseg_bids.train.start import load_start
 from tlseg_bids.train.supply import describe
 from tlseg_bids.zoo.atlases import pack
@@ -91,8 +91,7 @@ def _basis(path: Path) -> tuple[Recipe, dict[str, Any]]:
             "the card does not hold the settings of its segmenter's run", path,
             "name the checkpoint of that run",
         )  # fmt: skip
-    known = {key: TABLES[key](**one) if key in TABLES else one for key, one in settings.items()}
-    return Recipe(**known), load_start(path, "segmenter")
+    return recipe_of(settings), load_start(path, "segmenter")
 
 
 def _data(parts: dict[str, Part], root: Path | None) -> list[dict[str, Any]]:
@@ -164,6 +163,11 @@ def export(
     segmenter, last = _basis(checkpoints["segmenter"])
     finding = dict(description.get("preprocess", {}))
     parts = {role: _part(checkpoints[role], role) for role in ROLES if checkpoints.get(role)}
+    if "settler" in parts and "locator" not in parts:
+        raise DataError(
+            "a settler corrects what a locator found, and there is none", "the card's description",
+            "name a locator, too, or leave the settler out",
+        )  # fmt: skip
     if "locator" in parts:
         finding.pop("placed_by", None)
         looks = {**parts["locator"].window, "looks": 3}

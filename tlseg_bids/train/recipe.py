@@ -172,13 +172,18 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     if unknown:
         raise UsageError(f"unknown keys {unknown}", path, "see the docstring of Recipe")
     try:
-        values = {key: TABLES[key](**value) if key in TABLES else value
-                  for key, value in values.items()}  # fmt: skip
-        return Recipe(**values)
+        return recipe_of(values)
     except TypeError as error:
         raise UsageError(
             f"keys do not fit: {error}", path, "see the docstring of Recipe"
         ) from error
+
+
+def recipe_of(values: dict[str, Any]) -> Recipe:
+    """A recipe from plain values, its tables as in TOML."""
+    return Recipe(**{
+        key: TABLES[key](**value) if key in TABLES else value for key, value in values.items()
+    })  # fmt: skip
 
 
 def _read(path: Path) -> dict[str, Any]:

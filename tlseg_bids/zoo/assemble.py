@@ -204,7 +204,7 @@ def _check_sizes(card: ModelCard, networks: dict[str, nn.Module], where: object)
         )  # fmt: skip
     sizes: list[tuple[str, Any]] = [(SEGMENTER, card.strategy.get("window"))]
     if SETTLER in networks:
-        if (sides := settler_sides(card)) is None:
+        if (sides := _settler_sides(card)) is None:
             raise DataError(
                 "missing: box_mm or settler.spacing_mm, so the settler's voxels are not known",
                 f"{where}, [preprocess]", CORRECT,
@@ -221,7 +221,7 @@ def _check_sizes(card: ModelCard, networks: dict[str, nn.Module], where: object)
             )  # fmt: skip
 
 
-def settler_sides(card: ModelCard) -> list[int] | None:
+def _settler_sides(card: ModelCard) -> list[int] | None:
     """Voxels that the settler is shown along each axis; None where the card does not say."""
     box, spacing_mm = card.preprocess.get("box_mm"), card.preprocess.get(SETTLER, {})
     if box is None or "spacing_mm" not in spacing_mm:

@@ -39,7 +39,7 @@ def distances(folder: Path, subject: str, suffix: str, model: Model, there: np.n
     scan = scan_of(folder, subject, suffix)
     volume, _ = load_scan(scan.path)
     job = Job(scan, model.card, "", (), (), "", "cpu", 0.0, ())
-    seen = find_template(volume, model.card.preprocess, locate(model), model.template)
+    seen = find_template(volume, model.card.preprocess, locate(model), model.landmarks)
     settled, _ = app.settle(volume, job, model, seen)
     frames = (seen, settled.template_from_native)
     return [displacement_mm(there, frame, model.template) for frame in frames]

@@ -20,6 +20,7 @@ from tlseg_bids.bids.scan import Scan
 from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.errors import DataError, ScanError
 from tlseg_bids.flow import Prediction, Prepared
+from tlseg_bids.labels.landmarks import Landmarks
 from tlseg_bids.metrics import dice
 from tlseg_bids.networks import build
 from tlseg_bids.postprocess import to_native
@@ -82,7 +83,7 @@ def test_a_volume_without_structures_is_no_brain():
     background[0] = 1
     options = {"locator": {"size": 16, "spacing_mm": 12.0, "looks": 2}}
     with pytest.raises(ScanError, match="no brain found .0 structures.*orientation"):
-        find_template(image, options, lambda _: background, np.zeros((33, 3)))
+        find_template(image, options, lambda _: background, Landmarks(np.zeros((33, 3))))
 
 
 class PerfectLocator:
@@ -121,13 +122,13 @@ def test_labels_come_back_to_where_they_were(number, monkeypatch):
         "locator": {"size": 60, "spacing_mm": 4.0, "looks": 2}, "spacing_mm": 2.0,
         "box_mm": [[-90, 90], [-100, 92], [-92, 84]],
     }  # fmt: skip
-    frame = find_template(scan, options, look, template_of(turn))
+    frame = find_template(scan, options, look, Landmarks(template_of(turn)))
     prepared = prepare(scan, options, frame, skull_stripped=True)
     np.testing.assert_allclose(prepared.template_from_native[:3, :3], 0.9 * turn, atol=0.02)
     seen = Phantom().image(prepared.grid).data
     assert np.corrcoef(seen.ravel(), prepared.image[0].ravel())[0, 1] > 0.95
     answer = Prediction(Phantom().probabilities(prepared.grid, sub=1), prepared.grid)
-    assert better_frame(answer, frame, template_of(turn))[1] < 0.5
+    assert better_frame(answer, frame, Landmarks(template_of(turn)))[1] < 0.5
     found = to_native(answer, scan, PROTOCOL).labels
     truth = Phantom().labels(native)
     assert found.grid == native
@@ -280,7 +281,7 @@ def test_a_frame_that_does_not_settle_is_told(distances, passes, warned, monkeyp
         Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w"),
         preprocess={"rounds": 3, "settled_mm": 1.5},
     )
-    model = load_model(CARD, tensors())
+    model = load_model(replace(CARD, preprocess={"box_mm": [[-80, 80]] * 3}), tensors())
     prepared, dice = app.settle(scan, job, model, np.eye(4))
     assert dice == 0.7
     assert len(asked) == passes
@@ -362,7 +363,7 @@ def looking(monkeypatch, dices: dict[int, float | str]):
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     known = Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w", skull_stripped=True)
     job = SimpleNamespace(card=SimpleNamespace(preprocess={}), scan=known)
-    return app.find(scan, job, SimpleNamespace(template=None, crew=ALONE, placer=None)), tried
+    return app.find(scan, job, SimpleNamespace(landmarks=None, crew=ALONE, placer=None)), tried
 
 
 @pytest.mark.parametrize(
@@ -479,7 +480,7 @@ def test_a_template_is_found_anew_for_each_card(tmp_path, monkeypatch):
     monkeypatch.setattr(app, "load_volume", lambda _: Volume(np.zeros((2, 2, 2)), grid))
     monkeypatch.setattr(app, "locate", lambda _: None)
     monkeypatch.setattr(app, "find_template", lambda _, options, *__, **___: asked.append(options))
-    model = SimpleNamespace(template=None, crew=ALONE, placer=None)
+    model = SimpleNamespace(landmarks=None, crew=ALONE, placer=None)
     prepared = SimpleNamespace(template_from_native=np.eye(4))
     monkeypatch.setattr(app, "settle", lambda *_: (prepared, 1.0))
     scan = Scan(tmp_path / "sub-01_T1w.nii.gz", tmp_path, {"sub": "01"}, "T1w")

@@ -50,8 +50,7 @@ from tlseg_bids.zoo.registry import load_cards
 Frame = tuple[Grid, np.ndarray]
 LOG = logging.getLogger(__name__)
 NEAR = 3.0
-"""How many times farther than `settled_mm` a last step may lead: the next one would be less than a
-third as long (a tenth to a quarter on nine of ten development scans)."""
+"""A last step may lead so many times farther than `settled_mm`: the next is a quarter as long."""
 TURNED_DEGREES = 60.0
 TURNED = (
     "by the header the head is turned by {:.0f}° from upright: the header is probably wrong, and "
@@ -255,7 +254,7 @@ def find(scan: Volume, job: Job, model: Model) -> Prepared:
     for turn in TURNS:
         try:
             frame = find_template(
-                scan, job.card.preprocess, locate(model), model.template, turn, model.crew
+                scan, job.card.preprocess, locate(model), model.landmarks, turn, model.crew
             )
         except ScanError as error:
             failed = failed or error
@@ -334,7 +333,7 @@ def settle(
         prepared = prepare(scan, options, frame, *shown)
         prediction = segment(model, prepared, Ask(head=model.frame_head, fine=False))
         dice = expected_dice(prediction.probabilities)
-        frame, distance_mm = better_frame(prediction, frame, model.template)
+        frame, distance_mm = better_frame(prediction, frame, model.landmarks, scan.grid)
         if distance_mm < options["settled_mm"] or not (patient or dice >= HOPEFUL_DICE):
             break
         if distance_mm < NEAR * options["settled_mm"] and dice >= SURE_DICE:
@@ -364,7 +363,7 @@ def surveyed(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> np.ndar
     for _ in range(options["rounds"]):
         seen = prepare(scan, coarse, found, job.scan.skull_stripped, crew=model.crew)
         prediction = survey(model, seen)
-        found, distance_mm = better_frame(prediction, found, model.template)
+        found, distance_mm = better_frame(prediction, found, model.landmarks, scan.grid)
         if distance_mm < options["settled_mm"]:
             near = displacement_mm(frame, found, model.template) < near_mm
             return found if near and expected_dice(prediction.probabilities) >= sure else None
@@ -393,7 +392,7 @@ def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame])
         frames[key] = grid, between(other.template, model.template) @ there
     if key not in frames:
         template, alone = load_volume(file), replace(job.scan, skull_stripped=None)
-        look = job.card.preprocess, locate(model), model.template
+        look = job.card.preprocess, locate(model), model.landmarks
         frame = find_template(template, *look, crew=model.crew)
         prepared, _ = settle(template, replace(job, scan=alone), model, frame)
         frames[key] = template.grid, prepared.template_from_native

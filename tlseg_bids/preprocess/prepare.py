@@ -10,6 +10,7 @@ import numpy as np
 from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Prediction, Prepared
+from tlseg_bids.labels.landmarks import Landmarks
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.intensity import robust_scale, standardise
@@ -41,7 +42,7 @@ def cube(middle_from_world: np.ndarray, size: int, spacing_mm: float) -> Grid:
 
 
 def find_template(
-    volume: Volume, options: dict[str, Any], locate: Locate, template: np.ndarray,
+    volume: Volume, options: dict[str, Any], locate: Locate, template: Landmarks,
     turn: np.ndarray = TURNS[0], crew: Crew = ALONE,
 ) -> np.ndarray:  # fmt: skip
     """The affine (4, 4) from the scan's world to the template, both in mm.
@@ -76,7 +77,7 @@ def find_template(
         coarse = np.diag([factor] * 3 + [1.0])
         coarse[:3, 3] = (factor - 1) / 2
         found, landmarks, residual = template_from_probabilities(
-            probabilities, grid.affine @ coarse, template
+            probabilities, grid.affine @ coarse, template, volume.grid
         )
         if landmarks < LEAST_LANDMARKS or residual > WORST_RESIDUAL_MM:
             raise ScanError(
@@ -146,16 +147,18 @@ def _standard(volume: Volume, options: dict[str, Any]) -> Volume:
 
 
 def better_frame(
-    prediction: Prediction, template_from_native: np.ndarray, template: np.ndarray
-) -> tuple[np.ndarray, float]:
+    prediction: Prediction, template_from_native: np.ndarray, template: Landmarks,
+    native: Grid | None = None,
+) -> tuple[np.ndarray, float]:  # fmt: skip
     """The frame that a segmentation asks for, and how far it is from the one it was made in.
 
     Parameters
     ----------
     prediction : Prediction
         Made in the frame `template_from_native`.
-    template : ndarray, shape (channels, 3)
-        Template centroids in mm.
+    template : Landmarks
+    native : Grid, optional
+        Of the scan; not given, it shows everything.
 
     Returns
     -------
@@ -165,8 +168,8 @@ def better_frame(
         See `displacement_mm`.
     """
     found, landmarks, _ = template_from_probabilities(
-        prediction.probabilities, prediction.grid.affine, template
+        prediction.probabilities, prediction.grid.affine, template, native
     )
     if landmarks < LEAST_LANDMARKS:
         return template_from_native, 0.0
-    return found, displacement_mm(template_from_native, found, template)
+    return found, displacement_mm(template_from_native, found, template.centroids)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from tlseg_bids.labels.landmarks import Landmarks
+from tlseg_bids.volume import Grid
+
 RIDGE = 0.1
 
 
@@ -82,6 +85,8 @@ LANDMARK_PROBABILITY = 0.3
 LEAST_MM3 = 100.0
 LEAST_LANDMARKS = 6
 RESIDUAL_SCALE_MM = 6.0
+SHOWN_ROUNDS = 20
+SHOWN_MM = 0.05
 
 
 def landmark_weights(mass_mm3: np.ndarray) -> np.ndarray:
@@ -106,9 +111,14 @@ def robust_affine(
 
 
 def template_from_probabilities(
-    probabilities: np.ndarray, voxel_to_mm: np.ndarray, template: np.ndarray
-) -> tuple[np.ndarray, int, float]:
+    probabilities: np.ndarray, voxel_to_mm: np.ndarray, template: Landmarks,
+    native: Grid | None = None,
+) -> tuple[np.ndarray, int, float]:  # fmt: skip
     """Affine from the world to the template, from a locator's answer.
+
+    Where the scan ends inside a structure, the centroid of what is left of it is matched with that
+    of the same part of the template's. Which part that is depends on the affine, so both are found
+    in turns, from the affine of whole structures on.
 
     Parameters
     ----------
@@ -116,8 +126,9 @@ def template_from_probabilities(
         Of the structures, channel 0 the background.
     voxel_to_mm : ndarray, shape (4, 4)
         Grid of the probabilities to world mm.
-    template : ndarray, shape (channels, 3)
-        Template centroids in mm, NaN where a channel has none.
+    template : Landmarks
+    native : Grid, optional
+        Of the scan; not given, every structure counts as whole.
 
     Returns
     -------
@@ -128,10 +139,21 @@ def template_from_probabilities(
     kept = np.where(probabilities > LANDMARK_PROBABILITY, probabilities, 0)
     kept[0] = 0
     points, mass = centroids(kept, voxel_to_mm)
-    use = (mass > LEAST_MM3) & np.isfinite(template).all(1)
+    found = mass > LEAST_MM3
+    use = found & np.isfinite(template.centroids).all(1)
     if use.sum() < LEAST_LANDMARKS:
         return np.eye(4), int(use.sum()), float("inf")
-    matrix, residual = robust_affine(points[use], template[use], landmark_weights(mass[use]))
+    weights = landmark_weights(mass)
+    matrix, residual = robust_affine(points[use], template.centroids[use], weights[use])
+    for _ in range(SHOWN_ROUNDS):
+        target = template.shown(matrix, native)
+        seen = found & np.isfinite(target).all(1)
+        if seen.sum() < LEAST_LANDMARKS:
+            break
+        before, use = matrix, seen
+        matrix, residual = robust_affine(points[use], target[use], weights[use])
+        if displacement_mm(before, matrix, template.centroids) < SHOWN_MM:
+            break
     return matrix, int(use.sum()), residual
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.errors import DataError
 from tlseg_bids.flow import Prediction, Prepared, SharedRows
+from tlseg_bids.labels.landmarks import BoxAtlas, Landmarks
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.networks import channels_last
 from tlseg_bids.segment import STRATEGIES
@@ -60,6 +61,19 @@ class Model:
     def protocol(self) -> LabelProtocol:
         """Of the primary head: what the user gets."""
         return self.heads[0]
+
+    @cached_property
+    def landmarks(self) -> Landmarks:
+        """The template's structures, with their atlas where the card has it."""
+        return Landmarks(self.template, self.box_atlases.get(self.card.located_in))
+
+    @cached_property
+    def box_atlases(self) -> dict[str, BoxAtlas]:
+        """The atlases of `priors` over the card's box, by protocol."""
+        return {
+            name: BoxAtlas(prior[0].float().cpu().numpy(), self.card.preprocess["box_mm"])
+            for name, prior in self.priors.items()
+        }
 
     @property
     def windows(self) -> Crew:

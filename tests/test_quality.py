@@ -12,7 +12,8 @@ from scipy import ndimage
 from test_postprocess import one_hot, truth
 
 from tlseg_bids.bids.scan import Age
-from tlseg_bids.flow import Prediction
+from tlseg_bids.flow import Prediction, Segmentation
+from tlseg_bids.labels.landmarks import BoxAtlas
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.postprocess.image_quality import (
@@ -22,7 +23,14 @@ from tlseg_bids.postprocess.image_quality import (
     image_quality,
     smoothness_mm,
 )
-from tlseg_bids.postprocess.judgement import LEVELS, RULES, assess, judge
+from tlseg_bids.postprocess.judgement import (
+    LEVELS,
+    NAMED,
+    RULES,
+    assess,
+    cut_structures,
+    judge,
+)
 from tlseg_bids.postprocess.plausibility import (
     euler_number,
     expected_brain_mm3,
@@ -30,7 +38,7 @@ from tlseg_bids.postprocess.plausibility import (
     turned_degrees,
 )
 from tlseg_bids.postprocess.references import compare, load_references
-from tlseg_bids.volume import Volume
+from tlseg_bids.volume import Grid, Volume
 
 SMALL = Phantom(0.6)
 GRID = grid_over(SMALL, (2, 2, 2))
@@ -196,6 +204,59 @@ def test_assessing_adds_scores_and_a_verdict_and_leaves_the_labels() -> None:
     assert {"snr", "turned_degrees", "brain_euler_number", "brain_by_age"} <= set(after.qc)
     assert "brain_by_age" not in assess(before, scan, PROTOCOL, np.eye(4), None).qc
     assert all(math.isfinite(value) for name, value in after.qc.items() if name in GOOD)
+
+
+def cut_at(first: int) -> Segmentation:
+    """What is found in a scan that begins at a slice, by a model whose atlas is the truth."""
+    atlas = BoxAtlas(one_hot(truth()), box_of(GRID))
+    affine = GRID.affine.copy()
+    affine[:3, 3] += first * affine[:3, 2]
+    scan = Volume(
+        image(2.0)[..., first:].copy(), Grid((*GRID.shape[:2], GRID.shape[2] - first), affine)
+    )
+    found = to_native(Prediction(one_hot(truth()).astype(np.float16), GRID), scan, PROTOCOL)
+    return assess(found, scan, PROTOCOL, np.eye(4), None, (), atlas)
+
+
+def box_of(grid: Grid) -> np.ndarray:
+    """[low, high] of a grid along the axes of the world, to which it is parallel."""
+    corners = grid.affine[:3, :3] @ np.array([[-0.5] * 3, np.array(grid.shape) - 0.5]).T
+    return np.sort(corners + grid.affine[:3, 3:], axis=1)
+
+
+def test_structures_that_a_scan_cuts_are_named_with_the_share_that_is_missing() -> None:
+    thalamus = INDEX["Left thalamus"]
+    first = int(np.argwhere(thalamus == LABELS)[:, 2].mean())
+    whole, cut = cut_at(0), cut_at(first)
+    assert whole.volumes["cut_share"].max() < 0.01
+    assert not [flag for flag in whole.flags if "ends before" in flag]
+    every = one_hot(truth())[1:]
+    with np.errstate(invalid="ignore"):
+        missing = 1 - every[..., first:].sum((1, 2, 3)) / every.sum((1, 2, 3))
+    np.testing.assert_allclose(cut.volumes["cut_share"], missing, atol=1e-3)
+    told = next(flag for flag in cut.flags if "The scan ends before" in flag)
+    assert "brain stem (100%)" in told and "expected beyond its faces" in told
+    assert "cerebrospinal fluid" not in told
+    assert cut.verdict != "use" and told in cut.reasons
+
+
+def test_without_an_atlas_nothing_is_said_to_be_cut() -> None:
+    found = to_native(
+        Prediction(one_hot(truth()).astype(np.float16), GRID), Volume(np.zeros(0), GRID), PROTOCOL
+    )
+    after = assess(found, Volume(image(2.0), GRID), PROTOCOL, np.eye(4), None)
+    assert after.volumes["cut_share"].isna().all()
+    assert not [flag for flag in after.flags if "ends before" in flag]
+
+
+def test_many_cut_structures_are_counted_after_the_worst() -> None:
+    table = pd.DataFrame({
+        "index": PROTOCOL.indices[1:], "name": PROTOCOL.table["name"][1:],
+        "cut_share": np.linspace(0.9, 0.5, len(PROTOCOL) - 1),
+    })  # fmt: skip
+    told = cut_structures(table, PROTOCOL)[0]
+    around = len(PROTOCOL.channels(group="outer-csf"))
+    assert f"and {len(PROTOCOL) - 1 - around - NAMED} more do" in told
 
 
 # Usual at an age ---------------------------------------------------------------------------------

@@ -185,6 +185,7 @@ def run_job(
         segmentation = assess(
             segmentation, scan, model.protocol, prepared.template_from_native,
             judged_age_years(job.scan.age), (*odd, *prepared.warnings, *outside(job.warnings)),
+            model.box_atlases.get(model.protocol.name),
         )  # fmt: skip
     with steps("write"):
         for number, space in enumerate(job.spaces):

@@ -34,6 +34,11 @@ COLUMNS = {
         None,
     ),
     "side_z": ("The same of (right − left) ÷ mean of both, at the left structure", None),
+    "cut_share": (
+        "Share of the structure that is expected beyond the outer faces of the scan, 0 to 1, by "
+        "the model's atlas",
+        None,
+    ),
 }
 
 

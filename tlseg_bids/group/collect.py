@@ -141,7 +141,7 @@ def cell(value: float) -> str:
 
 
 def _measures(scan: LabelledScan) -> np.ndarray | str:
-    """`MEASURES` of every label, shape (5, labels), or what is wrong with the table."""
+    """`MEASURES` of every label, shape (6, labels), or what is wrong with the table."""
     by_index: dict[int, dict[str, str]] = {}
     for row in scan.volumes or ():
         index = number(row.get("index"))

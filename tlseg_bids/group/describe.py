@@ -42,6 +42,7 @@ MEASURED = {
     "voxels": entry("Voxels that carry the label"),
     "mean_confidence": entry("Mean probability of the label over its own voxels, 0 to 1"),
     "predicted_dice": entry("Dice overlap that the model expects, 0 to 1"),
+    "cut_share": entry("Share of the structure expected beyond the scan's outer faces, 0 to 1"),
 }
 ROBUST_Z = entry(
     "Distance from the median in robust standard deviations (1.4826 times the median absolute "

@@ -18,7 +18,7 @@ from tlseg_bids.errors import UsageError
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.report.derivatives import FailedScan
 
-MEASURES = ("hard_mm3", "soft_mm3", "voxels", "mean_confidence", "predicted_dice")
+MEASURES = ("hard_mm3", "soft_mm3", "voxels", "mean_confidence", "predicted_dice", "cut_share")
 TOTALS = ("brain", "icv")
 NOTHING = {"", "n/a", "na", "nan"}
 
@@ -47,7 +47,7 @@ class Row:
     date_days, visit_age_days : float
         When it was made: days from ``acq_time`` (of any origin), and the age that a sessions or
         scans table gives; NaN where unknown.
-    measures : ndarray, shape (5, labels), float64
+    measures : ndarray, shape (6, labels), float64
         `MEASURES` of every label but the background, in protocol order; NaN where unknown.
     totals : ndarray, shape (2,), float64
         Brain and intracranial volume (`TOTALS`), mm³; NaN where unknown.

@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
 from tlseg_bids.flow import Segmentation
+from tlseg_bids.labels.landmarks import BoxAtlas
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.postprocess.cleaning import bounding_box
 from tlseg_bids.postprocess.image_quality import image_quality
@@ -22,10 +24,14 @@ from tlseg_bids.postprocess.plausibility import (
     expected_brain_mm3,
     turned_degrees,
 )
+from tlseg_bids.postprocess.quality import OUTER_FLUID
 from tlseg_bids.postprocess.references import compare
-from tlseg_bids.volume import Volume
+from tlseg_bids.volume import Grid, Volume
 
 LEVELS = ("use", "look", "exclude")
+CUT_SHARE = 0.03
+"""Development scans that show the whole brain, cropped to it or not, stay below 0.01."""
+NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,10 @@ RULES = (
 )  # fmt: skip
 
 
-def assess(
+def assess(  # noqa: PLR0913
     segmentation: Segmentation, scan: Volume, protocol: LabelProtocol,
     template_from_scan: np.ndarray, age_years: float | None, warnings: Iterable[str] = (),
+    atlas: BoxAtlas | None = None,
 ) -> Segmentation:  # fmt: skip
     """The segmentation with more scores in `qc`, and with its verdict.
 
@@ -94,6 +101,8 @@ def assess(
         known or before term.
     warnings : iterable of str
         What was odd about the scan.
+    atlas : BoxAtlas, optional
+        Of the model, in its protocol: where to expect what the scan does not show.
 
     Returns
     -------
@@ -101,7 +110,9 @@ def assess(
         New in `qc`: `image_quality`; ``turned_degrees``; ``brain_euler_number`` (1 for one piece
         without handles; the mask has no holes); where the age is known, ``expected_brain_mm3``
         and ``brain_by_age`` (|ln(brain ÷ expected)|). New in `volumes`: ``volume_z`` and
-        ``side_z``, and in `flags` what they find unusual (`tlseg_bids.postprocess.references`).
+        ``side_z``, and in `flags` what they find unusual (`tlseg_bids.postprocess.references`);
+        ``cut_share``, see `cut_shares`, and in `flags` the structures of which more than
+        `CUT_SHARE` is beyond the scan's faces.
     """
     qc = dict(segmentation.qc)
     mask = segmentation.brain_mask
@@ -115,10 +126,44 @@ def assess(
     scores, unusual = compare(segmentation.volumes, qc["brain_mm3"], age_years, protocol)
     scores = scores.reindex(segmentation.volumes["index"])
     volumes = segmentation.volumes.assign(**{name: scores[name].to_numpy(float) for name in scores})
-    found = (*segmentation.flags, *unusual)
+    volumes["cut_share"] = cut_shares(atlas, template_from_scan, scan.grid, len(protocol))
+    found = (*segmentation.flags, *unusual, *cut_structures(volumes, protocol))
     level, reasons = judge(qc, found, warnings)
     return replace(
         segmentation, qc=qc, volumes=volumes, flags=found, verdict=level, reasons=reasons
+    )
+
+
+def cut_shares(
+    atlas: BoxAtlas | None, template_from_scan: np.ndarray, native: Grid, channels: int
+) -> np.ndarray:
+    """Share of each structure, background left out, that is expected beyond the scan's faces.
+
+    A structure need touch no face to be cut: where a scan ends in the cerebellum's cortex, white
+    matter that would lie beyond is missing as well. NaN where the atlas has nothing of it, and
+    without an atlas.
+    """
+    if atlas is None:
+        return np.full(channels - 1, np.nan)
+    shares, _ = atlas.shown(template_from_scan, native)
+    return np.clip(1 - shares[1:], 0, 1)
+
+
+def cut_structures(volumes: pd.DataFrame, protocol: LabelProtocol) -> tuple[str, ...]:
+    """A sentence that names structures which the scan cuts, most first; the fluid is no such one.
+
+    `volumes` has ``index``, ``name`` and ``cut_share``.
+    """
+    around = protocol.indices[protocol.channels(group=OUTER_FLUID)]
+    cut = volumes[(volumes["cut_share"] > CUT_SHARE) & ~volumes["index"].isin(around)]
+    if cut.empty:
+        return ()
+    worst = cut.sort_values("cut_share", ascending=False, kind="stable")
+    named = [f"{row.name.lower()} ({row.cut_share:.0%})" for row in worst[:NAMED].itertuples(False)]
+    more = f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""
+    return (
+        f"The scan ends before {', '.join(named)}{more} do: in brackets the share that is expected "
+        "beyond its faces; their volumes are too small by about as much.",
     )
 
 

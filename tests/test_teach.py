@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from heads import PARCELS, tiny_recipe, write_heads, write_parcels
+from torch import nn
 
 from tlseg_bids.errors import DataError, UsageError
 from tlseg_bids.train.dataset import load_dataset
@@ -61,10 +62,38 @@ def test_sgd_has_nesterovs_momentum_and_the_age_a_rate_of_its_own():
     assert found == [(0.5, True, 0.99), (pytest.approx(0.1), True, 0.99)]
 
 
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize("kind", ["adam", "sgd", "muon"])
 def test_every_optimiser_learns(heads, kind):
     run = Training(plain(descent=Descent(optimiser=kind)), heads, None)
     assert moved(run) == {"down", "up", "heads"}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_muon_moves_a_kernel_in_all_directions_alike(layout):
+    """Kernels of several voxels by orthogonal steps; everything else as by AdamW."""
+    torch.manual_seed(0)
+    networks = [
+        nn.Sequential(nn.Conv3d(4, 6, 3), nn.Conv3d(6, 2, 1)).to(memory_format=layout)
+        for _ in range(2)
+    ]
+    networks[1].load_state_dict(networks[0].state_dict())
+    before = networks[0][0].weight.detach().clone()
+    for network, kind in zip(networks, ("muon", "adamw"), strict=True):
+        optimiser = build_optimiser(network, Descent(optimiser=kind), 1e-2, 0.0)
+        optimiser.zero_grad()
+        network(torch.ones(1, 4, 5, 5, 5)).square().sum().backward()
+        given = network[0].weight.grad
+        optimiser.step()
+    step = (before - networks[0][0].weight).reshape(6, -1).detach()
+    sizes = torch.linalg.svdvals(step)[: torch.linalg.matrix_rank(given.reshape(6, -1))]
+    scale = 1e-2 * 0.2 * np.sqrt(4 * 27)
+    assert (sizes > 0.6 * scale).all() and (sizes < 1.3 * scale).all()
+    assert (step * given.reshape(6, -1)).sum() > 0, "downhill"
+    for name in ("0.bias", "1.weight", "1.bias"):
+        one, other = (dict(network.named_parameters())[name] for network in networks)
+        torch.testing.assert_close(one, other)
+    optimiser.zero_grad()
+    assert all(p.grad is None for p in networks[1].parameters())
 
 
 def test_in_stage_one_only_the_classifier_moves(heads):
@@ -287,7 +316,7 @@ def test_where_nothing_is_known_nothing_is_lost():
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        (Descent, {"optimiser": "lion"}, "unknown optimiser 'lion'.*descent.*adamw, adam, sgd"),
+        (Descent, {"optimiser": "lion"}, "unknown optimiser 'lion'.*descent.*muon"),
         (Descent, {"first_stage": 1.0}, "first_stage is 1.*share of the steps"),
         (Loss, {"balance": "mean"}, "unknown balance 'mean'.*loss.*'median'"),
     ],

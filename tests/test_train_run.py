@@ -18,6 +18,7 @@ from tlseg_bids.cli.train import main
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.train import loop
 from tlseg_bids.train.curves import COLUMNS, Laps, time_left, write_curve
+from tlseg_bids.train.descent import Descent
 from tlseg_bids.train.draw import Example
 from tlseg_bids.train.export import export, read_description
 from tlseg_bids.train.loop import Training, batches, train
@@ -81,9 +82,12 @@ def begun(heads, tmp_path_factory) -> dict:
     return load_checkpoint(train(tiny_recipe(), heads, folder, _quiet, until=1))
 
 
-def test_a_resumed_run_draws_the_curve_of_an_uncut_one(heads, recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_resumed_run_draws_the_curve_of_an_uncut_one(
+    heads, recipe, tmp_path, monkeypatch, optimiser
+):
     monkeypatch.setattr(loop, "REPORT_EVERY", 2)
-    recipe = replace(recipe, accumulate=2)
+    recipe = replace(recipe, accumulate=2, descent=Descent(optimiser=optimiser))
     whole = load_checkpoint(train(recipe, heads, tmp_path / "whole", _quiet))
     train(recipe, heads, tmp_path / "cut", _quiet, until=3)
     cut = load_checkpoint(train(recipe, heads, tmp_path / "cut", _quiet))

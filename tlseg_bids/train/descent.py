@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from tlseg_bids.errors import UsageError
+from tlseg_bids.train.muon import MuonAndAdamW
 from tlseg_bids.train.scope import SCOPES, trainable
 
-OPTIMISERS = ("adamw", "adam", "sgd")
+OPTIMISERS = ("adamw", "adam", "sgd", "muon")
 SCHEDULES = ("cosine", "poly", "constant")
 HEADS = ("keep", "reset")
 
@@ -24,7 +25,8 @@ class Descent:
     ----------
     optimiser : str
         ``adamw``; ``adam``, whose weight decay is part of the gradient; ``sgd`` with Nesterov's
-        momentum.
+        momentum; ``muon`` for the kernels of convolutions beside ``adamw`` for the rest, see
+        `tlseg_bids.train.muon`.
     schedule : str
         Of the learning rate after the warm-up: ``cosine`` to 1 %, ``poly``, which is
         (1 − step ÷ steps)^`power` (Chen et al. 2018, doi:10.1109/TPAMI.2017.2699184), ``constant``.
@@ -79,7 +81,7 @@ def rate_at(descent: Descent, step: int, steps: int, warmup: int) -> float:
 
 def build_optimiser(
     network: nn.Module, descent: Descent, rate: float, weight_decay: float
-) -> torch.optim.Optimizer:
+) -> torch.optim.Optimizer | MuonAndAdamW:
     """The optimiser; parameters of an age head form a group with a ``factor`` for its rate."""
     age = [p for name, p in network.named_parameters() if name.startswith("age.")]
     known = {id(p) for p in age}
@@ -90,11 +92,13 @@ def build_optimiser(
         return torch.optim.SGD(
             groups, rate, descent.momentum, weight_decay=weight_decay, nesterov=True
         )
+    if descent.optimiser == "muon":
+        return MuonAndAdamW(groups, rate, weight_decay)
     kind = torch.optim.Adam if descent.optimiser == "adam" else torch.optim.AdamW
     return kind(groups, rate, weight_decay=weight_decay)
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(optimiser: torch.optim.Optimizer | MuonAndAdamW, rate: float) -> None:
     """Give every group its learning rate."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)

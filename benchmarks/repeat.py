@@ -7,8 +7,9 @@ with the same suffix, T1w with T2w of one visit, and a scan with its ``ce-`` twi
 of at least LEAST_ML (5) ml, left and right added, the difference of the soft volumes is given as a
 percentage of their mean. Prints a line per pair with the mean and the largest absolute difference,
 and one per structure; where the two lie on one grid, also the mean Dice between them, over all
-structures and over the 14 sub-cortical ones. A structure that reaches an outer face of a scan is
-cut there: it is marked, and the mean without such structures is given, too.
+structures and over the 14 sub-cortical ones. A structure is cut in a scan if it reaches an outer
+face of it, or if the program says (`cut_share`) that more than 1 % of it lies beyond: it is marked,
+and the mean without such structures is given, too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.metrics import dice
 
 ENDING = "_desc-volumes_dseg.tsv"
+CUT_SHARE = 0.01
 
 
 def volumes(table: Path) -> pd.Series:
@@ -55,11 +57,14 @@ def names_of(table: Path) -> pd.Series:
 
 
 def cut(table: Path) -> set[str]:
-    """Structures with voxels on an outer face of the scan, by name."""
+    """Structures that the scan cuts, by name."""
     labels = np.asarray(label_map(table).dataobj)
     faces = [labels.take((0, -1), axis).ravel() for axis in range(3)]
     names = names_of(table)
-    return {names[label] for label in np.unique(np.concatenate(faces)) if label in names.index}
+    ended = {names[label] for label in np.unique(np.concatenate(faces)) if label in names.index}
+    rows = pd.read_csv(table, sep="\t")
+    beyond = rows.loc[rows["cut_share"] > CUT_SHARE, "index"] if "cut_share" in rows else ()
+    return ended | {names[label] for label in beyond}
 
 
 def overlap(first: Path, second: Path) -> str:

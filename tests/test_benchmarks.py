@@ -92,8 +92,9 @@ def test_time_and_memory_of_a_command_are_measured(acceptance: ModuleType) -> No
 
 def test_the_volumes_of_one_person_are_compared(tmp_path: Path, capsys) -> None:
     table = load_protocol("aseg").table[["index", "name"]].assign(soft_mm3=4000.0)
-    changed = table.copy()
+    changed = table.assign(cut_share=0.005)
     changed.loc[changed["name"] == "Left thalamus", "soft_mm3"] = 6000.0
+    changed.loc[changed["name"] == "Right putamen", "cut_share"] = 0.2
     changed.loc[changed["name"] == "Third ventricle", "soft_mm3"] = 100.0
     folder = tmp_path / "sub-1" / "anat"
     folder.mkdir(parents=True)
@@ -121,6 +122,8 @@ def test_the_volumes_of_one_person_are_compared(tmp_path: Path, capsys) -> None:
     assert heads[2].endswith("largest +22.2 % (thalamus)")
     assert "  thalamus: 8.0 ml, +22.2 %" in visits
     assert "  cerebral white matter: 8.0 ml, +0.0 %, cut" in visits
+    assert "  putamen: 8.0 ml, +0.0 %, cut" in visits
+    assert "  putamen: 8.0 ml, +0.0 %" in said[said.index(heads[0]) : said.index(heads[1])]
     shares = [line for line in visits if line.startswith("  without the cut ones")]
     assert len(shares) == 1 and shares[0].endswith("largest 22.2 %")
     assert not any("third ventricle" in line for line in said)

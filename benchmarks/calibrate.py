@@ -15,7 +15,9 @@ mapping between the protocols, or ``none``. A subject is labelled by one fold th
 3. Predicted Dice and the intervals of volumes, fitted on the other folds, meet the fold's scans.
 
 With ``--labelled`` the folds are the subjects: each is met by what the others taught. There is no
-temperature then, because probabilities are not on disk.
+temperature then, because probabilities are not on disk. With ``--temperature-only`` steps 2 and 3
+are left out, which takes one look at each sampled scan; one fold suffices for it, whose subjects
+then stand for folds.
 
 Prints what was found on scans that no number was fitted on, and writes WORK/structures.tsv and
 WORK/calibration.toml, fitted on all folds; `--card` puts it into a card. A second call goes on with
@@ -267,19 +269,50 @@ def main(given: argparse.Namespace) -> int:
     if given.labelled:
         hold_out(given.work, subjects_of(given, references))
         return 0
-    if len(given.fold) < 2:
-        raise UsageError("one fold", "", "give two or more --fold, or nothing is held out")
+    if len(given.fold) < (1 if given.temperature_only else 2):
+        raise UsageError(
+            "too few folds", "", "give two or more --fold, or one with --temperature-only"
+        )
     every = folds(given, references)
-    own, heat = temperatures([samples(given, fold, references) for fold in every])
+    parts = every if len(every) > 1 else by_subject(every[0])
+    own, heat = temperatures([samples(given, part, references) for part in parts])
+    if given.temperature_only:
+        save(given, only_temperature(parts, heat))
+        return 0
     tables = [label_fold(given, f, references, t) for f, t in zip(every, own, strict=True)]
     rows = hold_out(given.work, tables)
     found = rounded(fit(pd.concat(tables)), every[0].card.protocol, heat, rows)
+    save(given, found)
+    return 0
+
+
+def by_subject(fold: Fold) -> list[Fold]:
+    """A fold as one for each of its subjects."""
+    every = [(dataset, subject) for dataset, those in fold.subjects.items() for subject in those]
+    if len(every) < 2:
+        raise UsageError("a fold of one subject", "", "give two or more --fold")
+    none = dict.fromkeys(fold.subjects, ())
+    return [replace(fold, subjects={**none, dataset: [one]}) for dataset, one in every]
+
+
+def only_temperature(parts: list[Fold], heat: float) -> Calibration:
+    """A calibration without Dice and intervals."""
+    counts: dict[str, int] = {}
+    for part in parts:
+        for dataset, those in part.subjects.items():
+            counts[dataset] = counts.get(dataset, 0) + len(those)
+    persons = " and ".join(f"{name} ({count})" for name, count in counts.items())
+    how = f"temperature on persons of {persons}, not seen by the fold that labelled them"
+    return Calibration(f"{how}; benchmarks/calibrate.py", {parts[0].card.protocol: round(heat, 3)})
+
+
+def save(given: argparse.Namespace, found: Calibration) -> None:
+    """Write what was found, and put it into the card that was named."""
     (given.work / "calibration.toml").write_text(
         tomli_w.dumps({"calibration": found.to_table()}), encoding="utf-8"
     )
     if given.card:
         write_card(replace(read_card(given.card), calibration=found), given.card)
-    return 0
 
 
 def hold_out(work: Path, tables: list[pd.DataFrame]) -> pd.DataFrame:
@@ -347,6 +380,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     it.add_argument("--description", type=Path, default=DESCRIPTION)
     it.add_argument("--subjects", type=int, help="at most so many per fold and dataset")
     it.add_argument("--sampled", type=int, default=2)
+    it.add_argument("--temperature-only", action="store_true")
     it.add_argument("--card", type=Path)
     return it.parse_args(words)
 

@@ -124,8 +124,41 @@ def test_a_subject_is_labelled_once_by_a_fold_that_has_not_seen_it(benchmarks) -
 
 def test_one_fold_is_refused(benchmarks, tmp_path: Path) -> None:
     words = [str(tmp_path), str(tmp_path), "malc:derivatives/manual:none", "--fold", "a", "b"]
-    with pytest.raises(UsageError, match="one fold.*two or more --fold"):
+    with pytest.raises(UsageError, match="too few folds.*two or more --fold, or one with"):
         benchmarks[0].main(benchmarks[0].parse(words))
+
+
+def test_of_one_fold_each_subject_meets_the_temperature_of_the_others(
+    benchmarks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    calibrate = benchmarks[0]
+    fold = calibrate.Fold(small_card(), tmp_path, {"malc": ["1", "2"], "infant": ["3"]})
+    parts = calibrate.by_subject(fold)
+    found = [[(d, one) for d, those in part.subjects.items() for one in those] for part in parts]
+    assert found == [[("malc", "1")], [("malc", "2")], [("infant", "3")]]
+    with pytest.raises(UsageError, match="a fold of one subject.*two or more"):
+        calibrate.by_subject(parts[0])
+    random = np.random.default_rng(0)
+
+    def sampled(*_) -> list[dict]:
+        """A model twice as sure as it may be, of two classes."""
+        logits = random.normal(size=(4000, 1, 1, 2))
+        likely = 1 / (1 + np.exp(logits[:, 0, 0, 0] - logits[:, 0, 0, 1]))
+        target = (random.random(4000) < likely).astype(int)
+        return [{"logits": 2 * logits, "weights": np.ones((4000, 1)), "target": target,
+                 "fold": np.eye(2)}]  # fmt: skip
+
+    monkeypatch.setattr(calibrate, "folds", lambda *_: [fold])
+    monkeypatch.setattr(calibrate, "samples", sampled)
+    words = [str(tmp_path), str(tmp_path), "malc:derivatives/manual:none", "--fold", "a", "b"]
+    given = calibrate.parse([*words, "--temperature-only", "--card", str(tmp_path / "card.toml")])
+    calibrate.write_card(small_card(), given.card)
+    assert calibrate.main(given) == 0
+    kept = calibrate.read_card(given.card).calibration
+    assert kept.temperature == {"aseg": pytest.approx(2.0, abs=0.15)}
+    assert not kept.dice_offset and not kept.volume_low
+    assert "persons of malc (2) and infant (1)" in kept.how
+    assert capsys.readouterr().out.count("of the other folds") == 3
 
 
 def test_expected_and_true_scores_meet_row_by_row(benchmarks, tmp_path: Path) -> None:

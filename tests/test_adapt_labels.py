@@ -404,6 +404,7 @@ def test_every_preset_can_be_read_and_says_what_it_is_for():
     [
         ("summary = 'x'\nscoop = 1", r"unknown keys \['scoop'\]"),
         ("summary = 'x'\nscope = 'most'", "unknown scope 'most'"),
+        ("summary = 'x'\noptimiser = 'sg'", "unknown optimiser 'sg'.*adamw, adam, sgd, muon"),
         ("summary = 'x'\nrehearsal = 1.0", "shares rehearsal 1"),
         ("summary = 'x'\nrehearsal = 'a'", "'a' is no value of 'rehearsal'"),
         ("summary = 'x'\nshares = [0.0]", "are not above 0 and up to 1"),

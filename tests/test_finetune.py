@@ -191,6 +191,21 @@ def test_a_run_that_is_too_slow_ends_early_and_is_kept(parent, tmp_path):
     assert not other.resume(load_checkpoint(tmp_path / "a.pt"))
 
 
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_resumed_run_ends_where_an_uncut_one_does(parent, tmp_path, optimiser):
+    whole, cut = (tuning(parent, optimiser=optimiser) for _ in range(2))
+    while whole.step < whole.steps:
+        whole.learn()
+    cut.learn()
+    torch.save(cut.content(), tmp_path / "a.pt")
+    again = tuning(parent, optimiser=optimiser)
+    assert again.resume(load_checkpoint(tmp_path / "a.pt"))
+    while again.step < again.steps:
+        again.learn()
+    for key, value in whole.finish().items():
+        torch.testing.assert_close(again.finish()[key], value, rtol=0, atol=0, msg=key)
+
+
 def test_a_run_that_is_too_slow_takes_its_least_steps(parent, tmp_path):
     one = tuning(parent, steps=5)
     run(one, tmp_path / "a.pt", lambda *_: None, limit_s=0.0001, least_steps=3)

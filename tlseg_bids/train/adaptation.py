@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from tlseg_bids.errors import NoInputError, UsageError
+from tlseg_bids.train.descent import OPTIMISERS
 
 FOLDER = Path(__file__).parent / "recipes" / "adapt"
 SCOPES = (
@@ -41,9 +42,11 @@ class Adaptation:
         (low-rank changes of every 3×3×3 convolution: Hu et al. 2022, arXiv 2106.09685).
     head : str
         ``keep``, ``reset`` (random values), or ``new``: a head of its own for the labels' protocol.
+    optimiser : str
+        See `tlseg_bids.train.descent.Descent`.
     learning_rate, warmup, weight_decay, ema, dice_weight
-        AdamW with linear warm-up and cosine decay; weight of the parameters' moving average; weight
-        of the soft Dice beside the cross-entropy.
+        Linear warm-up and cosine decay; weight of the parameters' moving average; weight of the
+        soft Dice beside the cross-entropy.
     distillation : float
         Weight of the cross-entropy to the parent's answer on rehearsal examples (Li & Hoiem 2018,
         doi:10.1109/TPAMI.2017.2773081).
@@ -67,6 +70,7 @@ class Adaptation:
     painted: float = 0.15
     scope: str = "all"
     head: str = "keep"
+    optimiser: str = "adamw"
     learning_rate: float = 5e-4
     warmup: int = 20
     weight_decay: float = 1e-5
@@ -81,7 +85,7 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         where = f"recipe '{self.name}'"
-        for name, known in (("scope", SCOPES), ("head", HEADS)):
+        for name, known in (("scope", SCOPES), ("head", HEADS), ("optimiser", OPTIMISERS)):
             if getattr(self, name) not in known:
                 raise UsageError(
                     f"unknown {name} '{getattr(self, name)}'", where, f"use {', '.join(known)}"

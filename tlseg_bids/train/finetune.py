@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from tlseg_bids.errors import OutputError
 from tlseg_bids.train.adaptation import Adaptation
 from tlseg_bids.train.dataset import Sample
+from tlseg_bids.train.descent import Descent, build_optimiser, set_rate
 from tlseg_bids.train.draw import Draw, Example
 from tlseg_bids.train.losses import Weights, segmentation_loss
 from tlseg_bids.train.recipe import Recipe
@@ -148,8 +149,8 @@ class FineTuning:
         if how.scope == "adapters":
             add_adapters(self.network, how.rank)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), how.learning_rate, weight_decay=how.weight_decay
+        self.optimiser = build_optimiser(
+            self.network, Descent(optimiser=how.optimiser), how.learning_rate, how.weight_decay
         )
         self.rng = Random(seed, str(parent.device))
         pools = {SITE: samples, REHEARSAL: rehearsal if how.rehearsal else []}
@@ -164,8 +165,7 @@ class FineTuning:
         """One step."""
         self._open_scope()
         rate = self.how.learning_rate * schedule(self.step, self.steps, self.how.warmup)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimiser, rate)
         one = self.draw(self.rng)
         self.optimiser.zero_grad(set_to_none=True)
         logits = self._answer(self.network, one)

@@ -609,3 +609,14 @@ def test_options_of_an_adaptation_come_together(app, folders, capsys):
     err = refused(capsys, [*folders, *ADAPT, "--budget", "0"], 64)
     assert "'0' is not a number of minutes" in err
     assert app.configs == []
+
+
+def test_a_reader_that_has_enough_ends_a_table_quietly():
+    """As in ``tlseg-zoo list | head``."""
+    code = "import sys; from tlseg_bids.cli.zoo import main; sys.exit(main(['list']))"
+    asked = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    asked.stdout.close()
+    said = asked.stderr.read()
+    assert (asked.wait(), said) == (141, "")

@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from tlseg_bids.config import ADAPTATION, OPTIONS, Config, without_home
 from tlseg_bids.errors import OutputError, TlsegError, UsageError, no_memory
 
 INTERRUPTED = 130
+BROKEN_PIPE = 141
+Main = Callable[..., int]
 EXCLUSIVE = ("dry_run", "reports_only", "boilerplate_only")
 TUPLES = (
     "participants", "sessions", "model_dirs", "combat_covariates", "fit_where", "ratings",
@@ -88,6 +91,22 @@ def report(error: TlsegError, program: str, verbosity: int = 0) -> int:
         traceback.print_exception(error)
     print(f"{program}: {one_line(str(error))}", file=sys.stderr)
     return error.exit_code
+
+
+def until_closed(main: Main) -> Main:
+    """A command that prints a table, and ends quietly where its reader (``| head``) has enough."""
+
+    @wraps(main)
+    def quietly(argv: list[str] | None = None) -> int:
+        try:
+            code = main(argv)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        return code
+
+    return quietly
 
 
 def one_line(text: str) -> str:

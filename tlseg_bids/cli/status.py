@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 
 from tlseg_bids.cli.options import Parser
-from tlseg_bids.cli.run import one_line, report
+from tlseg_bids.cli.run import one_line, report, until_closed
 from tlseg_bids.cli.values import absolute
 from tlseg_bids.errors import TlsegError
 
@@ -22,6 +22,7 @@ def parser() -> Parser:
     return it
 
 
+@until_closed
 def main(argv: list[str] | None = None) -> int:
     """Run ``tlseg-status``; returns the exit code."""
     try:

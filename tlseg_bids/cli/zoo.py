@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tlseg_bids.cli.options import Parser
-from tlseg_bids.cli.run import report
+from tlseg_bids.cli.run import report, until_closed
 from tlseg_bids.cli.values import absolute
 from tlseg_bids.errors import TlsegError
 
@@ -19,6 +19,7 @@ MIB = 2**20
 HEADINGS = ("name", "version", "status", "for", "labels", "licence", "MiB", "weights", "measured")
 
 
+@until_closed
 def main(argv: list[str] | None = None) -> int:
     """Run ``tlseg-zoo``.
 

@@ -83,6 +83,7 @@ def deal(unseen: list[list[str]]) -> list[list[str]]:
 def folds(given: argparse.Namespace, references: list[Reference]) -> list[Fold]:
     """Export the checkpoints of every fold and deal the subjects."""
     description = tomllib.loads(given.description.read_text(encoding="utf-8"))
+    description.pop("calibration", None)  # what is fitted here is not fitted on top of it
     pairs = [(Path(one), Path(other)) for one, other in given.fold]
     dealt = {
         r.dataset: deal([held_out(given.data, r.dataset, pair) for pair in pairs])

@@ -189,3 +189,24 @@ def test_expected_and_true_scores_meet_row_by_row(benchmarks, tmp_path: Path) ->
     assert told["predicted"].tolist()[0] == pytest.approx(0.85)
     assert told[["low", "high"]].iloc[0].tolist() == [80, 150]
     assert told[["predicted", "low"]].iloc[1].isna().all()
+
+
+def test_a_calibration_is_not_fitted_on_top_of_the_description_s_own(
+    benchmarks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate, told = benchmarks[0], []
+
+    def export(description, *_) -> object:
+        told.append(description)
+        return small_card()
+
+    monkeypatch.setattr(calibrate, "export", export)
+    monkeypatch.setattr(calibrate, "held_out", lambda *_: ["1", "2"])
+    file = tmp_path / "model.toml"
+    file.write_text(
+        'name = "x"\n[calibration]\nlevel = 0.9\n[calibration.temperature]\naseg = 0.7\n'
+    )
+    words = [str(tmp_path), str(tmp_path), "malc:derivatives/manual:none", "--fold", "a", "b"]
+    given = calibrate.parse([*words, "--description", str(file)])
+    calibrate.folds(given, [calibrate.Reference.parse(given.reference[0])])
+    assert told == [{"name": "fold-0"}]

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 import torch
+from torch.profiler import profile
 
 from tlseg_bids.networks import build
-from tlseg_bids.networks.blocks import join, quarter_step
+from tlseg_bids.networks.blocks import Convolution, join, quarter_step
 from tlseg_bids.networks.patches import orthogonal
 from tlseg_bids.networks.unet import Block, Design
 
@@ -219,6 +220,25 @@ def test_the_gain_multiplies_every_answer_unrounded():
         assert raised(image()).dtype == torch.float32
     with pytest.raises(ValueError, match="a sub-voxel answer takes no gain of 100"):
         build("unet", out_channels=3, features=[2, 4], stem=2, detail=4, design={"gain": 100.0})
+
+
+@pytest.mark.parametrize(("stride", "side"), [(1, 6), (2, 6), (2, 5)])
+def test_a_convolution_that_learns_nothing_answers_as_one_that_does(stride, side):
+    """On one thread PyTorch would take another way for float32, three times as slow."""
+    torch.manual_seed(0)
+    convolution, x = Convolution(3, 4, stride), image(side, 3)
+    learning = convolution(x)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with torch.inference_mode(), profile() as seen:
+            torch.testing.assert_close(convolution(x), learning.detach())
+            with torch.autocast("cpu", torch.bfloat16):
+                assert convolution(x).dtype == torch.bfloat16
+    finally:
+        torch.set_num_threads(before)
+    if torch.backends.mkldnn.is_available():
+        assert not any("slow_conv3d" in event.name for event in seen.events())
 
 
 THIN = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from phantom import PROTOCOL, Phantom, grid_over, orientations, rotation
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import gaussian_filter1d, map_coordinates
 
 from tlseg_bids.crew import ALONE
 from tlseg_bids.flow import Prediction
@@ -179,6 +179,24 @@ def test_blur_does_not_shift(spacing: float) -> None:
     affine[:3, 3] = [15, 8, 8]
     row = resample(scan, Grid((8, 1, 1), affine))[:, 0, 0]
     np.testing.assert_allclose(row, 15 + spacing * np.arange(8), atol=0.02)
+
+
+def test_the_blur_is_a_gaussian_that_repeats_the_border() -> None:
+    """As scipy's along each axis, in slabs of planes that do not divide the scan."""
+    data = np.random.default_rng(3).normal(size=(13, 11, 9)).astype(np.float32)
+    scan = Volume(data, Grid(data.shape, np.eye(4)))
+    steps = np.array([2.5, 2.0, 1.0])
+    affine = np.diag([*steps, 1.0])
+    found = resample(scan, Grid((5, 5, 9), affine))
+    wanted = data.astype(float)
+    for axis, step in enumerate(steps):
+        if step > 1:
+            sigma = np.sqrt(step**2 - 1) / (2 * np.sqrt(2 * np.log(2)))
+            radius = int(np.ceil(2.5 * sigma))
+            wanted = gaussian_filter1d(wanted, sigma, axis, mode="nearest", radius=radius)
+    index = [np.arange(n) * step for n, step in zip((5, 5, 9), steps, strict=True)]
+    wanted = map_coordinates(wanted, np.meshgrid(*index, indexing="ij"), order=1)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_grid_around_covers_every_corner() -> None:

@@ -28,6 +28,8 @@ from tlseg_bids.volume import Grid, Volume
 _FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 _POINTS_PER_SLAB = 2**18
 """Whose coordinates and values stay in a processor's cache."""
+_PLANES = 4
+"""Of a scan, that are blurred at a time."""
 
 
 def resample(
@@ -60,7 +62,7 @@ def resample(
         kind = np.float32 if order == "linear" else volume.data.dtype
         return np.full(grid.shape, fill, kind)
     if order == "linear":
-        data, native = _antialias(np.asarray(data, np.float32), native, grid)
+        data, native = _antialias(np.asarray(data, np.float32), native, grid, crew)
         return _interpolate(data, native.index_from(grid), grid.shape, fill, crew)
     return _nearest(data, native.index_from(grid), grid.shape, fill)
 
@@ -156,7 +158,9 @@ def _crop(volume: Volume, grid: Grid) -> tuple[np.ndarray, Grid]:
     return part, Grid(part.shape, affine)
 
 
-def _antialias(data: np.ndarray, native: Grid, grid: Grid) -> tuple[np.ndarray, Grid]:
+def _antialias(
+    data: np.ndarray, native: Grid, grid: Grid, crew: Crew = ALONE
+) -> tuple[np.ndarray, Grid]:
     """Blur (and thin out) along native axes where a step of `grid` spans several voxels."""
     footprint = np.linalg.norm(native.index_from(grid)[:3, :3], axis=1)
     affine = native.affine.copy()
@@ -166,9 +170,13 @@ def _antialias(data: np.ndarray, native: Grid, grid: Grid) -> tuple[np.ndarray, 
         tensor = _block_means(tensor, blocks)
         affine[:3, 3] += affine[:3, :3] @ ((np.array(blocks) - 1) / 2)
         affine[:3, :3] = affine[:3, :3] * blocks
-    for axis, step in enumerate(footprint / blocks):
-        if step > 1.1:
-            tensor = _blur(tensor, axis, np.sqrt(step**2 - 1) / _FWHM_PER_SIGMA)
+    sigmas = {
+        axis: float(np.sqrt(step**2 - 1) / _FWHM_PER_SIGMA)
+        for axis, step in enumerate(footprint / blocks)
+        if step > 1.1
+    }
+    if sigmas:
+        tensor = _blur(tensor, sigmas, crew)
     return tensor.numpy(), Grid(tuple(tensor.shape), affine)
 
 
@@ -181,18 +189,47 @@ def _block_means(tensor: torch.Tensor, blocks: list[int]) -> torch.Tensor:
     return F.avg_pool3d(tensor[None, None], blocks)[0, 0]
 
 
-def _blur(tensor: torch.Tensor, axis: int, sigma: float) -> torch.Tensor:
-    """Gaussian along one axis, `sigma` in voxels; the border value is repeated."""
+def _blur(tensor: torch.Tensor, sigmas: dict[int, float], crew: Crew) -> torch.Tensor:
+    """Gaussian along some axes, `sigmas` in voxels; the border values are repeated.
+
+    A few planes at a time, along all axes, so that they stay in the processor's cache.
+    """
+    taps = {axis: _gaussian(sigma) for axis, sigma in sigmas.items()}
+    room = len(taps.get(0, [1])) // 2
+    planes = F.pad(tensor[None, None], (0, 0, 0, 0, room, room), mode="replicate")[0, 0]
+    out = torch.empty_like(tensor)
+
+    def some(start: int) -> None:
+        slab = out[start : start + _PLANES]
+        source = planes[start : start + len(slab) + 2 * room]
+        with torch.inference_mode():  # a mode of each thread, and the caller's may be in it
+            for axis, weights in taps.items():
+                source = _weighted(source, axis, weights, padded=axis == 0)
+            slab.copy_(source)
+
+    for _ in crew.map(some, range(0, len(out), _PLANES)):
+        pass
+    return out
+
+
+def _gaussian(sigma: float) -> list[float]:
+    """Weights of neighbours from -n to n that add up to 1; `sigma` in voxels."""
     radius = max(1, int(np.ceil(2.5 * sigma)))
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    taps /= taps.sum()
-    room = [0] * 6
-    room[2 * (2 - axis)] = room[2 * (2 - axis) + 1] = radius
-    padded = F.pad(tensor[None, None], room, mode="replicate")[0, 0]
-    length = tensor.shape[axis]
-    out = padded.narrow(axis, 0, length) * float(taps[0])
-    for shift in range(1, 2 * radius + 1):
-        out.add_(padded.narrow(axis, shift, length), alpha=float(taps[shift]))
+    return (taps / taps.sum()).tolist()
+
+
+def _weighted(tensor: torch.Tensor, axis: int, taps: Sequence[float], padded: bool) -> torch.Tensor:
+    """Weighted sums of neighbours along an axis, at whose ends they may be there already."""
+    radius = len(taps) // 2
+    if not padded:
+        room = [0] * 6
+        room[2 * (2 - axis)] = room[2 * (2 - axis) + 1] = radius
+        tensor = F.pad(tensor[None, None], room, mode="replicate")[0, 0]
+    length = tensor.shape[axis] - 2 * radius
+    out = tensor.narrow(axis, 0, length) * taps[0]
+    for shift, tap in enumerate(taps[1:], 1):
+        out.add_(tensor.narrow(axis, shift, length), alpha=tap)
     return out
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.profiler import profile
 
 from tlseg_bids.networks import build
-from tlseg_bids.networks.blocks import Convolution, join, quarter_step
+from tlseg_bids.networks.blocks import Convolution, convolve_raised, join, quarter_step
 from tlseg_bids.networks.patches import orthogonal
 from tlseg_bids.networks.unet import Block, Design
 
@@ -239,6 +239,28 @@ def test_a_convolution_that_learns_nothing_answers_as_one_that_does(stride, side
         torch.set_num_threads(before)
     if torch.backends.mkldnn.is_available():
         assert not any("slow_conv3d" in event.name for event in seen.events())
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_level_is_convolved_where_it_is_as_if_it_were_raised(kind):
+    torch.manual_seed(0)
+    deep, skip = torch.randn(2, 3, 2, 3, 4).to(kind), torch.randn(2, 2, 4, 6, 8).to(kind)
+    weight = torch.randn(5, 5, 3, 3, 3).to(kind) / 10
+    raised = torch.nn.functional.interpolate(deep, scale_factor=2, mode="nearest")
+    wanted = torch.nn.functional.conv3d(join([raised, skip]), weight, padding=1)
+    with torch.inference_mode():
+        found = convolve_raised(deep, skip, weight)
+    near = {"rtol": 0.03, "atol": 0.03} if kind == torch.bfloat16 else {}
+    torch.testing.assert_close(found, wanted, **near)
+
+
+@pytest.mark.parametrize("design", [{}, {"shortcut": "input"}, {"up": "transposed"}])
+def test_a_network_answers_the_same_whether_it_learns_or_not(design):
+    torch.manual_seed(0)
+    network = build("unet", out_channels=3, features=[4, 6, 8], design=design)
+    learning = network(image())
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image()), learning.detach(), rtol=1e-4, atol=1e-5)
 
 
 THIN = """

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.scripts import load_benchmark
+from tlseg_bids.networks.blocks import Convolution
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,4 +39,6 @@ def test_flops_are_counted_as_two_a_multiplication(benchmark):
     layer = torch.nn.Conv3d(3, 5, 1)
     image = torch.rand(1, 3, 4, 4, 4)
     assert benchmark.flops(lambda: layer(image)) == 2 * 3 * 5 * 4**3
+    block = Convolution(3, 5)
+    assert benchmark.flops(lambda: block(image)) == 2 * 3 * 5 * 27 * 4**3
     assert benchmark.peak_flops(torch.float32) > 1e9

@@ -61,7 +61,17 @@ class Reference:
         return look_up(labels, known)
 
 
-def both_ways(scan: Volume, model: Model) -> tuple[list[np.ndarray], np.ndarray]:
+def shown(path: Path, model: Model) -> tuple[Scan, tuple[Scan, ...]]:
+    """A scan, and those beside it that the model sees as further channels."""
+    stem, _, suffix = path.name.removesuffix(".nii.gz").rpartition("_")
+    others = [one for one in model.card.channels if one != suffix]
+    beside = tuple(
+        Scan(path.with_name(f"{stem}_{one}.nii.gz"), path.parent, {}, one) for one in others
+    )
+    return Scan(path, path.parent, {}, suffix), beside
+
+
+def both_ways(path: Path, scan: Volume, model: Model) -> tuple[list[np.ndarray], np.ndarray]:
     """Fine probabilities of a scan as it is and of its mirror image, brought back.
 
     A network with a sub-voxel answer averages the logits of both before it answers; its one answer
@@ -79,8 +89,8 @@ def both_ways(scan: Volume, model: Model) -> tuple[list[np.ndarray], np.ndarray]
     kept = {k: v for k, v in card.strategy.items() if k != "mirror" or not alone}
     plain = replace(card, strategy=kept)
     once = replace(model, card=plain)
-    known = Scan(Path("scan.nii"), Path(), {}, "")
-    prepared = find(scan, Job(known, plain, "", (), (), "", "cpu", 0.0, ()), once)
+    known, beside = shown(path, model)
+    prepared = find(scan, Job(known, plain, "", (), (), "", "cpu", 0.0, beside), once)
     straight = finely(prepared, once)
     found = [np.asarray(straight.probabilities)]
     if alone:
@@ -110,7 +120,7 @@ def sample(scan: Path, labels: Path, reference: Reference, model: Model) -> dict
     """
     volume, _ = load_scan(scan)
     truth = reference.targets(load_labels(labels).data, model.protocol).reshape(-1)
-    found, matrix = both_ways(volume, model)
+    found, matrix = both_ways(scan, volume, model)
     draw = np.random.default_rng(0).integers(0, truth.size, TRIED)
     draw = draw[truth[draw] != LEFT_OUT]
     index = np.stack(np.unravel_index(draw, volume.grid.shape), axis=-1)

@@ -67,6 +67,16 @@ def test_both_passes_are_those_that_the_program_averages(benchmarks) -> None:
     np.testing.assert_allclose((straight + mirrored) / 2, both, atol=4e-3)
 
 
+def test_a_model_of_two_images_is_shown_the_other_one_of_the_visit(benchmarks) -> None:
+    path = Path("anat/sub-1_ses-2_T1w.nii.gz")
+    pair = type("Model", (), {"card": small_card(channels=("T2w", "T1w"))})()
+    scan, beside = benchmarks[1].shown(path, pair)
+    assert (scan.path, scan.suffix) == (path, "T1w")
+    assert [(one.path.name, one.suffix) for one in beside] == [("sub-1_ses-2_T2w.nii.gz", "T2w")]
+    alone = type("Model", (), {"card": small_card()})()
+    assert benchmarks[1].shown(path, alone)[1] == ()
+
+
 def test_a_sample_holds_what_the_program_says_at_labelled_voxels(
     benchmarks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,10 +16,10 @@ memory. The peers have random weights, which suffice for time, and see one volum
 - ``views``: a 2-D U-Net of QuickNAT's size in time (64 features, four levels), three views, of
   which 8 slices are timed and multiplied by the number of slices.
 
-The runs alternate; the table has medians, the least and the most. All keep freed memory as the
-program does, which peers gain from, too. The share of the machine's peak
-is floating point operations a second, as `torch.utils.flop_counter` counts the convolutions, over
-what a matrix product of 4096² in the same precision reaches here.
+The runs alternate; the table has medians, the least and the most. The engine's process keeps freed
+memory as the program's does; the peers have one of their own, as PyTorch runs by default. The share
+of the machine's peak is floating point operations a second, as `torch.utils.flop_counter` counts
+the convolutions, over what a matrix product of 4096² in the same precision reaches here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +192,36 @@ def _convolution(x: Size, weight: Size, *_: object, out_shape: Size, **__: objec
     return conv_flop_count(x, weight, out_shape)
 
 
+_PEERS: dict[str, tuple[Callable[[], object], float]] = {}
+"""Of the process that peers run in."""
+
+
+def _ready(wanted: list[str], threads: int) -> None:
+    torch.set_num_threads(threads)
+    _PEERS.update(peers(wanted, threads))
+
+
+def _names() -> list[str]:
+    return list(_PEERS)
+
+
+def _peer_turn(name: str) -> tuple[float, float]:
+    run, factor = _PEERS[name]
+    seconds, memory = _turn(run)
+    return seconds * factor, memory
+
+
+def _peer_flops(name: str) -> float:
+    run, factor = _PEERS[name]
+    return np.nan if "openvino" in name else flops(run) * factor
+
+
+def _turn(run: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of one call, and the process's peak memory in it, GiB."""
+    restart_peak()
+    return timed(run), peak_memory_gib()
+
+
 def main() -> None:
     """Time all in turns and print the table."""
     parser = argparse.ArgumentParser(
@@ -204,37 +236,47 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    reuse_freed_memory()
+    reuse_freed_memory()  # as the program does; the peers have a process of their own
     engine = Engine(asked.scan, asked.model, asked.threads)
-    rows = {
-        "engine, network": (engine.network, 1.0),
-        "engine, segmenter alone": (engine.segmenter, 1.0),
-        "engine, whole scan": (engine.scan, 1.0),
-        **peers(asked.peers, asked.threads),
+    own = {
+        "engine, network": engine.network,
+        "engine, segmenter alone": engine.segmenter,
+        "engine, whole scan": engine.scan,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
-    memory: dict[str, float] = {}
-    for turn in range(asked.repeats + 1):  # the first turn warms up
-        for name, (run, factor) in rows.items():
-            # the engine shares out windows, the peers each operation
-            torch.set_num_threads(1 if name.startswith("engine") else asked.threads)
-            restart_peak()
-            spent = timed(run) * factor
-            memory[name] = peak_memory_gib()
-            if turn:
-                seconds[name].append(spent)
-        print(f"turn {turn} of {asked.repeats}", flush=True)
-    engine.model = replace(engine.model, crew=ALONE)  # a mode of torch sees its own thread alone
-    own = statistics.median(seconds["engine, network"])
+    with ProcessPoolExecutor(
+        1, get_context("spawn"), _ready, (asked.peers, asked.threads)
+    ) as beside:  # fmt: skip
+        names = [*own, *beside.submit(_names).result()]
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        memory: dict[str, float] = {}
+        torch.set_num_threads(1)  # the engine shares out windows, the peers each operation
+        for turn in range(asked.repeats + 1):  # the first turn warms up
+            for name in names:
+                mine = own.get(name)
+                spent, memory[name] = (
+                    _turn(mine) if mine else beside.submit(_peer_turn, name).result()
+                )
+                print(f"turn {turn} of {asked.repeats}: {name} {spent:.2f} s", flush=True)
+                if turn:
+                    seconds[name].append(spent)
+        engine.model = replace(
+            engine.model, crew=ALONE
+        )  # a mode of torch sees its own thread alone
+        counts = {
+            name: flops(own[name]) if name in own else beside.submit(_peer_flops, name).result()
+            for name in names
+        }
+    torch.set_num_threads(asked.threads)
+    peaks = {kind: peak_flops(kind) for kind in {engine.model.precision, torch.float32}}
+    base = statistics.median(seconds["engine, network"])
     found = []
-    for name, (run, factor) in rows.items():
+    for name in names:
         middle = statistics.median(seconds[name])
-        kind = engine.model.precision if name.startswith("engine") else torch.float32
-        count = flops(run) * factor if "openvino" not in name else np.nan
+        peak = peaks[engine.model.precision if name in own else torch.float32]
         found.append({
             "what": name, "seconds": middle, "least": min(seconds[name]),
-            "most": max(seconds[name]), "ratio to the engine's network": middle / own,
-            "TFLOP": count / 1e12, "share of peak": count / middle / peak_flops(kind),
+            "most": max(seconds[name]), "ratio to the engine's network": middle / base,
+            "TFLOP": counts[name] / 1e12, "share of peak": counts[name] / middle / peak,
             "process peak GiB": memory[name],
         })  # fmt: skip
     table = pd.DataFrame(found).round(3)

@@ -53,8 +53,8 @@ from tlseg_bids.zoo.weights import load_weights
 
 VOLUME = (192, 224, 192)
 CLASSES = 33
-Size = Sequence[int]
 SLICES_TIMED = 8
+Size = Sequence[int]
 
 
 def double(inputs: int, outputs: int, kind: type[nn.Module]) -> nn.Sequential:
@@ -259,9 +259,8 @@ def main() -> None:
                 print(f"turn {turn} of {asked.repeats}: {name} {spent:.2f} s", flush=True)
                 if turn:
                     seconds[name].append(spent)
-        engine.model = replace(
-            engine.model, crew=ALONE
-        )  # a mode of torch sees its own thread alone
+        # counting is a mode of torch, which sees its own thread alone
+        engine.model = replace(engine.model, crew=ALONE)
         counts = {
             name: flops(own[name]) if name in own else beside.submit(_peer_flops, name).result()
             for name in names

@@ -51,9 +51,10 @@ from tlseg_bids.adapt.labels import collect
 from tlseg_bids.adapt.matching import match
 from tlseg_bids.adapt.site import base_jobs
 from tlseg_bids.adapt.work import Asked, Work
-from tlseg_bids.app import answer, find
+from tlseg_bids.app import answer
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.config import Config
+from tlseg_bids.placing import find
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.segment.model import Ask, Model, load_model, segment
 from tlseg_bids.train.adaptation import load_adaptation

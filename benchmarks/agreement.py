@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tlseg_bids import app
+from tlseg_bids import app, placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.crew import Crew
 from tlseg_bids.flow import Job
@@ -53,7 +53,7 @@ def labels(path: Path, finder: Model, model: Model) -> np.ndarray:
     scan = Scan(path, path.parent, {"sub": "x"}, suffix)
     job = Job(scan, model.card, "", (), (), "", model.device.type, 0.0)
     volume, _ = load_scan(path)
-    prediction = app.finely(app.find(volume, job, finder), model)
+    prediction = app.finely(placing.find(volume, job, finder), model)
     return to_native(prediction, volume, model.protocol, crew=model.crew).labels.data
 
 

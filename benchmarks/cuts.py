@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from tlseg_bids import app
+from tlseg_bids import placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Job
@@ -56,7 +56,7 @@ def cut(scan: Volume, end: str, length_mm: float) -> Volume:
 def frame(scan: Volume, job: Job, model: Model) -> np.ndarray:
     """World mm to template mm, (4, 4), as the program finds it without turning the head."""
     seen = find_template(scan, model.card.preprocess, locate(model), model.landmarks)
-    return app.settle(scan, job, model, seen)[0].template_from_native
+    return placing.settle(scan, job, model, seen)[0].template_from_native
 
 
 def blinded(model: Model) -> Model:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tlseg_bids.app import find, finely
+from tlseg_bids.app import finely
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.errors import UsageError
 from tlseg_bids.flow import Job, Prepared
 from tlseg_bids.labels.mapping import LEFT_OUT, LabelMapping, load_mapping, look_up
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
+from tlseg_bids.placing import find
 from tlseg_bids.segment.model import Ask, Model, segment
 from tlseg_bids.volume import Volume, load_labels, load_scan
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tlseg_bids import app
+from tlseg_bids import placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Job
@@ -61,7 +61,7 @@ def label(scan: Volume, job: Job, models: Models) -> tuple[np.ndarray | None, st
     """Labels, or None where the scan is refused; and what is said."""
     model = models.get(job.card, job.device)
     try:
-        prepared = app.find(scan, job, model)
+        prepared = placing.find(scan, job, model)
         answer = segment(model, prepared, Ask(fine=False))
         found = to_native(answer, scan, model.protocol)
     except ScanError as error:
@@ -96,13 +96,13 @@ def main() -> int:
     protocol = card.protocol_of(card.protocol)
     print("| scan | header | labelled | told | coarse Dice tried | Dice | seconds |")
     print("|---|---|---|---|---|--:|--:|")
-    silent, coarse, settle = 0, [], app.settle
+    silent, coarse, settle = 0, [], placing.settle
 
     def noted(*given, **named):
         coarse.append(settle(*given, **named))
         return coarse[-1]
 
-    app.settle = noted
+    placing.settle = noted
     for path in given.scans:
         volume, _ = load_scan(path)
         scan = Scan(path, path.parent, {"sub": "x"}, "T1w")

@@ -16,7 +16,7 @@ import torch
 from setups import DATASETS, SYSTEMS
 from systems import rules, scan_of, subjects
 
-from tlseg_bids import app
+from tlseg_bids import placing
 from tlseg_bids.flow import Job
 from tlseg_bids.preprocess.prepare import find_template
 from tlseg_bids.preprocess.register import displacement_mm
@@ -40,7 +40,7 @@ def distances(folder: Path, subject: str, suffix: str, model: Model, there: np.n
     volume, _ = load_scan(scan.path)
     job = Job(scan, model.card, "", (), (), "", "cpu", 0.0, ())
     seen = find_template(volume, model.card.preprocess, locate(model), model.landmarks)
-    settled, _ = app.settle(volume, job, model, seen)
+    settled, _ = placing.settle(volume, job, model, seen)
     frames = (seen, settled.template_from_native)
     return [displacement_mm(there, frame, model.template) for frame in frames]
 

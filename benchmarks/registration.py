@@ -33,7 +33,7 @@ import torch
 from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
 from scipy import ndimage
 
-from tlseg_bids import app
+from tlseg_bids import placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.xfm import RAS_LPS
 from tlseg_bids.flow import Job
@@ -69,7 +69,7 @@ class Engine:
         model: Model = self.model
         scan = Scan(file, file.parent, {"sub": "x"}, "T2w" if "T2w" in file.name else "T1w")
         job = Job(scan, self.card, "", (), (), "", "cpu", 0.0)
-        return app.find(load_scan(file)[0], job, model).template_from_native
+        return placing.find(load_scan(file)[0], job, model).template_from_native
 
     def __call__(self, scan: Path, template: Path) -> np.ndarray:
         """Both are found in the model's frame."""

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from tlseg_bids import app
+from tlseg_bids import app, placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.flow import Job
@@ -147,7 +147,7 @@ class Engine:
         self.model: Model = load_model(card, load_weights(card, True), crew=Crew(threads))
         self.job = Job(scan, card, "", (), (), "", "cpu", 0.0)
         self.volume, _ = load_scan(path)
-        self.prepared = app.find(self.volume, self.job, self.model)
+        self.prepared = placing.find(self.volume, self.job, self.model)
 
     def segmenter(self) -> None:
         """The segmenter's passes, from a scan in its place to probabilities."""
@@ -155,12 +155,12 @@ class Engine:
 
     def network(self) -> None:
         """Every pass of the networks, resampling between them included."""
-        app.finely(app.find(self.volume, self.job, self.model), self.model)
+        app.finely(placing.find(self.volume, self.job, self.model), self.model)
 
     def scan(self) -> None:
         """From file to labels in memory."""
         volume, _ = load_scan(self.job.scan.path)
-        prediction = app.finely(app.find(volume, self.job, self.model), self.model)
+        prediction = app.finely(placing.find(volume, self.job, self.model), self.model)
         to_native(prediction, volume, self.model.protocol, crew=self.model.crew)
 
 

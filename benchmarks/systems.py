@@ -37,7 +37,7 @@ import torch
 from setups import DATASETS, MORE, START, SYSTEMS, TRAIN, Setup
 from systems_table import COLUMNS, known, markdown
 
-from tlseg_bids import app
+from tlseg_bids import app, placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.cli.evaluate import main as evaluate
 from tlseg_bids.flow import Job
@@ -279,7 +279,7 @@ def label(folder: Path, zoo: Path, out: Path, held_out: list[str], suffix: str) 
         job = Job(scan, card, "", (), (), "", "cpu", 0.0, tuple(every.values()))
         begun = time.monotonic()
         volume, _ = load_scan(scan.path)
-        prediction = app.finely(app.find(volume, job, model), model)
+        prediction = app.finely(placing.find(volume, job, model), model)
         found = to_native(prediction, volume, model.protocol, card.calibration, True)
         seconds = time.monotonic() - begun
         anat = out / f"sub-{subject}" / "anat"

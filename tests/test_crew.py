@@ -15,7 +15,7 @@ import torch
 from tests.datasets import real_dataset
 from tests.phantom import Phantom, grid_over
 from tests.test_segment import CARD, DETAILED, tensors
-from tlseg_bids import app
+from tlseg_bids import app, placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.flow import Job, Prepared
@@ -144,7 +144,7 @@ def test_a_real_scan_gets_the_same_labels_from_one_thread_and_from_two():
     found = []
     for threads in (1, 2):
         model = replace(alone, crew=Crew(threads))
-        prediction = app.finely(app.find(scan, job, model), model)
+        prediction = app.finely(placing.find(scan, job, model), model)
         found.append(to_native(prediction, scan, model.protocol, crew=model.crew))
     np.testing.assert_array_equal(found[0].labels.data, found[1].labels.data)
     assert found[0].volumes.equals(found[1].volumes)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import toy
 from tests.datasets import made_up_job
-from tlseg_bids import app
+from tlseg_bids import app, placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.cli.train import main
 from tlseg_bids.errors import DataError
@@ -76,8 +76,8 @@ def seen(card: ModelCard, path: Path) -> tuple[Volume, Job, Model]:
 def test_the_brain_is_where_the_other_model_sees_it(placer, placed, tmp_path):
     path = toy.write_scan(tmp_path / "sub-01_T1w.nii")
     volume, job, model = seen(placed, path)
-    prepared = app.find(volume, job, model)
-    own = app.find(*seen(placer, path))
+    prepared = placing.find(volume, job, model)
+    own = placing.find(*seen(placer, path))
     there = prepared.template_from_native @ np.linalg.inv(own.template_from_native)
     np.testing.assert_allclose(there[:3, 3], SHIFT_MM, atol=0.01)
     np.testing.assert_allclose(there[:3, :3], np.eye(3), atol=1e-4)
@@ -91,18 +91,23 @@ def test_a_child_on_its_parents_grid_sees_its_parents_image(placer, tmp_path, mo
     child = replace(model, placer=model)
     path = toy.write_scan(tmp_path / "sub-01_T1w.nii")
     volume, job, _ = seen(placer, path)
-    images, prepare = [], app.prepare
-    monkeypatch.setattr(app, "prepare", lambda *given: images.append(prepare(*given)) or images[-1])
-    assert app.find(volume, job, child) is images[-1]
+    images, prepare = [], placing.prepare
+
+    def noted(*given):
+        images.append(prepare(*given))
+        return images[-1]
+
+    monkeypatch.setattr(placing, "prepare", noted)
+    assert placing.find(volume, job, child) is images[-1]
     alone = len(images)
     elsewhere = replace(child, template=child.template + 1)
-    app.find(volume, job, elsewhere)
+    placing.find(volume, job, elsewhere)
     assert len(images) == 2 * alone + 1, "another frame is another image"
-    assert app.seen_alike(child, model) and not app.seen_alike(elsewhere, model)
+    assert placing.seen_alike(child, model) and not placing.seen_alike(elsewhere, model)
     finer = replace(placer, preprocess={**placer.preprocess, "spacing_mm": 3.0})
-    assert not app.seen_alike(replace(child, card=finer), model)
+    assert not placing.seen_alike(replace(child, card=finer), model)
     both = replace(placer, channels=("T1w", "T2w"))
-    assert not app.seen_alike(replace(child, card=both), model)
+    assert not placing.seen_alike(replace(child, card=both), model)
 
 
 @pytest.mark.parametrize(("shift_mm", "warned"), [(0.0, False), (9.0, True)])
@@ -114,7 +119,7 @@ def test_images_of_a_visit_that_lie_apart_are_told(placer, tmp_path, shift_mm, w
     nib.save(nib.Nifti1Image(np.array(image.dataobj), moved), other)
     volume, job, model = seen(placer, path)
     job = replace(job, companions=(replace(job.scan, path=other, suffix="T2w"),))
-    told = app.apart(job, model, app.find(volume, job, model))
+    told = placing.apart(job, model, placing.find(volume, job, model))
     assert bool(told) == warned
     if warned:
         assert "sub-01_T2w.nii, which is shown to the model with this scan, lies 9 mm" in told[0]
@@ -127,7 +132,7 @@ def test_an_image_of_a_visit_without_a_brain_is_told(placer, tmp_path):
     nib.save(nib.Nifti1Image(np.full(image.shape, 3, np.int16), image.affine), other)
     volume, job, model = seen(placer, path)
     job = replace(job, companions=(replace(job.scan, path=other, suffix="T2w"),))
-    (told,) = app.apart(job, model, app.find(volume, job, model))
+    (told,) = placing.apart(job, model, placing.find(volume, job, model))
     assert told.startswith("sub-01_T2w.nii, shown with this scan: every voxel is 3")
     assert told.endswith("mend it, or choose a model of one image with --model")
 
@@ -136,9 +141,9 @@ def test_a_template_is_found_by_the_other_model_too(placer, placed, tmp_path):
     path = toy.write_scan(tmp_path / "sub-01_T1w.nii")
     _, job, model = seen(placed, path)
     frames: dict = {}
-    grid, there = app.template_frame(path, job, model, frames)
-    assert app.template_frame(path, job, model, frames)[1] is there
-    own = app.template_frame(path, replace(job, card=placer), model.placer, frames)
+    grid, there = placing.template_frame(path, job, model, frames)
+    assert placing.template_frame(path, job, model, frames)[1] is there
+    own = placing.template_frame(path, replace(job, card=placer), model.placer, frames)
     assert grid == own[0]
     np.testing.assert_allclose((there @ np.linalg.inv(own[1]))[:3, 3], SHIFT_MM, atol=0.01)
 

@@ -15,7 +15,7 @@ import torch
 from tests.cards import small_card
 from tests.datasets import made_up_job
 from tests.phantom import PROTOCOL, Phantom, grid_over, orientations, rotation
-from tlseg_bids import app
+from tlseg_bids import placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.errors import DataError, ScanError
@@ -273,16 +273,16 @@ def test_a_frame_that_does_not_settle_is_told(distances, passes, warned, monkeyp
         asked.append(frame)
         return Prepared(np.zeros((1, 2, 2, 2)), volume.grid, volume, frame, True, ())
 
-    monkeypatch.setattr(app, "prepare", prepare_in)
-    monkeypatch.setattr(app, "segment", lambda *_: SimpleNamespace(probabilities=None))
-    monkeypatch.setattr(app, "expected_dice", lambda _: 0.7)
-    monkeypatch.setattr(app, "better_frame", lambda *given: (given[1] + 1, next(answers)))
+    monkeypatch.setattr(placing, "prepare", prepare_in)
+    monkeypatch.setattr(placing, "segment", lambda *_: SimpleNamespace(probabilities=None))
+    monkeypatch.setattr(placing, "expected_dice", lambda _: 0.7)
+    monkeypatch.setattr(placing, "better_frame", lambda *given: (given[1] + 1, next(answers)))
     job = made_up_job(
         Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w"),
         preprocess={"rounds": 3, "settled_mm": 1.5},
     )
     model = load_model(replace(CARD, preprocess={"box_mm": [[-80, 80]] * 3}), tensors())
-    prepared, dice = app.settle(scan, job, model, np.eye(4))
+    prepared, dice = placing.settle(scan, job, model, np.eye(4))
     assert dice == 0.7
     assert len(asked) == passes
     np.testing.assert_array_equal(prepared.template_from_native, np.eye(4) + passes - 1)
@@ -305,7 +305,7 @@ def test_a_model_without_the_templates_head_takes_the_locators_word():
     job = made_up_job(Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w"))
     job = replace(job, card=card)
     frame = np.diag([1.1, 1, 1, 1])
-    prepared, _ = app.settle(scan, job, model, frame)
+    prepared, _ = placing.settle(scan, job, model, frame)
     answer = segment(model, prepared, Ask())
     np.testing.assert_array_equal(prepared.template_from_native, frame)
     assert answer.probabilities.shape == (15, 16, 16, 16)
@@ -322,13 +322,13 @@ def test_the_images_of_a_visit_are_shown_in_the_cards_order(tmp_path):
     here = Scan(tmp_path / "sub-01_T2w.nii", Path(), {"sub": "01"}, "T2w")
     job = made_up_job(here, channels=("T1w", "T2w"))
     job = replace(job, companions=(replace(here, path=tmp_path / "sub-01_T1w.nii", suffix="T1w"),))
-    shown = app.shown_together(scan, job)
+    shown = placing.shown_together(scan, job)
     assert [one.data[0, 0, 0] for one in shown] == [other.data[0, 0, 0], scan.data[0, 0, 0]]
     options = {"box_mm": [[-80, 80]] * 3, "spacing_mm": 10.0}
     image = prepare(scan, options, np.eye(4), True, shown).image
     assert image.shape == (2, 16, 16, 16)
     assert np.corrcoef(*image[:, 5:11, 5:11, 5:11].reshape(2, -1))[0, 1] < 0
-    assert app.shown_together(scan, replace(job, card=replace(job.card, channels=()))) == ()
+    assert placing.shown_together(scan, replace(job, card=replace(job.card, channels=()))) == ()
 
 
 def test_a_cards_standard_scale_is_applied_to_the_whole_scan():
@@ -343,7 +343,7 @@ def test_a_cards_standard_scale_is_applied_to_the_whole_scan():
 
 
 def looking(monkeypatch, dices: dict[int, float | str]):
-    """`app.find` where each direction has the given Dice, or fails with the given sentence."""
+    """`placing.find` where each direction has the given Dice, or fails with the given sentence."""
     tried = []
 
     def find_template(_scan, _options, _look, _template, turn, _crew):
@@ -357,13 +357,13 @@ def looking(monkeypatch, dices: dict[int, float | str]):
         prepared = Prepared(np.zeros((1, 2, 2, 2)), scan.grid, scan, frame, True, ())
         return prepared, dices[tried[-1]]
 
-    monkeypatch.setattr(app, "find_template", find_template)
-    monkeypatch.setattr(app, "settle", settle)
-    monkeypatch.setattr(app, "locate", lambda _: None)
+    monkeypatch.setattr(placing, "find_template", find_template)
+    monkeypatch.setattr(placing, "settle", settle)
+    monkeypatch.setattr(placing, "locate", lambda _: None)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     known = Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w", skull_stripped=True)
     job = SimpleNamespace(card=SimpleNamespace(preprocess={}), scan=known)
-    return app.find(scan, job, SimpleNamespace(landmarks=None, crew=ALONE, placer=None)), tried
+    return placing.find(scan, job, SimpleNamespace(landmarks=None, crew=ALONE, placer=None)), tried
 
 
 @pytest.mark.parametrize(
@@ -477,14 +477,15 @@ def test_cards_that_share_their_weights_are_models_of_their_own(monkeypatch):
 def test_a_template_is_found_anew_for_each_card(tmp_path, monkeypatch):
     frames, asked = {}, []
     grid = Grid((2, 2, 2), np.eye(4))
-    monkeypatch.setattr(app, "load_volume", lambda _: Volume(np.zeros((2, 2, 2)), grid))
-    monkeypatch.setattr(app, "locate", lambda _: None)
-    monkeypatch.setattr(app, "find_template", lambda _, options, *__, **___: asked.append(options))
+    monkeypatch.setattr(placing, "load_volume", lambda _: Volume(np.zeros((2, 2, 2)), grid))
+    monkeypatch.setattr(placing, "locate", lambda _: None)
+    look = "find_template"
+    monkeypatch.setattr(placing, look, lambda _, options, *__, **___: asked.append(options))
     model = SimpleNamespace(landmarks=None, crew=ALONE, placer=None)
     prepared = SimpleNamespace(template_from_native=np.eye(4))
-    monkeypatch.setattr(app, "settle", lambda *_: (prepared, 1.0))
+    monkeypatch.setattr(placing, "settle", lambda *_: (prepared, 1.0))
     scan = Scan(tmp_path / "sub-01_T1w.nii.gz", tmp_path, {"sub": "01"}, "T1w")
     for spacing_mm in (1.0, 2.0, 1.0):
         job = made_up_job(scan, preprocess={"spacing_mm": spacing_mm})
-        app.template_frame(tmp_path / "t.nii.gz", job, model, frames)
+        placing.template_frame(tmp_path / "t.nii.gz", job, model, frames)
     assert asked == [{"spacing_mm": 1.0}, {"spacing_mm": 2.0}]

@@ -14,7 +14,7 @@ from heads import tiny_recipe, write_heads
 from tests import toy
 from tests.datasets import made_up_job
 from tests.phantom import Phantom, grid_over, rotation
-from tlseg_bids import app
+from tlseg_bids import placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.cli.train import main
 from tlseg_bids.errors import DataError
@@ -79,8 +79,8 @@ def test_a_frame_that_is_off_is_brought_back_without_the_segmenter(tmp_path, mon
         seen_in.append(prepared.template_from_native)
         return Prediction(Phantom().probabilities(prepared.grid, sub=2), prepared.grid)
 
-    monkeypatch.setattr(app, "survey", perfect)
-    frame = app.surveyed(volume, job, model, off)
+    monkeypatch.setattr(placing, "survey", perfect)
+    frame = placing.surveyed(volume, job, model, off)
     assert displacement_mm(np.eye(4), off, points) > 15
     assert displacement_mm(np.eye(4), frame, points) < 1.5
     assert len(seen_in) > 1
@@ -88,8 +88,8 @@ def test_a_frame_that_is_off_is_brought_back_without_the_segmenter(tmp_path, mon
     def never(*_):
         raise AssertionError("the segmenter was asked")
 
-    monkeypatch.setattr(app, "segment", never)
-    prepared, dice = app.settle(volume, job, model, off)
+    monkeypatch.setattr(placing, "segment", never)
+    prepared, dice = placing.settle(volume, job, model, off)
     assert dice == 1.0
     np.testing.assert_array_equal(prepared.template_from_native, frame)
     assert prepared.grid.shape == (toy.SIDE,) * 3, "in the voxels of the segmenter"
@@ -105,23 +105,23 @@ def test_where_the_settler_does_not_know_the_segmenter_looks(
 ):
     model = settling(tmp_path)
     volume, job = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), model.card)
-    moved, asked, usual = iter(distances), [], app.segment
-    better = app.better_frame
+    moved, asked, usual = iter(distances), [], placing.segment
+    better = placing.better_frame
     with monkeypatch.context() as patched:
-        patched.setattr(app, "expected_dice", lambda _: dice)
-        patched.setattr(app, "displacement_mm", lambda *_: from_start)
-        patched.setattr(app, "better_frame", lambda *given: (better(*given)[0], next(moved)))
-        assert app.surveyed(volume, job, model, np.eye(4)) is None
-    monkeypatch.setattr(app, "surveyed", lambda *_: None)
-    monkeypatch.setattr(app, "segment", lambda *given: asked.append(given) or usual(*given))
-    app.settle(volume, job, model, np.eye(4))
+        patched.setattr(placing, "expected_dice", lambda _: dice)
+        patched.setattr(placing, "displacement_mm", lambda *_: from_start)
+        patched.setattr(placing, "better_frame", lambda *given: (better(*given)[0], next(moved)))
+        assert placing.surveyed(volume, job, model, np.eye(4)) is None
+    monkeypatch.setattr(placing, "surveyed", lambda *_: None)
+    monkeypatch.setattr(placing, "segment", lambda *given: asked.append(given) or usual(*given))
+    placing.settle(volume, job, model, np.eye(4))
     assert asked
 
 
 def test_the_settler_sees_the_whole_box_and_its_atlas(tmp_path):
     model = settling(tmp_path)
     volume, _ = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), model.card)
-    prepared = app.prepare(volume, model.card.preprocess, np.eye(4), True)
+    prepared = placing.prepare(volume, model.card.preprocess, np.eye(4), True)
     shown = []
     network = model.networks["settler"]
     network.register_forward_pre_hook(lambda _, given: shown.append(given))
@@ -137,7 +137,7 @@ def test_the_settler_sees_the_whole_box_and_its_atlas(tmp_path):
 def test_a_model_without_a_settler_asks_its_segmenter(tmp_path):
     card = toy.write_toy_model(tmp_path)
     volume, job = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), card)
-    assert app.surveyed(volume, job, load_model(card, load_weights(card)), np.eye(4)) is None
+    assert placing.surveyed(volume, job, load_model(card, load_weights(card)), np.eye(4)) is None
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ def test_the_brain_is_found_in_float32_whatever_the_segmenter_computes_in(tmp_pa
     model = settling(tmp_path)
     low = replace(model, precision=torch.bfloat16)
     volume, _ = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), model.card)
-    prepared = app.prepare(volume, model.card.preprocess, np.eye(4), True)
+    prepared = placing.prepare(volume, model.card.preprocess, np.eye(4), True)
     answers = [survey(one, prepared).probabilities for one in (model, low)]
     np.testing.assert_array_equal(*answers)
     places = [locate(one)(prepared.image[0]) for one in (model, low)]

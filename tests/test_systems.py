@@ -13,7 +13,7 @@ from small_systems import shrunk, small_strategy, write_datasets
 import tlseg_bids.train
 from tests.datasets import made_up_job
 from tests.phantom import Phantom, grid_over
-from tlseg_bids import app
+from tlseg_bids import app, placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.networks import build
 from tlseg_bids.postprocess import to_native
@@ -63,7 +63,7 @@ def test_every_system_labels_a_phantom(path, data, tmp_path):
     if card.channels:
         job = replace(job, companions=(Scan(_save(scan, tmp_path), Path(), {"sub": "01"}, "T2w"),))
     assert model.placer.card.name == "any" and set(model.networks) == {"segmenter"}
-    prepared, _ = app.settle(scan, job, model, np.eye(4))
+    prepared, _ = placing.settle(scan, job, model, np.eye(4))
     found = app.finely(prepared, model)
     assert prepared.image.shape == (max(len(card.channels), 1), 24, 24, 24)
     assert found.probabilities.shape == (len(model.protocol), 24, 24, 24)

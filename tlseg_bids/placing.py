@@ -1,0 +1,197 @@
+"""Where the brain lies in a scan: the template's frame, as a model and its placer find it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlseg_bids.errors import ScanError
+from tlseg_bids.flow import Job, Prepared
+from tlseg_bids.postprocess.plausibility import turned_degrees
+from tlseg_bids.postprocess.quality import HOPEFUL_DICE, SURE_DICE, expected_dice
+from tlseg_bids.preprocess.brain import looks_skull_stripped
+from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
+from tlseg_bids.preprocess.register import TURNS, between, displacement_mm
+from tlseg_bids.segment.model import Ask, Model, segment
+from tlseg_bids.segment.place import locate, survey
+from tlseg_bids.volume import Grid, Volume, load_scan, load_volume
+from tlseg_bids.zoo.assemble import SETTLER
+from tlseg_bids.zoo.card_file import digest
+
+Frame = tuple[Grid, np.ndarray]
+NEAR = 3.0
+"""A last step may lead so many times farther than `settled_mm`: the next is a quarter as long."""
+TURNED_DEGREES = 60.0
+TURNED = (
+    "by the header the head is turned by {:.0f}° from upright: the header is probably wrong, and "
+    "if it mirrors instead of turning, left and right are exchanged in the labels; "
+    "convert the scan from DICOM again"
+)
+APART_MM = 4.0
+"""T1w and T2w of twelve infants, aligned to one grid, are seen 0.6 to 1.8 mm apart."""
+APART = (
+    "the brain in {}, which is shown to the model with this scan, lies {:.0f} mm from here: the "
+    "labels fit at most one of the two; align the images, or choose a model of one image with "
+    "--model"
+)
+NOT_SEEN = "{}, shown with this scan: {}; mend it, or choose a model of one image with --model"
+
+
+def find(scan: Volume, job: Job, model: Model) -> Prepared:
+    """The scan in the template's frame; where the header's directions show no brain, turned ones.
+
+    Raises
+    ------
+    ScanError
+        If no structures are found in any direction.
+    """
+    if job.scan.skull_stripped is None:
+        job = replace(job, scan=replace(job.scan, skull_stripped=looks_skull_stripped(scan)))
+    if model.placer is not None:
+        return placed(scan, job, model)
+    kept, failed = None, None
+    for turn in TURNS:
+        try:
+            frame = find_template(
+                scan, job.card.preprocess, locate(model), model.landmarks, turn, model.crew
+            )
+        except ScanError as error:
+            failed = failed or error
+            continue
+        prepared, dice = settle(scan, job, model, frame, patient=turn is TURNS[0])
+        kept = kept or prepared
+        if dice >= SURE_DICE:
+            kept = prepared
+            break
+    if kept is None:
+        raise failed
+    if (degrees := turned_degrees(kept.template_from_native)) > TURNED_DEGREES:
+        kept = replace(kept, warnings=(*kept.warnings, TURNED.format(degrees)))
+    return kept
+
+
+def placed(scan: Volume, job: Job, model: Model) -> Prepared:
+    """The scan where the model that finds the brain for this one sees it."""
+    other = model.placer
+    seen = find(scan, replace(job, card=other.card, companions=()), other)
+    if seen_alike(model, other):
+        return seen
+    frame = between(other.template, model.template) @ seen.template_from_native
+    shown = job.scan.skull_stripped, shown_together(scan, job), model.crew
+    told = (*seen.warnings, *apart(job, other, seen))
+    return replace(prepare(scan, job.card.preprocess, frame, *shown), warnings=told)
+
+
+def apart(job: Job, other: Model, seen: Prepared) -> tuple[str, ...]:
+    """A warning for each further image of a visit that shows the brain in another place."""
+    told = []
+    for image in job.companions:
+        alone = replace(job, card=other.card, scan=image, companions=())
+        try:
+            there = find(load_scan(image.path)[0], alone, other).template_from_native
+        except ScanError as error:
+            told.append(NOT_SEEN.format(image.path.name, error.what))
+            continue
+        far_mm = displacement_mm(seen.template_from_native, there, other.template)
+        if far_mm > APART_MM:
+            told.append(APART.format(image.path.name, far_mm))
+    return tuple(told)
+
+
+def seen_alike(model: Model, other: Model) -> bool:
+    """Whether two models see the same image of a scan: of one channel, on one grid."""
+    asked = [
+        {key: one.card.preprocess.get(key) for key in ("box_mm", "spacing_mm", "standard")}
+        for one in (model, other)
+    ]
+    alone = not model.card.channels and not other.card.channels
+    one_template = np.array_equal(model.template, other.template, equal_nan=True)
+    return alone and one_template and asked[0] == asked[1]
+
+
+def settle(
+    scan: Volume, job: Job, model: Model, frame: np.ndarray, patient: bool = True
+) -> tuple[Prepared, float]:
+    """Segment coarsely in a frame, again where that shows that the frame was far off.
+
+    Returns
+    -------
+    prepared : Prepared
+        The scan in the last frame, to which a coarse answer need not have been made.
+    dice : float
+        Expected Dice of the last answer; 1 where the model has no head that could tell, or where
+        its settler was sure. Without `patient` a first answer below `HOPEFUL_DICE` is the last.
+    """
+    options = job.card.preprocess
+    shown = job.scan.skull_stripped, shown_together(scan, job), model.crew
+    if (found := surveyed(scan, job, model, frame)) is not None:
+        return prepare(scan, options, found, *shown), 1.0
+    if model.frame_head is None or not options.get("rounds"):
+        return prepare(scan, options, frame, *shown), 1.0
+    for _ in range(options["rounds"]):
+        prepared = prepare(scan, options, frame, *shown)
+        prediction = segment(model, prepared, Ask(head=model.frame_head, fine=False))
+        dice = expected_dice(prediction.probabilities)
+        frame, distance_mm = better_frame(prediction, frame, model.landmarks, scan.grid)
+        if distance_mm < options["settled_mm"] or not (patient or dice >= HOPEFUL_DICE):
+            break
+        if distance_mm < NEAR * options["settled_mm"] and dice >= SURE_DICE:
+            prepared = prepare(scan, options, frame, *shown)
+            break
+    else:
+        unsettled = f"the brain's place still moved by {distance_mm:.1f} mm in the last pass"
+        prepared = replace(prepared, warnings=(*prepared.warnings, unsettled))
+    return prepared, dice
+
+
+def surveyed(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> np.ndarray | None:
+    """The frame in which the card's settler comes to rest.
+
+    None where the card has none, where it is not sure of what it sees, does not come to rest or
+    rests far from `frame`, as it does on a head that is upside down: then the segmenter has to
+    look.
+    """
+    options = job.card.preprocess
+    if SETTLER not in model.networks:
+        return None
+    coarse = {key: value for key, value in options.items() if key != "standard"}
+    coarse |= options[SETTLER]
+    sure = options[SETTLER].get("sure_dice", SURE_DICE)
+    near_mm = options[SETTLER].get("near_mm", math.inf)
+    found = frame
+    for _ in range(options["rounds"]):
+        seen = prepare(scan, coarse, found, job.scan.skull_stripped, crew=model.crew)
+        prediction = survey(model, seen)
+        found, distance_mm = better_frame(prediction, found, model.landmarks, scan.grid)
+        if distance_mm < options["settled_mm"]:
+            near = displacement_mm(frame, found, model.template) < near_mm
+            return found if near and expected_dice(prediction.probabilities) >= sure else None
+    return None
+
+
+def shown_together(scan: Volume, job: Job) -> tuple[Volume, ...]:
+    """The images that the card sees as channels, in its order; none for a card of one channel."""
+    others = {other.suffix: other.path for other in job.companions}
+    return tuple(
+        scan if suffix == job.scan.suffix else load_scan(others[suffix])[0]
+        for suffix in job.card.channels
+    )
+
+
+def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame]) -> Frame:
+    """Grid of a template, and where the model sees the brain in it; found once per model."""
+    key = (digest(job.card), file)
+    if key not in frames and (other := model.placer) is not None:
+        grid, there = template_frame(file, replace(job, card=other.card), other, frames)
+        frames[key] = grid, between(other.template, model.template) @ there
+    if key not in frames:
+        template, alone = load_volume(file), replace(job.scan, skull_stripped=None)
+        look = job.card.preprocess, locate(model), model.landmarks
+        frame = find_template(template, *look, crew=model.crew)
+        prepared, _ = settle(template, replace(job, scan=alone), model, frame)
+        frames[key] = template.grid, prepared.template_from_native
+    return frames[key]

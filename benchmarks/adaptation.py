@@ -56,7 +56,8 @@ from tlseg_bids.bids.discover import discover
 from tlseg_bids.config import Config
 from tlseg_bids.placing import find
 from tlseg_bids.postprocess import to_native
-from tlseg_bids.segment.model import Ask, Model, load_model, segment
+from tlseg_bids.segment.answer import Ask, segment
+from tlseg_bids.segment.model import Model, load_model
 from tlseg_bids.train.adaptation import load_adaptation
 from tlseg_bids.train.finetune import FineTuning, blended
 from tlseg_bids.zoo.weights import load_weights

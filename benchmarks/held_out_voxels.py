@@ -16,7 +16,8 @@ from tlseg_bids.flow import Job, Prepared
 from tlseg_bids.labels.mapping import LEFT_OUT, LabelMapping, load_mapping, look_up
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 from tlseg_bids.placing import find
-from tlseg_bids.segment.model import Ask, Model, segment
+from tlseg_bids.segment.answer import Ask, segment
+from tlseg_bids.segment.model import Model
 from tlseg_bids.volume import Volume, load_labels, load_scan
 
 POINTS = 3000

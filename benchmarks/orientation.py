@@ -28,7 +28,8 @@ from tlseg_bids.flow import Job
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.postprocess.quality import implausible
-from tlseg_bids.segment.model import Ask, Models, segment
+from tlseg_bids.segment.answer import Ask, segment
+from tlseg_bids.segment.model import Models
 from tlseg_bids.volume import Grid, Volume, load_scan
 from tlseg_bids.zoo.registry import find_card, load_cards
 

@@ -20,7 +20,7 @@ from tlseg_bids.adapt import inspect as adapt_inspect
 from tlseg_bids.adapt import material, page, work
 from tlseg_bids.adapt.judge import decide, folds, half, program_labels
 from tlseg_bids.adapt.reading import IGNORE
-from tlseg_bids.adapt.record import domain_of, joined_licence
+from tlseg_bids.adapt.record import asked_as_child, domain_of, joined_licence
 from tlseg_bids.adapt.site import collect, fine_tune, match
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.scan import Age, Scan
@@ -30,7 +30,8 @@ from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.networks import build
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess.prepare import prepare
-from tlseg_bids.segment.model import Ask, load_model, segment
+from tlseg_bids.segment.answer import Ask, segment
+from tlseg_bids.segment.model import load_model
 from tlseg_bids.train import finetune
 from tlseg_bids.train.dataset import Sample, label_centroids, load_classes
 from tlseg_bids.train.draw import atlas
@@ -559,3 +560,17 @@ def test_a_model_that_cannot_be_judged_is_not_adapted(change, message):
     with pytest.raises(UsageError, match=message):
         work.check_adaptable(small_card(**change))
     work.check_adaptable(small_card())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "mirrored", "wanted"),
+    [
+        ({"window": 96}, True, {"window": 96}),
+        ({"mirror": True}, True, {"mirror": True}),
+        ({"mirror": True}, False, {"mirror": False}),
+        ({"halves": True, "window": 96}, True, {"window": 96, "mirror": True}),
+        ({"halves": True, "window": 96}, False, {"window": 96, "mirror": False}),
+    ],
+)
+def test_a_child_is_asked_with_whole_images_and_their_mirror_images(strategy, mirrored, wanted):
+    assert asked_as_child(small_card(strategy=strategy), mirrored).strategy == wanted

@@ -27,7 +27,8 @@ from tlseg_bids.postprocess.calibration import (
     tempered,
     volume_interval,
 )
-from tlseg_bids.segment.model import Ask, load_model, segment
+from tlseg_bids.segment.answer import Ask, segment
+from tlseg_bids.segment.model import load_model
 from tlseg_bids.volume import Grid, Volume
 from tlseg_bids.zoo.calibration import Calibration, structures
 from tlseg_bids.zoo.card_file import check_card, digest, read_card, write_card

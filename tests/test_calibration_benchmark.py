@@ -21,7 +21,8 @@ from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.networks import build
 from tlseg_bids.postprocess import ProbabilityField
 from tlseg_bids.postprocess.calibration import folded
-from tlseg_bids.segment.model import Ask, load_model, segment
+from tlseg_bids.segment.answer import Ask, segment
+from tlseg_bids.segment.model import load_model
 from tlseg_bids.volume import Grid, Volume
 from tlseg_bids.zoo.calibration import Calibration
 

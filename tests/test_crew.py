@@ -21,7 +21,8 @@ from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.flow import Job, Prepared
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess import geometry
-from tlseg_bids.segment.model import Ask, load_model, segment
+from tlseg_bids.segment.answer import Ask, segment
+from tlseg_bids.segment.model import load_model
 from tlseg_bids.volume import Grid, Volume, load_scan
 from tlseg_bids.zoo.registry import find_card, load_cards
 from tlseg_bids.zoo.weights import load_weights
@@ -73,13 +74,15 @@ def test_an_error_in_a_piece_is_raised(threads):
 
 
 WHOLE = replace(DETAILED, strategy={"name": "sliding", "window": 32})
+HALF = replace(DETAILED, strategy={"name": "sliding", "window": [24, 32, 32], "halves": True})
 
 
-def test_the_sides_of_the_mirror_go_side_by_side_where_one_window_sees_all(monkeypatch):
+@pytest.mark.parametrize("card", [WHOLE, HALF], ids=["one window", "halves"])
+def test_the_sides_of_the_mirror_go_side_by_side_where_one_window_sees_all(card, monkeypatch):
     image = np.zeros((1, 32, 32, 32), np.float32)
     prepared = Prepared(image, Grid((32, 32, 32), np.eye(4)), None, np.eye(4), True, ())
     meeting = threading.Barrier(2, timeout=10)  # breaks unless two wait at once
-    model = replace(load_model(WHOLE, tensors(WHOLE)), crew=Crew(2))
+    model = replace(load_model(card, tensors(card)), crew=Crew(2))
     body = model.networks["segmenter"].body
 
     def meet(*given):
@@ -90,7 +93,9 @@ def test_the_sides_of_the_mirror_go_side_by_side_where_one_window_sees_all(monke
     segment(model, prepared, Ask(mirror=True))
 
 
-@pytest.mark.parametrize("card", [CARD, DETAILED, WHOLE], ids=["coarse", "fine", "one window"])
+@pytest.mark.parametrize(
+    "card", [CARD, DETAILED, WHOLE, HALF], ids=["coarse", "fine", "one window", "halves"]
+)
 def test_labels_and_volumes_do_not_depend_on_the_number_of_threads(card, monkeypatch):
     monkeypatch.setattr("tlseg_bids.segment.fine._VOXELS_AT_ONCE", {"cpu": 16})
     monkeypatch.setattr("tlseg_bids.postprocess.field._POINTS_PER_SLAB", 2**10)

@@ -157,6 +157,18 @@ SETTINGS = [
     ("window = 24", "window = [24, 0, 24]", "0 is not a whole number from 1 to 1024 – .*window"),
     ("rounds = 1", "placed_by = 3", "3 is not the name of a model – .*placed_by"),
     ('name = "sliding"', 'name = "sliding"\nmirror = 3', "3 is not a truth value – .*mirror"),
+    ('name = "sliding"', 'name = "sliding"\nhalves = 3', "3 is not a truth value – .*halves"),
+    (
+        'name = "sliding"',
+        'name = "sliding"\nmirror = true\nhalves = true',
+        "shows a half in the mirror without mirror = true – .*strategy",
+    ),
+    ('name = "sliding"', 'name = "sliding"\ntrim = 8', "8 is not a trim – .*trim"),
+    (
+        'name = "sliding"',
+        'name = "sliding"\ntrim = [0, -1, 0]',
+        "-1 is not a whole number from 0 to 1024 – .*trim",
+    ),
 ]
 
 

@@ -92,12 +92,9 @@ def test_a_child_on_its_parents_grid_sees_its_parents_image(placer, tmp_path, mo
     path = toy.write_scan(tmp_path / "sub-01_T1w.nii")
     volume, job, _ = seen(placer, path)
     images, prepare = [], placing.prepare
-
-    def noted(*given):
-        images.append(prepare(*given))
-        return images[-1]
-
-    monkeypatch.setattr(placing, "prepare", noted)
+    monkeypatch.setattr(
+        placing, "prepare", lambda *given: images.append(prepare(*given)) or images[-1]
+    )
     assert placing.find(volume, job, child) is images[-1]
     alone = len(images)
     elsewhere = replace(child, template=child.template + 1)

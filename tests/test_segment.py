@@ -31,8 +31,9 @@ from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.intensity import standardise
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.preprocess.register import TURNS, centroids
-from tlseg_bids.segment.fine import Quarters, open_voxels
-from tlseg_bids.segment.model import Ask, Models, _answer, _mirrored, load_model, segment
+from tlseg_bids.segment.answer import Ask, _answer, _mirrored, segment
+from tlseg_bids.segment.fine import Quarters, Side, both_sides, open_voxels, shares
+from tlseg_bids.segment.model import Models, load_model
 from tlseg_bids.segment.place import locate
 from tlseg_bids.segment.walk import sliding
 from tlseg_bids.volume import Grid, Volume
@@ -178,6 +179,62 @@ def test_the_mirror_is_undone(card, monkeypatch):
     np.testing.assert_allclose(turned[:, ::-1][PROTOCOL.mirror], straight, atol=2e-2)
 
 
+HALVES = {"name": "sliding", "window": [20, 16, 24], "halves": True, "trim": [0, 4, 0]}
+
+
+@pytest.mark.parametrize("fine", [True, False], ids=["fine", "coarse"])
+def test_a_half_is_seen_as_it_is_and_the_other_in_the_mirror(fine, monkeypatch):
+    monkeypatch.setattr("tlseg_bids.segment.fine.SETTLED", 2.0)
+    certain = tensors(DETAILED)
+    certain["segmenter.heads.0.weight"] *= 100
+    certain["prior.aseg"] = torch.full((33, 8, 6, 6), 8).byte()
+    model = load_model(replace(DETAILED, strategy=HALVES), certain)
+    model = replace(model, precision=torch.float32)
+    scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
+    image = np.random.default_rng(0).normal(size=(1, 32, 24, 24)).astype(np.float32)
+    factor = 1 if fine else 2
+
+    def run(data: np.ndarray) -> np.ndarray:
+        prepared = Prepared(np.ascontiguousarray(data), scan.grid, scan, np.eye(4), True, ())
+        return np.asarray(segment(model, prepared, Ask(fine=fine)).probabilities, np.float32)
+
+    def window(data: np.ndarray) -> np.ndarray:
+        half = torch.from_numpy(data[None, :, :20, 4:20].copy())
+        prior = torch.full((1, 33, 10, 8, 12), 1 / 33)
+        return _answer(model, Ask(fine=fine), half, prior)[0].float().numpy()
+
+    found = run(image)
+    assert found.shape == (33, 32 // factor, 24 // factor, 24 // factor)
+    inside = found[:, :, 4 // factor : 20 // factor]
+    # 12 of 32 planes are seen by one side alone; the fine answer looks one coarse voxel further
+    alone = 10 // factor
+    straight, turned = window(image), window(image[:, ::-1])[:, ::-1][PROTOCOL.mirror]
+    np.testing.assert_allclose(inside[:, :alone], straight[:, :alone], atol=2e-3)
+    np.testing.assert_allclose(inside[:, -alone:], turned[:, -alone:], atol=2e-3)
+    assert np.abs(straight[:, -4:] - turned[:, 8 // factor : 8 // factor + 4]).max() > 0.3
+    beyond = np.delete(found, np.s_[4 // factor : 20 // factor], axis=2)
+    np.testing.assert_array_equal(beyond[0], 1)
+    np.testing.assert_array_equal(beyond[1:], 0)
+    np.testing.assert_allclose(run(image[:, ::-1])[:, ::-1][PROTOCOL.mirror], found, atol=2e-3)
+
+
+def test_where_both_halves_reach_they_are_blended():
+    share = shares(8, 5)
+    assert share[:3].tolist() == [1, 1, 1]
+    assert share[5:].tolist() == [0, 0, 0]
+    torch.testing.assert_close(share + share.flip(0), torch.ones(8))
+    torch.testing.assert_close(shares(6, 6), torch.full((6,), 0.5))
+    given = [torch.randn(3, 5, 2, 2) for _ in range(2)]
+    swap = torch.tensor([0, 2, 1])
+    sides = [Side(given[0], None, share), Side(given[1], None, share.flip(0), swap)]
+    coarse, sub = both_sides(sides, None, None)
+    assert sub is None
+    mirrored = given[1].flip(1)[swap]
+    wanted = share[3] * given[0][:, 3] + (1 - share[3]) * mirrored[:, 0]
+    torch.testing.assert_close(coarse[3], wanted.permute(1, 2, 0))
+    torch.testing.assert_close(coarse[7], mirrored[:, 4].permute(1, 2, 0))
+
+
 def test_sub_voxels_are_those_of_the_whole_answer():
     network = build("unet", out_channels=[3, 5], features=[4, 6], stem=2, detail=7).eval()
     torch.manual_seed(0)
@@ -186,11 +243,11 @@ def test_sub_voxels_are_those_of_the_whole_answer():
     image = torch.randn(1, 1, 8, 12, 16)
     with torch.inference_mode():
         whole = network(image, head=1)[0]
-        body = network.body(image, head=1)[0].permute(1, 2, 3, 0)
-        where = torch.ones(body.shape[:3]).nonzero()
-        found = Quarters(body[..., :5])(where)
+        logits, edges = (one[0].permute(1, 2, 3, 0) for one in network.body(image, head=1))
+        where = torch.ones(logits.shape[:3]).nonzero()
+        found = Quarters(logits)(where)
         weight, bias = network.corrections(head=1)
-        found += torch.einsum("vd,scd->vsc", body[..., 5:].reshape(-1, 7), weight) + bias
+        found += torch.einsum("vd,scd->vsc", edges.reshape(-1, 7), weight) + bias
     found = found.reshape(4, 6, 8, 2, 2, 2, 5).permute(6, 0, 3, 1, 4, 2, 5).reshape(whole.shape)
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
 
@@ -479,8 +536,9 @@ def test_a_template_is_found_anew_for_each_card(tmp_path, monkeypatch):
     grid = Grid((2, 2, 2), np.eye(4))
     monkeypatch.setattr(placing, "load_volume", lambda _: Volume(np.zeros((2, 2, 2)), grid))
     monkeypatch.setattr(placing, "locate", lambda _: None)
-    look = "find_template"
-    monkeypatch.setattr(placing, look, lambda _, options, *__, **___: asked.append(options))
+    monkeypatch.setattr(
+        placing, "find_template", lambda _, options, *__, **___: asked.append(options)
+    )
     model = SimpleNamespace(landmarks=None, crew=ALONE, placer=None)
     prepared = SimpleNamespace(template_from_native=np.eye(4))
     monkeypatch.setattr(placing, "settle", lambda *_: (prepared, 1.0))

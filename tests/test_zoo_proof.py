@@ -151,6 +151,13 @@ def network(role, **changes):
     return {"networks": {**NETWORKS, role: {**NETWORKS[role], **changes}}}
 
 
+def halves(**changes):
+    return {
+        "strategy": {"name": "sliding", "halves": True, **changes},
+        "preprocess": {**PREPROCESS, "spacing_mm": 1.0},
+    }
+
+
 CONTRADICTIONS = [
     ({"heads": ("braincolor", "aseg", "infant")}, "head 0 of the locator has"),
     ({"heads": ("braincolor",)}, "the tensor 'prior.aseg' belongs to no network or head"),
@@ -169,6 +176,9 @@ CONTRADICTIONS = [
      "voxels of 16 × 13.3 × 16 mm, which are no cubes"),
     ({"preprocess": {**PREPROCESS, "locator": {"size": 98}}}, "shown 98 voxels .* multiples of 4"),
     ({"strategy": {"name": "sliding", "window": 30}}, "the segmenter is shown 30 voxels"),
+    (halves(window=64), r"a half of 64 voxels does not reach the middle of 160 – .*window"),
+    (halves(window=96, trim=[0, 9, 0]), r"trim \[0, 9, 0\] leaves \[160, 174, 160\] of .* voxels"),
+    (halves(window=96, trim=[80, 0, 0]), r"leaves \[0, 192, 160\] .* multiples of 4"),
 ]  # fmt: skip
 
 
@@ -183,6 +193,14 @@ def test_a_card_that_contradicts_its_weights_is_found(proven, changes, message):
 
 def test_what_does_not_touch_the_answer_may_be_changed(proven):
     check_proof(card(summary="x", version="2", strategy={"name": "sliding", "window": 64}), proven)
+
+
+def test_halves_are_for_sub_voxel_answers(tensors):
+    blunt = {key: value for key, value in tensors.items() if ".details" not in key}
+    blunt = {key: value for key, value in blunt.items() if ".edges" not in key}
+    changes = network("segmenter", detail=0) | halves(window=96)
+    with pytest.raises(DataError, match="halves and trim are for a segmenter with sub-voxel"):
+        assemble(card(**changes), blunt)
 
 
 # --- the file and the command -----------------------------------------------------------------

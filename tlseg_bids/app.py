@@ -36,7 +36,8 @@ from tlseg_bids.resources import (
     reuse_freed_memory,
 )
 from tlseg_bids.runner import Labour, Progress, Steps, Work, exit_code, run_jobs
-from tlseg_bids.segment.model import Ask, Model, Models, segment
+from tlseg_bids.segment.answer import Ask, segment
+from tlseg_bids.segment.model import Model, Models
 from tlseg_bids.volume import Grid, Volume, load_scan
 from tlseg_bids.zoo.evidence import skill
 from tlseg_bids.zoo.registry import load_cards

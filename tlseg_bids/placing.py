@@ -16,7 +16,8 @@ from tlseg_bids.postprocess.quality import HOPEFUL_DICE, SURE_DICE, expected_dic
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
 from tlseg_bids.preprocess.register import TURNS, between, displacement_mm
-from tlseg_bids.segment.model import Ask, Model, segment
+from tlseg_bids.segment.answer import Ask, segment
+from tlseg_bids.segment.model import Model
 from tlseg_bids.segment.place import locate, survey
 from tlseg_bids.volume import Grid, Volume, load_scan, load_volume
 from tlseg_bids.zoo.assemble import SETTLER

@@ -25,7 +25,8 @@ from tlseg_bids.metrics import dice
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.intensity import robust_scale
-from tlseg_bids.segment.model import Ask, Model, segment
+from tlseg_bids.segment.answer import Ask, segment
+from tlseg_bids.segment.model import Model
 from tlseg_bids.train.dataset import Sample, load_classes
 from tlseg_bids.train.synth import Mix, Random, example
 from tlseg_bids.volume import Grid, Volume

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tlseg_bids.adapt.inspect import Inspected, overlap, sample_of
 from tlseg_bids.adapt.judge import Fold, held_out, visible, with_network
 from tlseg_bids.adapt.reading import Reading
-from tlseg_bids.adapt.record import straight
+from tlseg_bids.adapt.record import asked_as_child
 from tlseg_bids.networks import build, channels_last
 from tlseg_bids.segment.model import Model
 from tlseg_bids.train.adaptation import Adaptation
@@ -62,7 +62,7 @@ class Stock:
         maps = [_on(one, base.device) for one in rehearsal_samples(base.template)]
         known = [np.ones(one.base.shape, bool) for one in inspected]
         mirror = self.reading.mirrored
-        base = base if mirror else replace(base, card=straight(base.card))
+        base = replace(base, card=asked_as_child(base.card, mirror))
         model = self._with_head(base, samples, inspected, known, mirror)
         parent = self._parent(model, mirror)
         return Material(how, tuple(inspected), samples, maps, parent, model, base)

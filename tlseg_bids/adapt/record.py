@@ -251,16 +251,22 @@ def domain_of(scans: Sequence[Scan], base: Domain) -> Domain:
     )  # fmt: skip
 
 
-def straight(card: ModelCard) -> ModelCard:
-    """The card without the mirror in its strategy."""
-    if not card.strategy.get("mirror", False):
-        return card
-    return replace(card, strategy={**card.strategy, "mirror": False})
+def asked_as_child(card: ModelCard, mirrored: bool) -> ModelCard:
+    """The card with the strategy that a child is asked by.
+
+    A child learns in patches that lie anywhere, so it is not asked with halves, and it is shown
+    the mirror image of all instead; never where its labels do not hold there (`mirrored`).
+    """
+    strategy = {key: value for key, value in card.strategy.items() if key != "halves"}
+    turned = bool(strategy.get("mirror", False) or card.strategy.get("halves", False))
+    if turned or "mirror" in strategy:
+        strategy["mirror"] = turned and mirrored
+    return replace(card, strategy=strategy)
 
 
 def _card(outcome: Outcome, weights: Any, version: str) -> ModelCard:
     """The child's card."""
-    base = outcome.base if outcome.reading.mirrored else straight(outcome.base)
+    base = asked_as_child(outcome.base, outcome.reading.mirrored)
     verdict, count = outcome.verdict, len(outcome.scans)
     after = [mean(one.child) for one in outcome.tested]
     before = float(np.mean([mean(one.base) for one in outcome.tested]))

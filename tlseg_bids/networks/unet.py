@@ -17,7 +17,6 @@ from tlseg_bids.networks.blocks import (
     Design,
     decoder,
     depth_to_space,
-    join,
     normal_head,
     quarter_step,
     space_to_depth,
@@ -191,7 +190,7 @@ class UNet(nn.Module):
         added = self._prior_logs(prior, head)
         if self.coarse_only or parts == ():
             return self._plus_prior(self._raised(self.heads[head], x), added)
-        edges = F.leaky_relu(self.edges(x), 0.01)
+        edges = F.leaky_relu(self.edges(x), 0.01, inplace=not torch.is_grad_enabled())
         every = list(product((0, 1), repeat=3))
         found = [
             self._sub_voxel(x, edges, added, head, every.index(tuple(part)))
@@ -221,7 +220,7 @@ class UNet(nn.Module):
 
     def body(
         self, image: Tensor, seen: Tensor | None = None, head: int = 0, detail: bool = True
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """What a sub-voxel answer is made from, as `forward` would find it.
 
         Parameters
@@ -233,15 +232,16 @@ class UNet(nn.Module):
 
         Returns
         -------
-        Tensor, shape (N, channels [+ detail], I/stem, J/stem, K/stem)
-            The coarse logits without what `prior_logits` adds, then the features that correct them.
+        Tensor, shape (N, channels, I/stem, J/stem, K/stem)
+            The coarse logits without what `prior_logits` adds.
+        Tensor, shape (N, detail, I/stem, J/stem, K/stem), or None
+            The features that correct them.
         """
         x = self._decode(self._encode(image, None, seen)[0], head)[-1]
         logits = self._raised(self.heads[head], x)
         if not detail:
-            return logits
-        edges = F.leaky_relu(self.edges(x), 0.01)
-        return join([logits.to(edges.dtype), edges])
+            return logits, None
+        return logits, F.leaky_relu(self.edges(x), 0.01, inplace=not torch.is_grad_enabled())
 
     def prior_features(self, prior: Tensor) -> Tensor:
         """What the first block sees of a prior (N, prior_channels, i, j, k): (N, 8, i, j, k)."""

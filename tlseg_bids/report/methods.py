@@ -40,6 +40,7 @@ REFERENCES = {
 }
 PROTOCOL_SOURCES = {"aseg": ASEG}
 WALKS = {"sliding": "in overlapping windows whose probabilities were blended", "whole": "at once"}
+HALVES = "to each half of the brain, one of them in the mirror, and the two were blended"
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ def _model_paragraph(card: ModelCard, cite: _Citations) -> str:
             "taken, and the scan was resampled once to the template-aligned grid."
         )
     walk = WALKS.get(str(card.strategy.get("name", "")))
+    walk = HALVES if card.strategy.get("halves", False) else walk
     if walk:
         sentences.append(f"The segmentation network was applied {walk}.")
     sentences += [_evidence(entry) for entry in card.evidence]

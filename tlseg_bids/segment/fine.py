@@ -8,8 +8,9 @@ Elsewhere all eight share the coarse probabilities. On a brain a fifth of the vo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import product
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.flow import SharedRows
+from tlseg_bids.segment.walk import blend
 
 SETTLED = 0.98
 _VOXELS_AT_ONCE = {"cpu": 2**11, "cuda": 2**16}
@@ -26,6 +28,19 @@ _SHARES = [a * b * c for a, b, c in product((0.75, 0.25), repeat=3)]
 """Of a voxel and its neighbours at a point a quarter of a voxel off its centre, as `product`."""
 
 Sub = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Around:
+    """A volume of coarse voxels (I, J, K) in which a smaller one begins at `corner`."""
+
+    shape: Sequence[int]
+    corner: Sequence[int]
+
+    def place(self, size: Sequence[int], factor: int = 1) -> tuple[slice, ...]:
+        """Where a volume of `size` lies in it, in voxels `factor` times as small."""
+        ends = zip(self.corner, size, strict=True)
+        return tuple(slice(factor * c, factor * (c + n)) for c, n in ends)
 
 
 def open_voxels(coarse: Tensor) -> Tensor:
@@ -43,7 +58,9 @@ def open_voxels(coarse: Tensor) -> Tensor:
     return ((highest != lowest)[0, 0] | (top.values < SETTLED)).nonzero()
 
 
-def refine(coarse: Tensor, sub: Sub, heat: float, crew: Crew = ALONE) -> SharedRows:
+def refine(
+    coarse: Tensor, sub: Sub, heat: float, crew: Crew = ALONE, around: Around | None = None
+) -> SharedRows:
     """Probabilities at twice the resolution.
 
     Parameters
@@ -56,19 +73,25 @@ def refine(coarse: Tensor, sub: Sub, heat: float, crew: Crew = ALONE) -> SharedR
         Temperature that the logits are divided by.
     crew : Crew
         Shares out the open voxels.
+    around : Around, optional
+        The coarse voxels that these lie among; none but these if not given.
 
     Returns
     -------
     SharedRows
-        Of (channels, 2I, 2J, 2K): a row for each coarse voxel, which its sub-voxels share if it is
-        settled, then the rows of the sub-voxels of the open ones.
+        Of (channels, 2I, 2J, 2K), or of what is around: a row for each coarse voxel, which its
+        sub-voxels share if it is settled, the rows of the sub-voxels of the open ones, and that of
+        the background around them.
     """
     shape, channels = coarse.shape[:3], coarse.shape[3]
-    settled = likely(coarse, heat)
+    settled = likely(coarse, heat, crew)
     where = open_voxels(settled)
     count = settled[..., 0].numel()
-    rows = torch.empty((count + 8 * len(where), channels), dtype=torch.float16)
+    last = count + 8 * len(where)
+    rows = torch.empty((last + 1, channels), dtype=torch.float16)
     rows[:count] = settled.reshape(-1, channels)
+    rows[last] = 0
+    rows[last, 0] = 1
     at_once = _VOXELS_AT_ONCE.get(coarse.device.type, 2**11)
 
     def fill(start: int) -> None:
@@ -80,18 +103,27 @@ def refine(coarse: Tensor, sub: Sub, heat: float, crew: Crew = ALONE) -> SharedR
 
     for _ in crew.map(fill, range(0, len(where), at_once)):
         pass
-    index = torch.arange(count, dtype=torch.int32).reshape(shape)
-    index = index[:, None, :, None, :, None].repeat(1, 2, 1, 2, 1, 2)
+    around = around or Around(shape, (0, 0, 0))
+    index = torch.full([2 * n for n in around.shape], last, dtype=torch.int32)
+    own = index[around.place(shape, 2)]
+    for axis, size in zip((0, 2, 4), shape, strict=True):
+        own = own.unflatten(axis, (size, 2))
+    own.copy_(torch.arange(count, dtype=torch.int32).reshape(shape)[:, None, :, None, :, None])
     x, y, z = where.cpu().T
-    index[x, :, y, :, z] = torch.arange(count, len(rows), dtype=torch.int32).reshape(-1, 2, 2, 2)
-    return SharedRows(rows.numpy(), index.reshape([2 * n for n in shape]).numpy())
+    own[x, :, y, :, z] = torch.arange(count, last, dtype=torch.int32).reshape(-1, 2, 2, 2)
+    return SharedRows(rows.numpy(), index.numpy())
 
 
-def likely(logits: Tensor, heat: float = 1.0) -> Tensor:
+def likely(logits: Tensor, heat: float = 1.0, crew: Crew = ALONE) -> Tensor:
     """Probabilities, float16 on the logits' device, of logits (I, J, K, channels)."""
     out = torch.empty_like(logits, dtype=torch.float16)
-    for plane, found in zip(logits, out, strict=True):
-        found.copy_(F.softmax(plane / heat, 2))
+
+    def fill(i: int) -> None:
+        with torch.inference_mode():
+            out[i].copy_(F.softmax(logits[i] / heat if heat != 1 else logits[i], 2))
+
+    for _ in crew.map(fill, range(len(out))):
+        pass
     return out
 
 
@@ -107,50 +139,87 @@ class Quarters:
     def __init__(self, volume: Tensor) -> None:
         *shape, channels = volume.shape
         self._table = volume.reshape(-1, channels)
-        self._steps = (shape[1] * shape[2], shape[2], 1)
+        self._steps = volume.new_tensor([shape[1] * shape[2], shape[2], 1], dtype=torch.int64)
         self._last = torch.tensor(shape, device=volume.device) - 1
-        self._sides = torch.arange(-1, 2, device=volume.device)
-        towards = torch.tensor(list(product((0, 2), repeat=3)), device=volume.device)
+        towards = torch.tensor(list(product((-1, 1), repeat=3)), device=volume.device)
         far = torch.tensor(list(product((0, 1), repeat=3)), device=volume.device)
-        corners = torch.where(far[None] == 1, towards[:, None], 1)
-        self._corners = [corner.reshape(-1) for corner in corners.unbind(2)]
+        self._corners = (towards[:, None] * far[None]).reshape(-1, 3)
+        self._off = (self._corners * self._steps).sum(1)
         self._shares = volume.new_tensor(_SHARES)
 
     def __call__(self, where: Tensor) -> Tensor:
         """Around some voxels, int64 (n, 3), the eight points (n, 8, channels) as `product` has
         them."""
-        near = (where[:, :, None] + self._sides).clamp_min(0).minimum(self._last[:, None])
-        x, y, z = (
-            (near[:, axis] * self._steps[axis])[:, corner]
-            for axis, corner in enumerate(self._corners)
-        )
-        rows = (x + y + z).reshape(-1, 8)
+        rows = sum(one * step for one, step in zip(where.unbind(1), self._steps, strict=True))
+        rows = rows[:, None] + self._off
+        edge = ((where == 0) | (where == self._last)).any(1).nonzero()[:, 0]
+        if len(edge):
+            near = (where[edge][:, None] + self._corners).clamp_min(0).minimum(self._last)
+            rows[edge] = (near * self._steps).sum(2)
+        rows = rows.reshape(-1, 8)
         shares = self._shares.expand(len(rows), 8).contiguous()
         found = F.embedding_bag(rows, self._table, mode="sum", per_sample_weights=shares)
         return found.reshape(len(where), 8, found.shape[1])
 
 
-def both_sides(
-    straight: Tensor,
-    mirrored: Tensor | None,
-    swap: Tensor,
-    prior: Tensor | None,
-    corrections: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Sub | None]:
-    """Coarse logits and the way to the fine ones, the mean of an image's and its mirror image's.
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What a network's `body` gave for an image, or for its mirror image, as it came.
 
     Parameters
     ----------
-    straight : Tensor, shape (channels [+ detail], I, J, K)
-        What the network's `body` gave for the image.
-    mirrored : Tensor or None
-        The same for the image turned over along the first axis, as it came.
-    swap : Tensor of int, shape (channels,)
-        The channel on the other side of each.
+    logits : Tensor, shape (channels, i, J, K)
+        The planes are the first `i` of I of the image, or of the mirror image.
+    edges : Tensor, shape (detail, i, J, K), or None
+    share : Tensor, float32, shape (I,)
+        How much of it is in each plane of the answer; 0 where it has no plane.
+    swap : Tensor of int, shape (channels,), or None
+        The channel on the other side of each, where the image was turned over.
+    """
+
+    logits: Tensor
+    edges: Tensor | None
+    share: Tensor
+    swap: Tensor | None = None
+
+    def planes(self, x: Tensor | int) -> Tensor | int:
+        """Where some planes of the answer lie here."""
+        return x if self.swap is None else len(self.share) - 1 - x
+
+    @cached_property
+    def table(self) -> Tensor:
+        """The edges' voxels as rows, (i·J·K, detail)."""
+        return self.edges.permute(1, 2, 3, 0).flatten(0, 2)
+
+
+def shares(size: int, reach: int) -> Tensor:
+    """Of two sides that reach over `reach` of `size` planes, the first one's shares, (size,).
+
+    Where both are, they are blended like windows; the other side's shares are those turned over.
+    """
+    found = torch.zeros(size)
+    found[:reach] = blend(size, reach, [0, size - reach], 1)[0]
+    return found
+
+
+def both_sides(
+    sides: Sequence[Side],
+    prior: Tensor | None,
+    corrections: tuple[Tensor, Tensor] | None,
+    crew: Crew = ALONE,
+) -> tuple[Tensor, Sub | None]:
+    """Coarse logits and the way to the fine ones, from an image and its mirror image.
+
+    Parameters
+    ----------
+    sides : sequence of Side
+        Whose shares add up to 1 in every plane.
     prior : Tensor or None, shape (I, J, K, channels)
         What a prior adds to the logits.
     corrections : (Tensor, Tensor) or None
         What the network's `corrections` gave; None where only the coarse logits are wanted.
+    crew : Crew
+        Shares out the planes.
 
     Returns
     -------
@@ -158,44 +227,65 @@ def both_sides(
     sub : callable
         As `refine` takes it; None without `corrections`.
     """
-    channels = len(swap)
-    straight = straight.permute(1, 2, 3, 0)
-    coarse = torch.empty((*straight.shape[:3], channels), device=straight.device)
-    if mirrored is not None:
-        mirrored = mirrored.permute(1, 2, 3, 0)
-    for i, plane in enumerate(coarse):  # one by one: no copy of the whole is made
-        plane.copy_(straight[i, ..., :channels])
-        if mirrored is not None:
-            plane.add_(mirrored[-1 - i][..., swap]).div_(2)
-        if prior is not None:
-            plane.add_(prior[i])
+    (channels, _, *plane), size = sides[0].logits.shape, len(sides[0].share)
+    coarse = torch.empty((size, *plane, channels), device=sides[0].logits.device)
+
+    def fill(i: int) -> None:  # one plane at a time: no copy of the whole is made
+        with torch.inference_mode():
+            there = [(side, float(side.share[i])) for side in sides if side.share[i] > 0]
+            for number, (side, share) in enumerate(there):
+                found = side.logits[:, side.planes(i)].permute(1, 2, 0)
+                found = found if side.swap is None else found[..., side.swap]
+                if number:
+                    coarse[i].add_(found, alpha=share)
+                else:
+                    coarse[i].copy_(found)
+                    coarse[i].mul_(share)
+            if prior is not None:
+                coarse[i].add_(prior[i])
+
+    for _ in crew.map(fill, range(size)):
+        pass
     if corrections is None:
         return coarse, None
-    sides: list[tuple[Tensor, int | None]] = [(straight, None)]
-    if mirrored is not None:
-        # The corrections are linear: those of both sides are one product with both weights.
-        weight, bias = corrections
-        turned = weight.reshape(2, 4, channels, -1).flip(0)[:, :, swap].reshape(weight.shape)
-        turned_bias = bias.reshape(2, 4, channels).flip(0)[:, :, swap].reshape(bias.shape)
-        corrections = torch.cat((weight, turned), 2) / 2, (bias + turned_bias) / 2
-        sides.append((mirrored, len(coarse) - 1))
-    return coarse, partial(_sub, Quarters(coarse), sides, corrections)
+    own = [_turned(*corrections, side.swap) for side in sides]
+    return coarse, partial(_sub, Quarters(coarse), list(zip(sides, own, strict=True)))
+
+
+def _turned(weight: Tensor, bias: Tensor, swap: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Corrections (8, channels, detail) and (8, channels) as (detail, 8·channels), (8·channels,).
+
+    Those of a mirror image for the sub-voxels and channels that they are once it is turned back.
+    """
+    if swap is not None:
+        weight, bias = (
+            one.reshape(2, 4, *one.shape[1:]).flip(0)[:, :, swap].reshape(one.shape)
+            for one in (weight, bias)
+        )
+    return weight.flatten(0, 1).T.contiguous(), bias.flatten()
 
 
 def _sub(
-    between: Quarters, sides: list[tuple[Tensor, int | None]], corrections: tuple[Tensor, Tensor],
-    where: Tensor,
-) -> Tensor:  # fmt: skip
+    between: Quarters, sides: list[tuple[Side, tuple[Tensor, Tensor]]], where: Tensor
+) -> Tensor:
     """Logits (n, 8, channels) of the sub-voxels of some coarse voxels (n, 3).
 
-    `sides`: bodies (I, J, K, channels + detail), each with the last index along the first axis if
-    it is mirrored; `corrections`: weights (8, channels, sides · detail) and bias (8, channels).
+    `sides` with their corrections as `_turned` gives them. They are linear, so those of both sides
+    are one product with both weights.
     """
-    weight, bias = corrections
     x, y, z = where.T
-    channels = bias.shape[1]
-    edges = torch.cat(
-        [body[x if last is None else last - x, y, z][:, channels:] for body, last in sides], 1
-    ).float()
-    out = torch.addmm(bias.flatten(), edges, weight.flatten(0, 1).T)
-    return out.reshape(len(where), 8, channels).add_(between(where))
+    edges, weights, biases, every = [], [], [], []
+    for side, (weight, bias) in sides:
+        share = side.share.to(x.device)[x][:, None]
+        if not share.any():
+            continue
+        planes, rows, columns = side.edges.shape[1:]
+        there = side.planes(x).clamp(0, planes - 1)  # a voxel that has no share of it is not read
+        found = side.table.index_select(0, (there * rows + y) * columns + z)
+        edges.append(found.float().mul_(share))
+        weights.append(weight)
+        biases.append(bias)
+        every.append(share)
+    bias = torch.cat(every, 1) @ torch.stack(biases)
+    out = torch.addmm(bias, torch.cat(edges, 1), torch.cat(weights))
+    return out.reshape(len(where), 8, -1).add_(between(where))

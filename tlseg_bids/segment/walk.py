@@ -92,8 +92,7 @@ def sliding(  # noqa: PLR0913
         Of the type that `predict` gives.
     """
     shape = tuple(n // factor for n in image.shape[2:])
-    side = [window] * 3 if isinstance(window, int) else list(window)
-    side = [min(w, n) for w, n in zip(side, image.shape[2:], strict=True)]
+    side = _sides(window, image)
     begins = [starts(n, w, overlap, factor) for n, w in zip(image.shape[2:], side, strict=True)]
     tents = [
         dict(zip(begin, blend(n // factor * factor, w, begin, factor), strict=True))
@@ -105,6 +104,10 @@ def sliding(  # noqa: PLR0913
 
     total = None
     todo = list(product(*begins))
+    if len(todo) == 1:
+        (total,) = each(ask, todo)
+        progress(1, 1)
+        return total
     for number, (corner, found) in enumerate(zip(todo, each(ask, todo), strict=True)):
         there = tuple(
             slice(c // factor, (c + n) // factor) for c, n in zip(corner, side, strict=True)
@@ -116,6 +119,12 @@ def sliding(  # noqa: PLR0913
         total[(slice(None), *there)].addcmul_(found, weight)
         progress(number + 1, len(todo))
     return total
+
+
+def _sides(window: int | Sequence[int], image: Tensor) -> list[int]:
+    """Voxels along the sides of a window, which is no larger than the image (1, C, I, J, K)."""
+    sides = [window] * 3 if isinstance(window, int) else window
+    return [min(side, n) for side, n in zip(sides, image.shape[2:], strict=True)]
 
 
 def _window(corner: Sequence[int], side: Sequence[int]) -> tuple[slice, ...]:
@@ -177,8 +186,7 @@ def tiles(  # noqa: PLR0913
     Other arguments and the result are as for `sliding`.
     """
     shape = image.shape[2:]
-    sides = [window] * 3 if isinstance(window, int) else list(window)
-    sides = [min(side, n) for side, n in zip(sides, shape, strict=True)]
+    sides = _sides(window, image)
     if begins is None:
         begins = [starts(n, w, overlap, factor) for n, w in zip(shape, sides, strict=True)]
     todo = list(product(*begins))

@@ -212,6 +212,7 @@ def _check_sizes(card: ModelCard, networks: dict[str, nn.Module], where: object)
         sizes.append((SETTLER, sides))
     if LOCATOR in networks:
         sizes.append((LOCATOR, card.preprocess.get(LOCATOR, {}).get("size")))
+    _check_shown(card, segmenter, where)
     for role, size in sizes:
         divisor = networks[role].divisor
         if size is not None and np.any(np.asarray(size) % divisor):
@@ -219,6 +220,36 @@ def _check_sizes(card: ModelCard, networks: dict[str, nn.Module], where: object)
                 f"the {role} is shown {size} voxels and can only halve multiples of {divisor}",
                 where, CORRECT,
             )  # fmt: skip
+
+
+def _check_shown(card: ModelCard, segmenter: nn.Module, where: object) -> None:
+    """Refuse halves and trims that a segmenter cannot be shown, or that leave the middle out."""
+    box, spacing_mm = card.preprocess.get("box_mm"), card.preprocess.get("spacing_mm")
+    halves, trim = card.strategy.get("halves", False), card.strategy.get("trim", (0, 0, 0))
+    if not halves and not any(trim):
+        return
+    if getattr(segmenter, "coarse_only", True):
+        raise DataError(
+            "halves and trim are for a segmenter with sub-voxel answers (detail), which this one "
+            "has not", f"{where}, [strategy]", CORRECT,
+        )  # fmt: skip
+    if box is None or spacing_mm is None:
+        return
+    size = [round((high - low) / spacing_mm) for low, high in box]
+    left = [n - 2 * t for n, t in zip(size, trim, strict=True)]
+    window = np.broadcast_to(card.strategy.get("window", max(size)), 3)
+    shown = np.minimum(window, left)
+    if min(left) <= 0 or np.any(shown % segmenter.divisor) or np.any(np.mod(trim, segmenter.stem)):
+        raise DataError(
+            f"trim {list(trim)} leaves {left} of {size} voxels: the segmenter is shown "
+            f"{shown.tolist()} of them and can only halve multiples of {segmenter.divisor}",
+            f"{where}, [strategy], trim", CORRECT,
+        )  # fmt: skip
+    if halves and 2 * window[0] < left[0]:
+        raise DataError(
+            f"a half of {window[0]} voxels does not reach the middle of {left[0]}",
+            f"{where}, [strategy], window", CORRECT,
+        )  # fmt: skip
 
 
 def _settler_sides(card: ModelCard) -> list[int] | None:

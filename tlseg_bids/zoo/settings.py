@@ -57,11 +57,31 @@ def check_settings(preprocess: dict[str, Any], strategy: dict[str, Any], where: 
     for side in window if isinstance(window, list) and len(window) == 3 else [window]:
         shown = {} if side is None else {"window": side}
         _check_numbers(shown, STRATEGY_WHOLE, place, whole=True)
-    if not isinstance(strategy.get("mirror", False), bool):
+    for key in ("mirror", "halves"):
+        if not isinstance(strategy.get(key, False), bool):
+            raise DataError(
+                f"{strategy[key]!r} is not a truth value", f"{place}, {key}", "write true or false"
+            )
+    _check_halves(strategy, place)
+
+
+def _check_halves(strategy: dict[str, Any], place: str) -> None:
+    """Refuse halves that are no halves, and a trim that is not three numbers of voxels."""
+    if strategy.get("halves", False) and (
+        strategy.get("mirror", False) or "window" not in strategy
+    ):
         raise DataError(
-            f"{strategy['mirror']!r} is not a truth value", f"{place}, mirror",
-            "write true or false",
+            "halves = true needs a window, and shows a half in the mirror without mirror = true",
+            place, SEE,
         )  # fmt: skip
+    trim = strategy.get("trim", [0, 0, 0])
+    if not isinstance(trim, list | tuple) or len(trim) != 3:
+        raise DataError(
+            f"{str(trim)[:200]} is not a trim", f"{place}, trim",
+            "write three whole numbers, of the voxels to leave out at both ends of each axis",
+        )  # fmt: skip
+    for side in trim:
+        _check_numbers({"trim": side}, {"trim": (0, MOST_VOXELS)}, place, whole=True)
 
 
 def check_complete(preprocess: dict[str, Any], where: object) -> None:

@@ -22,7 +22,7 @@ from tlseg_bids.bids.scan import Scan
 from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Job
 from tlseg_bids.labels.landmarks import Landmarks
-from tlseg_bids.preprocess.prepare import find_template
+from tlseg_bids.preprocess.prepare import looks
 from tlseg_bids.preprocess.register import displacement_mm
 from tlseg_bids.segment.model import Model, load_model
 from tlseg_bids.segment.place import locate
@@ -55,8 +55,8 @@ def cut(scan: Volume, end: str, length_mm: float) -> Volume:
 
 def frame(scan: Volume, job: Job, model: Model) -> np.ndarray:
     """World mm to template mm, (4, 4), as the program finds it without turning the head."""
-    seen = find_template(scan, model.card.preprocess, locate(model), model.landmarks)
-    return placing.settle(scan, job, model, seen)[0].template_from_native
+    *_, seen = looks(scan, model.card.preprocess, locate(model), model.landmarks)
+    return placing.settle(scan, job, model, [seen])[0].template_from_native
 
 
 def blinded(model: Model) -> Model:

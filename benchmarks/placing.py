@@ -18,7 +18,7 @@ from systems import rules, scan_of, subjects
 
 from tlseg_bids import placing
 from tlseg_bids.flow import Job
-from tlseg_bids.preprocess.prepare import find_template
+from tlseg_bids.preprocess.prepare import looks
 from tlseg_bids.preprocess.register import displacement_mm
 from tlseg_bids.segment.model import Model, load_model
 from tlseg_bids.segment.place import locate
@@ -39,8 +39,8 @@ def distances(folder: Path, subject: str, suffix: str, model: Model, there: np.n
     scan = scan_of(folder, subject, suffix)
     volume, _ = load_scan(scan.path)
     job = Job(scan, model.card, "", (), (), "", "cpu", 0.0, ())
-    seen = find_template(volume, model.card.preprocess, locate(model), model.landmarks)
-    settled, _ = placing.settle(volume, job, model, seen)
+    *_, seen = looks(volume, model.card.preprocess, locate(model), model.landmarks)
+    settled, _ = placing.settle(volume, job, model, [seen])
     frames = (seen, settled.template_from_native)
     return [displacement_mm(there, frame, model.template) for frame in frames]
 

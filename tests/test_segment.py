@@ -29,7 +29,7 @@ from tlseg_bids.postprocess.quality import expected_dice, implausible
 from tlseg_bids.preprocess import prepare as prepare_module
 from tlseg_bids.preprocess.geometry import resample
 from tlseg_bids.preprocess.intensity import standardise
-from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
+from tlseg_bids.preprocess.prepare import better_frame, looks, prepare
 from tlseg_bids.preprocess.register import TURNS, centroids
 from tlseg_bids.segment.answer import Ask, _answer, _mirrored, segment
 from tlseg_bids.segment.fine import Quarters, Side, both_sides, open_voxels, shares
@@ -84,7 +84,7 @@ def test_a_volume_without_structures_is_no_brain():
     background[0] = 1
     options = {"locator": {"size": 16, "spacing_mm": 12.0, "looks": 2}}
     with pytest.raises(ScanError, match="no brain found .0 structures.*orientation"):
-        find_template(image, options, lambda _: background, Landmarks(np.zeros((33, 3))))
+        list(looks(image, options, lambda _: background, Landmarks(np.zeros((33, 3)))))
 
 
 class PerfectLocator:
@@ -123,7 +123,7 @@ def test_labels_come_back_to_where_they_were(number, monkeypatch):
         "locator": {"size": 60, "spacing_mm": 4.0, "looks": 2}, "spacing_mm": 2.0,
         "box_mm": [[-90, 90], [-100, 92], [-92, 84]],
     }  # fmt: skip
-    frame = find_template(scan, options, look, Landmarks(template_of(turn)))
+    *_, frame = looks(scan, options, look, Landmarks(template_of(turn)))
     prepared = prepare(scan, options, frame, skull_stripped=True)
     np.testing.assert_allclose(prepared.template_from_native[:3, :3], 0.9 * turn, atol=0.02)
     seen = Phantom().image(prepared.grid).data
@@ -339,7 +339,7 @@ def test_a_frame_that_does_not_settle_is_told(distances, passes, warned, monkeyp
         preprocess={"rounds": 3, "settled_mm": 1.5},
     )
     model = load_model(replace(CARD, preprocess={"box_mm": [[-80, 80]] * 3}), tensors())
-    prepared, dice = placing.settle(scan, job, model, np.eye(4))
+    prepared, dice = placing.settle(scan, job, model, [np.eye(4)])
     assert dice == 0.7
     assert len(asked) == passes
     np.testing.assert_array_equal(prepared.template_from_native, np.eye(4) + passes - 1)
@@ -362,7 +362,7 @@ def test_a_model_without_the_templates_head_takes_the_locators_word():
     job = made_up_job(Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w"))
     job = replace(job, card=card)
     frame = np.diag([1.1, 1, 1, 1])
-    prepared, _ = placing.settle(scan, job, model, frame)
+    prepared, _ = placing.settle(scan, job, model, [frame])
     answer = segment(model, prepared, Ask())
     np.testing.assert_array_equal(prepared.template_from_native, frame)
     assert answer.probabilities.shape == (15, 16, 16, 16)
@@ -403,18 +403,19 @@ def looking(monkeypatch, dices: dict[int, float | str]):
     """`placing.find` where each direction has the given Dice, or fails with the given sentence."""
     tried = []
 
-    def find_template(_scan, _options, _look, _template, turn, _crew):
+    def looks(_scan, _options, _look, _template, turn, _crew):
         tried.append(next(n for n, one in enumerate(TURNS) if one is turn))
         if isinstance(dices[tried[-1]], str):
             raise ScanError(dices[tried[-1]], "", "")
-        return turn
+        yield turn
 
-    def settle(scan, _job, _model, frame, patient):
+    def settle(scan, _job, _model, frames, patient):
+        (frame,) = frames
         assert patient == (frame is TURNS[0])
         prepared = Prepared(np.zeros((1, 2, 2, 2)), scan.grid, scan, frame, True, ())
         return prepared, dices[tried[-1]]
 
-    monkeypatch.setattr(placing, "find_template", find_template)
+    monkeypatch.setattr(placing, "looks", looks)
     monkeypatch.setattr(placing, "settle", settle)
     monkeypatch.setattr(placing, "locate", lambda _: None)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
@@ -536,9 +537,7 @@ def test_a_template_is_found_anew_for_each_card(tmp_path, monkeypatch):
     grid = Grid((2, 2, 2), np.eye(4))
     monkeypatch.setattr(placing, "load_volume", lambda _: Volume(np.zeros((2, 2, 2)), grid))
     monkeypatch.setattr(placing, "locate", lambda _: None)
-    monkeypatch.setattr(
-        placing, "find_template", lambda _, options, *__, **___: asked.append(options)
-    )
+    monkeypatch.setattr(placing, "looks", lambda _, options, *__, **___: asked.append(options))
     model = SimpleNamespace(landmarks=None, crew=ALONE, placer=None)
     prepared = SimpleNamespace(template_from_native=np.eye(4))
     monkeypatch.setattr(placing, "settle", lambda *_: (prepared, 1.0))

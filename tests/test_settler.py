@@ -89,7 +89,7 @@ def test_a_frame_that_is_off_is_brought_back_without_the_segmenter(tmp_path, mon
         raise AssertionError("the segmenter was asked")
 
     monkeypatch.setattr(placing, "segment", never)
-    prepared, dice = placing.settle(volume, job, model, off)
+    prepared, dice = placing.settle(volume, job, model, [off])
     assert dice == 1.0
     np.testing.assert_array_equal(prepared.template_from_native, frame)
     assert prepared.grid.shape == (toy.SIDE,) * 3, "in the voxels of the segmenter"
@@ -114,8 +114,40 @@ def test_where_the_settler_does_not_know_the_segmenter_looks(
         assert placing.surveyed(volume, job, model, np.eye(4)) is None
     monkeypatch.setattr(placing, "surveyed", lambda *_: None)
     monkeypatch.setattr(placing, "segment", lambda *given: asked.append(given) or usual(*given))
-    placing.settle(volume, job, model, np.eye(4))
+    placing.settle(volume, job, model, [np.eye(4)])
     assert asked
+
+
+@pytest.mark.parametrize(("sure_of", "looked"), [(0, 1), (1, 2), (None, 2)])
+def test_the_locator_looks_again_only_where_the_settler_does_not_rest(
+    sure_of, looked, tmp_path, monkeypatch
+):
+    model = settling(tmp_path)
+    volume, job = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), model.card)
+    starts = [np.diag([scale, scale, scale, 1.0]) for scale in (1.0, 1.1)]
+    rest, taken, segmented, usual = np.diag([1.2, 1.2, 1.2, 1.0]), [], [], placing.segment
+
+    def looks():
+        for start in starts:
+            taken.append(start)
+            yield start
+
+    def surveyed(_scan, _job, _model, frame):
+        return rest if sure_of is not None and frame is starts[sure_of] else None
+
+    def segment(model, prepared, ask):
+        segmented.append(prepared.template_from_native)
+        return usual(model, prepared, ask)
+
+    monkeypatch.setattr(placing, "surveyed", surveyed)
+    monkeypatch.setattr(placing, "segment", segment)
+    prepared, _ = placing.settle(volume, job, model, looks())
+    assert len(taken) == looked
+    if sure_of is None:
+        np.testing.assert_array_equal(segmented[0], starts[1])
+    else:
+        assert not segmented
+        np.testing.assert_array_equal(prepared.template_from_native, rest)
 
 
 def test_the_settler_sees_the_whole_box_and_its_atlas(tmp_path):

@@ -63,7 +63,7 @@ def test_every_system_labels_a_phantom(path, data, tmp_path):
     if card.channels:
         job = replace(job, companions=(Scan(_save(scan, tmp_path), Path(), {"sub": "01"}, "T2w"),))
     assert model.placer.card.name == "any" and set(model.networks) == {"segmenter"}
-    prepared, _ = placing.settle(scan, job, model, np.eye(4))
+    prepared, _ = placing.settle(scan, job, model, [np.eye(4)])
     found = app.finely(prepared, model)
     assert prepared.image.shape == (max(len(card.channels), 1), 24, 24, 24)
     assert found.probabilities.shape == (len(model.protocol), 24, 24, 24)

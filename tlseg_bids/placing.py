@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tlseg_bids.flow import Job, Prepared
 from tlseg_bids.postprocess.plausibility import turned_degrees
 from tlseg_bids.postprocess.quality import HOPEFUL_DICE, SURE_DICE, expected_dice
 from tlseg_bids.preprocess.brain import looks_skull_stripped
-from tlseg_bids.preprocess.prepare import better_frame, find_template, prepare
+from tlseg_bids.preprocess.prepare import better_frame, looks, prepare
 from tlseg_bids.preprocess.register import TURNS, between, displacement_mm
 from tlseg_bids.segment.answer import Ask, segment
 from tlseg_bids.segment.model import Model
@@ -56,14 +57,12 @@ def find(scan: Volume, job: Job, model: Model) -> Prepared:
         return placed(scan, job, model)
     kept, failed = None, None
     for turn in TURNS:
+        look = scan, job.card.preprocess, locate(model), model.landmarks, turn, model.crew
         try:
-            frame = find_template(
-                scan, job.card.preprocess, locate(model), model.landmarks, turn, model.crew
-            )
+            prepared, dice = settle(scan, job, model, looks(*look), patient=turn is TURNS[0])
         except ScanError as error:
             failed = failed or error
             continue
-        prepared, dice = settle(scan, job, model, frame, patient=turn is TURNS[0])
         kept = kept or prepared
         if dice >= SURE_DICE:
             kept = prepared
@@ -115,9 +114,12 @@ def seen_alike(model: Model, other: Model) -> bool:
 
 
 def settle(
-    scan: Volume, job: Job, model: Model, frame: np.ndarray, patient: bool = True
+    scan: Volume, job: Job, model: Model, frames: Iterable[np.ndarray], patient: bool = True
 ) -> tuple[Prepared, float]:
-    """Segment coarsely in a frame, again where that shows that the frame was far off.
+    """The scan where the settler comes to rest from the first frame from which it does.
+
+    Where it does not from any, segment coarsely in the last, again where that shows that the frame
+    was far off. Frames are taken one by one: a locator need not look again once the settler rests.
 
     Returns
     -------
@@ -129,8 +131,9 @@ def settle(
     """
     options = job.card.preprocess
     shown = job.scan.skull_stripped, shown_together(scan, job), model.crew
-    if (found := surveyed(scan, job, model, frame)) is not None:
-        return prepare(scan, options, found, *shown), 1.0
+    for frame in frames:
+        if (found := surveyed(scan, job, model, frame)) is not None:
+            return prepare(scan, options, found, *shown), 1.0
     if model.frame_head is None or not options.get("rounds"):
         return prepare(scan, options, frame, *shown), 1.0
     for _ in range(options["rounds"]):
@@ -192,7 +195,7 @@ def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame])
     if key not in frames:
         template, alone = load_volume(file), replace(job.scan, skull_stripped=None)
         look = job.card.preprocess, locate(model), model.landmarks
-        frame = find_template(template, *look, crew=model.crew)
-        prepared, _ = settle(template, replace(job, scan=alone), model, frame)
+        frames_seen = looks(template, *look, crew=model.crew)
+        prepared, _ = settle(template, replace(job, scan=alone), model, frames_seen)
         frames[key] = template.grid, prepared.template_from_native
     return frames[key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,15 +41,14 @@ def cube(middle_from_world: np.ndarray, size: int, spacing_mm: float) -> Grid:
     return Grid((size,) * 3, np.linalg.inv(middle_from_world) @ frame)
 
 
-def find_template(
+def looks(
     volume: Volume, options: dict[str, Any], locate: Locate, template: Landmarks,
     turn: np.ndarray = TURNS[0], crew: Crew = ALONE,
-) -> np.ndarray:  # fmt: skip
-    """The affine (4, 4) from the scan's world to the template, both in mm.
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """The affine (4, 4) from the scan's world to the template, both in mm, after every look.
 
-    The locator looks more than once: at a cube around the head along the scanner's axes, then at
-    one in the frame that the look before found, where a turned or small head is upright and of
-    the template's size.
+    The locator looks at a cube around the head along the scanner's axes, then at one in the frame
+    that the look before found, where a turned or small head is upright and of the template's size.
 
     Parameters
     ----------
@@ -87,7 +86,7 @@ def find_template(
                 "is right",
             )  # fmt: skip
         frame = found
-    return frame
+        yield frame
 
 
 def prepare(

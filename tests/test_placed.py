@@ -17,6 +17,7 @@ from tests.datasets import made_up_job
 from tlseg_bids import app, placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.cli.train import main
+from tlseg_bids.crew import Crew
 from tlseg_bids.errors import DataError
 from tlseg_bids.flow import Job
 from tlseg_bids.preprocess.register import between, displacement_mm
@@ -95,7 +96,7 @@ def test_a_child_on_its_parents_grid_sees_its_parents_image(placer, tmp_path, mo
     monkeypatch.setattr(
         placing, "prepare", lambda *given: images.append(prepare(*given)) or images[-1]
     )
-    assert placing.find(volume, job, child) is images[-1]
+    assert placing.find(volume, job, child).image is images[-1].image
     alone = len(images)
     elsewhere = replace(child, template=child.template + 1)
     placing.find(volume, job, elsewhere)
@@ -224,3 +225,18 @@ def test_the_sidecar_names_who_placed_the_scan():
     job = replace(made_up_job(scan), card=small_card(preprocess={"placed_by": "any"}))
     assert model_of(job)["Model"]["PlacedBy"] == "any"
     assert "PlacedBy" not in model_of(made_up_job(scan))["Model"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("known", [None, True, False])
+def test_whether_the_skull_is_there_is_asked_beside_the_rest(
+    known, threads, placer, tmp_path, monkeypatch
+):
+    path = toy.write_scan(tmp_path / "sub-01_T1w.nii")
+    volume, job, model = seen(placer, path)
+    job = replace(job, scan=replace(job.scan, skull_stripped=known))
+    asked = []
+    monkeypatch.setattr(placing, "looks_skull_stripped", lambda scan: asked.append(scan) or True)
+    prepared = placing.find(volume, job, replace(model, crew=Crew(threads)))
+    assert prepared.skull_stripped is (known is not False)
+    assert len(asked) == (known is None)

@@ -52,6 +52,11 @@ class Crew:
                 for future in ahead:
                     future.cancel()
 
+    def each(self, function: Callable[[Piece], object], pieces: Iterable[Piece]) -> None:
+        """`map` for what is done and gives nothing."""
+        for _ in self.map(function, pieces):
+            pass
+
 
 ALONE = Crew()
 """One piece after the other, in the thread that asks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,16 @@ def find(scan: Volume, job: Job, model: Model) -> Prepared:
     ScanError
         If no structures are found in any direction.
     """
-    if job.scan.skull_stripped is None:
-        job = replace(job, scan=replace(job.scan, skull_stripped=looks_skull_stripped(scan)))
+    known = job.scan.skull_stripped
+    job = replace(job, scan=replace(job.scan, skull_stripped=bool(known)))
+    tasks = [partial(_found, scan, job, model)]
+    if known is None:  # finding the brain does not ask for it
+        tasks.append(partial(looks_skull_stripped, scan))
+    prepared, *told = model.crew.map(lambda task: task(), tasks)
+    return replace(prepared, skull_stripped=told[0]) if told else prepared
+
+
+def _found(scan: Volume, job: Job, model: Model) -> Prepared:
     if model.placer is not None:
         return placed(scan, job, model)
     kept, failed = None, None

@@ -207,8 +207,7 @@ def _blur(tensor: torch.Tensor, sigmas: dict[int, float], crew: Crew) -> torch.T
                 source = _weighted(source, axis, weights, padded=axis == 0)
             slab.copy_(source)
 
-    for _ in crew.map(some, range(0, len(out), _PLANES)):
-        pass
+    crew.each(some, range(0, len(out), _PLANES))
     return out
 
 
@@ -289,8 +288,7 @@ def _interpolate(
             found.masked_fill_(outside, fill)
         turned[slice(*ends)] = found.numpy()
 
-    for _ in crew.map(slab, _slabs(shape)):
-        pass
+    crew.each(slab, _slabs(shape))
     return out
 
 

@@ -30,7 +30,9 @@ def foreground_centre(volume: Volume) -> np.ndarray:
     """Centre of the voxels brighter than the mean, in world mm, (3,)."""
     step = [max(n // 96, 1) for n in volume.data.shape]
     thin = volume.data[:: step[0], :: step[1], :: step[2]]
-    index = np.argwhere(thin > thin.mean()).mean(0) * step
+    bright = thin > thin.mean()
+    along = [bright.sum(tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    index = np.array([np.arange(len(n)) @ n / n.sum() for n in along]) * step
     return volume.grid.affine[:3, :3] @ index + volume.grid.affine[:3, 3]
 
 

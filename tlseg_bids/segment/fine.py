@@ -43,19 +43,29 @@ class Around:
         return tuple(slice(factor * c, factor * (c + n)) for c, n in ends)
 
 
-def open_voxels(coarse: Tensor) -> Tensor:
+def open_voxels(coarse: Tensor, crew: Crew = ALONE) -> Tensor:
     """Coarse voxels whose sub-voxels may differ: (n, 3) int64.
 
     Parameters
     ----------
     coarse : Tensor, shape (I, J, K, channels)
         Probabilities.
+    crew : Crew
+        Shares out the planes.
     """
-    top = coarse.max(3)
-    label = top.indices.to(torch.float32)[None, None]
-    highest = F.max_pool3d(label, 3, 1, 1)
-    lowest = -F.max_pool3d(-label, 3, 1, 1)
-    return ((highest != lowest)[0, 0] | (top.values < SETTLED)).nonzero()
+    label = torch.empty(coarse.shape[:3], device=coarse.device)
+    doubt = torch.empty(coarse.shape[:3], dtype=torch.bool, device=coarse.device)
+
+    def look(i: int) -> None:
+        with torch.inference_mode():
+            values, labels = coarse[i].max(2)
+            label[i] = labels
+            doubt[i] = values < SETTLED
+
+    crew.each(look, range(len(coarse)))
+    highest = F.max_pool3d(label[None, None], 3, 1, 1)
+    lowest = -F.max_pool3d(-label[None, None], 3, 1, 1)
+    return ((highest != lowest)[0, 0] | doubt).nonzero()
 
 
 def refine(
@@ -85,32 +95,37 @@ def refine(
     """
     shape, channels = coarse.shape[:3], coarse.shape[3]
     settled = likely(coarse, heat, crew)
-    where = open_voxels(settled)
-    count = settled[..., 0].numel()
+    where = open_voxels(settled, crew)
+    plane = shape[1] * shape[2]
+    count = shape[0] * plane
     last = count + 8 * len(where)
     rows = torch.empty((last + 1, channels), dtype=torch.float16)
-    rows[:count] = settled.reshape(-1, channels)
     rows[last] = 0
     rows[last, 0] = 1
-    at_once = _VOXELS_AT_ONCE.get(coarse.device.type, 2**11)
-
-    def fill(start: int) -> None:
-        some = where[start : start + at_once]
-        first = count + 8 * start
-        with torch.inference_mode():
-            found = F.softmax(sub(some).div_(heat), 2)
-            rows[first : first + 8 * len(some)] = found.reshape(-1, channels)
-
-    for _ in crew.map(fill, range(0, len(where), at_once)):
-        pass
     around = around or Around(shape, (0, 0, 0))
     index = torch.full([2 * n for n in around.shape], last, dtype=torch.int32)
     own = index[around.place(shape, 2)]
     for axis, size in zip((0, 2, 4), shape, strict=True):
         own = own.unflatten(axis, (size, 2))
-    own.copy_(torch.arange(count, dtype=torch.int32).reshape(shape)[:, None, :, None, :, None])
-    x, y, z = where.cpu().T
-    own[x, :, y, :, z] = torch.arange(count, last, dtype=torch.int32).reshape(-1, 2, 2, 2)
+
+    def share(i: int) -> None:
+        with torch.inference_mode():
+            rows[i * plane : (i + 1) * plane] = settled[i].reshape(-1, channels)
+            shared = torch.arange(i * plane, (i + 1) * plane, dtype=torch.int32)
+            own[i] = shared.reshape(1, shape[1], 1, shape[2], 1)
+
+    def fill(start: int) -> None:
+        some = where[start : start + at_once]
+        ends = [count + 8 * n for n in (start, start + len(some))]
+        with torch.inference_mode():
+            found = F.softmax(sub(some).div_(heat), 2)
+            rows[slice(*ends)] = found.reshape(-1, channels)
+            x, y, z = some.cpu().T
+            own[x, :, y, :, z] = torch.arange(*ends, dtype=torch.int32).reshape(-1, 2, 2, 2)
+
+    at_once = _VOXELS_AT_ONCE.get(coarse.device.type, 2**11)
+    crew.each(share, range(shape[0]))
+    crew.each(fill, range(0, len(where), at_once))
     return SharedRows(rows.numpy(), index.numpy())
 
 
@@ -122,8 +137,7 @@ def likely(logits: Tensor, heat: float = 1.0, crew: Crew = ALONE) -> Tensor:
         with torch.inference_mode():
             out[i].copy_(F.softmax(logits[i] / heat if heat != 1 else logits[i], 2))
 
-    for _ in crew.map(fill, range(len(out))):
-        pass
+    crew.each(fill, range(len(out)))
     return out
 
 
@@ -244,8 +258,7 @@ def both_sides(
             if prior is not None:
                 coarse[i].add_(prior[i])
 
-    for _ in crew.map(fill, range(size)):
-        pass
+    crew.each(fill, range(size))
     if corrections is None:
         return coarse, None
     own = [_turned(*corrections, side.swap) for side in sides]

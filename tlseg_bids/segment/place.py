@@ -55,7 +55,9 @@ def survey(model: Model, prepared: Prepared) -> Prediction:
     image = torch.from_numpy(prepared.image)[None]
     shape = [n // network.stem for n in image.shape[2:]]
     with torch.inference_mode():
-        prior = None if atlas is None else F.interpolate(atlas, shape, mode="trilinear")
+        prior = atlas
+        if atlas is not None and list(atlas.shape[2:]) != shape:
+            prior = F.interpolate(atlas, shape, mode="trilinear")
         logits = logits_of(model, SETTLER, image, prior)
         found = F.softmax(logits.float(), 1)[0].cpu().numpy()
     return Prediction(found, prepared.grid.coarser(network.stem, found.shape[1:]))

@@ -420,7 +420,7 @@ def looking(monkeypatch, dices: dict[int, float | str]):
     monkeypatch.setattr(placing, "locate", lambda _: None)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     known = Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w", skull_stripped=True)
-    job = SimpleNamespace(card=SimpleNamespace(preprocess={}), scan=known)
+    job = replace(made_up_job(known), card=SimpleNamespace(preprocess={}))
     return placing.find(scan, job, SimpleNamespace(landmarks=None, crew=ALONE, placer=None)), tried
 
 
@@ -430,6 +430,8 @@ def looking(monkeypatch, dices: dict[int, float | str]):
         ({0: 0.8}, [0], 0),
         ({0: 0.4, 1: 0.3, 2: 0.8}, [0, 1, 2], 2),
         ({0: 0.4, 1: 0.3, 2: 0.2, 3: 0.5}, [0, 1, 2, 3], 0),
+        ({0: 0.61, 1: 0.3, 2: 0.84}, [0, 1, 2], 2),
+        ({0: 0.65, 1: 0.3, 2: 0.62, 3: 0.3}, [0, 1, 2, 3], 0),
         ({0: "no brain", 1: 0.3, 2: "none", 3: 0.3}, [0, 1, 2, 3], 1),
     ],
 )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Job, Prepared
 from tlseg_bids.postprocess.plausibility import turned_degrees
-from tlseg_bids.postprocess.quality import HOPEFUL_DICE, SURE_DICE, expected_dice
+from tlseg_bids.postprocess.quality import CLEAR_DICE, HOPEFUL_DICE, SURE_DICE, expected_dice
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.prepare import better_frame, looks, prepare
 from tlseg_bids.preprocess.register import TURNS, between, displacement_mm
@@ -64,7 +65,8 @@ def find(scan: Volume, job: Job, model: Model) -> Prepared:
 def _found(scan: Volume, job: Job, model: Model) -> Prepared:
     if model.placer is not None:
         return placed(scan, job, model)
-    kept, failed = None, None
+    tried: list[tuple[float, Prepared]] = []
+    failed = None
     for turn in TURNS:
         look = scan, job.card.preprocess, locate(model), model.landmarks, turn, model.crew
         try:
@@ -72,12 +74,14 @@ def _found(scan: Volume, job: Job, model: Model) -> Prepared:
         except ScanError as error:
             failed = failed or error
             continue
-        kept = kept or prepared
-        if dice >= SURE_DICE:
-            kept = prepared
+        tried.append((dice, prepared))
+        if dice >= CLEAR_DICE:
             break
-    if kept is None:
+    if not tried:
         raise failed
+    best, kept = max(tried, key=itemgetter(0))
+    if best < SURE_DICE:
+        kept = tried[0][1]
     if (degrees := turned_degrees(kept.template_from_native)) > TURNED_DEGREES:
         kept = replace(kept, warnings=(*kept.warnings, TURNED.format(degrees)))
     return kept

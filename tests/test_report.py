@@ -686,6 +686,9 @@ def test_methods_follow_the_card() -> None:
     assert "overlapping windows" not in plain
     placed = methods_text([card(networks={"segmenter": {}}, preprocess={"placed_by": "any"})], "1")
     assert "The model 'any' found the brain" in placed
+    halves = methods_text([card(strategy={"name": "sliding", "halves": True})], "1")
+    assert "was applied to each half of the brain, one of them in the mirror" in halves
+    assert "overlapping windows" not in halves
     full = methods_text([card()], "1")
     assert "found the brain" not in full
     assert "structures' centroids" in full

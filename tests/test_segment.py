@@ -276,9 +276,9 @@ def test_sub_voxels_are_found_where_the_coarse_answer_is_open(mirror, monkeypatc
         np.testing.assert_allclose(found.sum(0, dtype=np.float32), 1, atol=1e-2)
         return found
 
-    every = run(lambda coarse: torch.ones(coarse.shape[:3]).nonzero())
-    none = run(lambda _: torch.zeros((0, 3), dtype=torch.int64))
-    some = run(lambda _: torch.tensor([[1, 2, 3]]))
+    every = run(lambda coarse, _: torch.ones(coarse.shape[:3]).nonzero())
+    none = run(lambda *_: torch.zeros((0, 3), dtype=torch.int64))
+    some = run(lambda *_: torch.tensor([[1, 2, 3]]))
     blocks = none.reshape(len(none), 8, 2, 8, 2, 8, 2)
     assert (blocks == blocks[:, :, :1, :, :1, :, :1]).all()
     changed = np.zeros((16, 16, 16), bool)
@@ -469,12 +469,18 @@ def test_expected_dice_follows_the_probabilities():
     assert expected_dice(nothing) == 0
 
 
+@pytest.mark.parametrize(
+    ("strategy", "windows"),
+    [({"name": "sliding", "window": 16}, 3), ({"name": "sliding", "window": [16, 16, 32]}, 1),
+     ({"name": "whole"}, 1)],
+    ids=["several", "one", "whole"],
+)  # fmt: skip
 @pytest.mark.parametrize("detail", [0, 2])
-def test_the_age_is_read_with_every_window_of_the_fine_answer(detail):
+def test_the_age_is_read_with_every_window_of_the_fine_answer(detail, strategy, windows):
     networks = {**CARD.networks, "segmenter": {
         **CARD.networks["segmenter"], "detail": detail, "design": {"age": 3},
     }}  # fmt: skip
-    card = replace(CARD, networks=networks, strategy={"name": "sliding", "window": 16})
+    card = replace(CARD, networks=networks, strategy=strategy)
     given = tensors(card)
     given["segmenter.age.centre"], given["segmenter.age.scale"] = map(torch.tensor, (30.0, 8.0))
     model = load_model(card, given)
@@ -486,7 +492,7 @@ def test_the_age_is_read_with_every_window_of_the_fine_answer(detail):
     known = model.networks["segmenter"].predicted_age
     model.networks["segmenter"].predicted_age = lambda x: seen.append(x) or known(x)
     found = segment(model, prepared, Ask())
-    assert len(seen) > 1
+    assert len(seen) == windows
     with torch.inference_mode():
         wanted = float(known(torch.cat(seen)).mean())
     assert found.age == pytest.approx(wanted, abs=1e-3)

@@ -238,21 +238,29 @@ def _blended(
             return join([one.to(kept) for one in predict(window, first) if one is not None])
 
         there = (image.flip(2) if turned else image)[(..., *seen)]
-        if once:
-            logits, edges = predict(there, (0, 0, 0))
-            return logits[0], None if edges is None else edges[0]
-        found = walk(joined, there, factor=stem)
-        return found[: len(swap)], found[len(swap) :] if ask.fine else None
+        if not once:
+            found = walk(joined, there, factor=stem)
+            return found[: len(swap)], found[len(swap) :] if ask.fine else None
+        answers: list[tuple[Tensor, Tensor | None]] = []
+
+        def alone(window: Tensor, first: tuple[int, int, int]) -> Tensor:
+            answers.append(predict(window, first))
+            return answers[0][0]
+
+        walk(alone, there, factor=stem)
+        logits, edges = answers[0]
+        return logits[0], None if edges is None else edges[0]
 
     # Windows go side by side; where one sees all, the two sides of the mirror do.
     found = list((model.windows.map if once else map)(side, (False, True)[: 1 + both]))
-    around = Around([n // stem for n in size], [part.start // stem for part in seen])
-    planes = [n // stem for n in (size[0] - 2 * seen[0].start, seen[0].stop - seen[0].start)]
-    share = shares(*planes) if both else torch.ones(planes[0])
+    _, reach, *plane = found[0][0].shape
+    whole = [(size[0] - 2 * seen[0].start) // stem if halved(model.card) else reach, *plane]
+    corner = [part.start // stem for part in seen]
+    around = Around([n + 2 * c for n, c in zip(whole, corner, strict=True)], corner)
+    share = shares(whole[0], reach) if both else torch.ones(reach)
     sides = [Side(*found[0], share), *(Side(*one, share.flip(0), swap) for one in found[1:])]
     with torch.inference_mode():
         added = None if prior is None else prior.logits[ask.head]
-        whole = (planes[0], *sides[0].logits.shape[2:])
         added = None if added is None else added[around.place(whole)]
         corrections = network.corrections(ask.head) if ask.fine else None
         coarse, sub = both_sides(sides, added, corrections, model.windows)

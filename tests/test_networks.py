@@ -51,7 +51,7 @@ def test_a_sub_voxel_is_the_coarse_answer_read_off_its_centre_and_a_correction()
     for head, part in ((0, (0, 1, 1)), (1, (1, 0, 0))):
         coarse = network(image(), prior, head, parts=())
         weight, bias = network.corrections(head)
-        edges = network.body(image(), network.prior_features(prior), head)[:, -5:]
+        _, edges = network.body(image(), network.prior_features(prior), head)
         number = 4 * part[0] + 2 * part[1] + part[2]
         added = torch.einsum("cf,nfijk->ncijk", weight[number], edges)
         wanted = quarter_step(coarse, part) + added + bias[number][:, None, None, None]

@@ -163,6 +163,11 @@ SETTINGS = [
         'name = "sliding"\nmirror = true\nhalves = true',
         "shows a half in the mirror without mirror = true – .*strategy",
     ),
+    (
+        'name = "sliding"',
+        'name = "whole"\nhalves = true',
+        "needs name = .sliding. and a window.* – .*strategy",
+    ),
     ('name = "sliding"', 'name = "sliding"\ntrim = 8', "8 is not a trim – .*trim"),
     (
         'name = "sliding"',

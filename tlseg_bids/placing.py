@@ -206,7 +206,7 @@ def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame])
         grid, there = template_frame(file, replace(job, card=other.card), other, frames)
         frames[key] = grid, between(other.template, model.template) @ there
     if key not in frames:
-        template, alone = load_volume(file), replace(job.scan, skull_stripped=None)
+        template, alone = load_volume(file), replace(job.scan, skull_stripped=False)
         look = job.card.preprocess, locate(model), model.landmarks
         frames_seen = looks(template, *look, crew=model.crew)
         prepared, _ = settle(template, replace(job, scan=alone), model, frames_seen)

@@ -17,7 +17,7 @@ ASYMMETRY_FLAG, ASYMMETRY_ROOM = 0.3, 1.25
 the references."""
 CONFIDENCE_FLAG = 0.7
 CLEAR_DICE, SURE_DICE, HOPEFUL_DICE = 0.7, 0.6, 0.5
-"""Expected Dice of a coarse answer that no other direction can be better than, from which a brain
+"""Expected Dice of a coarse answer from which no other direction is looked at, from which a brain
 was found, and from which looking further is worth while: in the right direction 0.75 to 0.86, in a
 wrong one 0.27 to 0.61; see docs/trust.md."""
 OUTER_FLUID = "outer-csf"

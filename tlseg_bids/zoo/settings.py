@@ -67,12 +67,11 @@ def check_settings(preprocess: dict[str, Any], strategy: dict[str, Any], where: 
 
 def _check_halves(strategy: dict[str, Any], place: str) -> None:
     """Refuse halves that are no halves, and a trim that is not three numbers of voxels."""
-    if strategy.get("halves", False) and (
-        strategy.get("mirror", False) or "window" not in strategy
-    ):
+    walks = strategy.get("name") == "sliding" and "window" in strategy
+    if strategy.get("halves", False) and (strategy.get("mirror", False) or not walks):
         raise DataError(
-            "halves = true needs a window, and shows a half in the mirror without mirror = true",
-            place, SEE,
+            "halves = true needs name = \"sliding\" and a window, and shows a half in the mirror "
+            "without mirror = true", place, SEE,
         )  # fmt: skip
     trim = strategy.get("trim", [0, 0, 0])
     if not isinstance(trim, list | tuple) or len(trim) != 3:

@@ -73,6 +73,47 @@ def test_an_error_in_a_piece_is_raised(threads):
         list(Crew(threads).map(fails, range(50)))
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_piece_can_be_shared_out_itself(threads):
+    crew = Crew(threads)
+
+    def inner(number: int) -> list[int]:
+        return list(crew.map(lambda other: 10 * number + other, range(9)))
+
+    found = list(crew.map(inner, range(7)))
+    assert found == [[10 * number + other for other in range(9)] for number in range(7)]
+
+
+def test_a_thread_that_is_free_helps_with_the_pieces_of_a_piece():
+    crew, meeting = Crew(2), threading.Barrier(2, timeout=10)  # breaks unless two wait at once
+    nothing, shared = crew.map(
+        lambda task: task(), [lambda: None, lambda: list(crew.map(lambda _: meeting.wait(), "ab"))]
+    )
+    assert nothing is None and sorted(shared) == [0, 1]
+
+
+def test_the_first_error_of_pieces_computed_by_their_own_thread_is_raised():
+    crew, busy = Crew(2), threading.Event()
+
+    def fails(number: int) -> int:
+        raise ValueError(f"piece {number}")
+
+    def shared() -> None:
+        try:
+            list(crew.map(fails, range(3)))
+        finally:
+            busy.set()
+
+    with pytest.raises(ValueError, match="piece 0"):
+        list(crew.map(lambda task: task(), [shared, lambda: busy.wait(10)]))
+
+
+def test_its_threads_stay():
+    crew = Crew(2)
+    names = {name for _ in range(5) for name in crew.map(lambda _: threading.get_ident(), range(8))}
+    assert 1 <= len(names) <= 2
+
+
 WHOLE = replace(DETAILED, strategy={"name": "sliding", "window": 32})
 HALF = replace(DETAILED, strategy={"name": "sliding", "window": [24, 32, 32], "halves": True})
 

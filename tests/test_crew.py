@@ -182,14 +182,13 @@ def test_a_scan_is_interpolated_the_same_by_several_threads(step, monkeypatch):
 @pytest.mark.slow
 def test_a_real_scan_gets_the_same_labels_from_one_thread_and_from_two():
     card = find_card(load_cards(()), "any", "--model")
-    alone = load_model(card, load_weights(card, True))
-    folder = real_dataset("infant")
+    weights, folder = load_weights(card, True), real_dataset("infant")
     path = folder / "sub-inf01" / "anat" / "sub-inf01_T2w.nii.gz"
     job = Job(Scan(path, folder, {"sub": "inf01"}, "T2w"), card, "", (), (), "", "cpu", 0.0)
     scan, _ = load_scan(path)
     found = []
     for threads in (1, 2):
-        model = replace(alone, crew=Crew(threads))
+        model = load_model(card, weights, crew=Crew(threads))
         prediction = app.finely(placing.find(scan, job, model), model)
         found.append(to_native(prediction, scan, model.protocol, crew=model.crew))
     np.testing.assert_array_equal(found[0].labels.data, found[1].labels.data)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.scripts import load_benchmark
-from tlseg_bids.networks.blocks import Convolution
+from tlseg_bids.networks.convolution import Convolution
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-THIN = 2
+from tlseg_bids.networks.convolution import Convolution, convolve_raised
 
 
 def space_to_depth(image: Tensor, factor: int) -> Tensor:
@@ -102,83 +101,6 @@ class Norm(nn.InstanceNorm3d):
         if len(x) > 1:
             return super().forward(x)
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-
-
-def convolve(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """A convolution (N, C, I, J, K) that nothing is learned from.
-
-    In float32 on a CPU oneDNN is asked itself: on one thread PyTorch 2.13 takes a convolution of
-    its own for most volumes, three to four times as slow.
-    """
-    single = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    known = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    if x.device.type != "cpu" or not single or not known:
-        return F.conv3d(x, weight, None, stride, padding)
-    where = list(padding), list(stride), [1, 1, 1]
-    return torch.ops.aten.mkldnn_convolution(x, weight, None, *where, 1)
-
-
-def convolve_raised(deep: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
-    """A 3×3×3 convolution of `deep`, each of its voxels repeated 2³ times, joined with `skip`.
-
-    A kernel that moves over repeated voxels sees 2³ different ones at a time, others for each of
-    the eight places in a voxel. So the weights of equal voxels are added up, and `deep` is
-    convolved where it is: 8 in place of 27 products for each of its channels, the same up to
-    rounding. Shi et al. 2016, arXiv 1609.07009, show that the two are the same.
-
-    Parameters
-    ----------
-    deep : Tensor, shape (N, C, I, J, K)
-    skip : Tensor, shape (N, S, 2I, 2J, 2K)
-    weight : Tensor, shape (O, C + S, 3, 3, 3)
-
-    Returns
-    -------
-    Tensor, shape (N, O, 2I, 2J, 2K)
-    """
-    channels, shape = deep.shape[1], deep.shape[2:]
-    out = convolve(skip, weight[:, channels:].contiguous(), (1, 1, 1), (1, 1, 1))
-    voxels = out.permute(0, 2, 3, 4, 1)
-    for part in product((0, 1), repeat=3):
-        found = convolve(deep, _folded(weight[:, :channels], part), (1, 1, 1), (1, 1, 1))
-        some = (slice(first, first + n) for first, n in zip(part, shape, strict=True))
-        i, j, k = part
-        voxels[:, i::2, j::2, k::2] += found[(slice(None), slice(None), *some)].permute(
-            0, 2, 3, 4, 1
-        )
-    return out
-
-
-def _folded(weight: Tensor, part: Sequence[int]) -> Tensor:
-    """Weights (O, C, 2, 2, 2) on single voxels, of those (O, C, 3, 3, 3) on repeated ones.
-
-    A lower half (0 in `part`) sees the voxel before, and twice its own; an upper one (1) its own
-    twice, and the voxel behind.
-    """
-    for axis, upper in enumerate(part, 2):
-        low, middle, high = weight.unbind(axis)
-        ends = (low + middle, high) if upper else (low, middle + high)
-        weight = torch.stack(ends, axis)
-    return weight
-
-
-class Convolution(nn.Conv3d):
-    """3×3×3 convolution that learns in float32 where the features are two voxels thin.
-
-    The gradient of its weights in bfloat16 on a CPU then holds what was in memory before (PyTorch
-    2.13, oneDNN): rarely noticed at first, not a number later.
-    """
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__(inputs, outputs, 3, stride, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return convolve(x, self.weight, self.stride, self.padding)
-        if min(x.shape[2:]) > THIN or x.device.type != "cpu":
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float())
 
 
 @dataclass(frozen=True)
@@ -280,7 +202,7 @@ class Up(Block):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
         learns = torch.is_grad_enabled() or x.device.type != "cpu"
         if not learns and self.rise is None and self.design.shortcut != "input":
-            return self._after(convolve_raised(x, skip, self.conv1.weight), None)
+            return self._after(convolve_raised(x, skip, self.conv1.weight, self.conv1.crew), None)
         x = self.rise(x) if self.rise else F.interpolate(x, scale_factor=2, mode="nearest")
         return super().forward(join([x, skip]))
 

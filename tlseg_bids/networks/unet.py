@@ -21,6 +21,7 @@ from tlseg_bids.networks.blocks import (
     quarter_step,
     space_to_depth,
 )
+from tlseg_bids.networks.convolution import Pointwise
 
 PRIOR_FLOOR = 1e-3
 PRIOR_FEATURES = 8
@@ -80,7 +81,7 @@ class UNet(nn.Module):
         self.divisor = stem * 2 ** (len(features) - 1)
         first = image_channels * stem**3
         if prior_channels:
-            self.prior = nn.Conv3d(prior_channels, PRIOR_FEATURES, 1)
+            self.prior = Pointwise(prior_channels, PRIOR_FEATURES)
             self.prior_weight = nn.Parameter(torch.tensor(0.7))
             first += PRIOR_FEATURES
         widths = [first, *features]
@@ -90,13 +91,13 @@ class UNet(nn.Module):
             for level, (a, b) in enumerate(pairwise(widths))
         )
         self.up = decoder(features, design)
-        self.heads = nn.ModuleList(nn.Conv3d(features[0], n, 1) for n in sizes)
+        self.heads = nn.ModuleList(Pointwise(features[0], n) for n in sizes)
         self.places = _prior_places(sizes, prior_channels)
         for head in self.heads:
             normal_head(head, 0.01)
         if detail:
             self.edges = nn.Conv3d(features[0], detail, 3, padding=1)
-            self.details = nn.ModuleList(nn.Conv3d(detail, 8 * n, 1) for n in sizes)
+            self.details = nn.ModuleList(Pointwise(detail, 8 * n) for n in sizes)
             for head in self.details:
                 normal_head(head, 0.003)
         self._extras(sizes, list(features))
@@ -113,7 +114,7 @@ class UNet(nn.Module):
             self.more_up = nn.ModuleList(decoder(features, design) for _ in sizes[1:])
         if design.supervised:
             self.deeper = nn.ModuleList(
-                nn.ModuleList(nn.Conv3d(width, n, 1) for n in sizes)
+                nn.ModuleList(Pointwise(width, n) for n in sizes)
                 for width in features[1 : design.supervised + 1]
             )
             for head in (one for level in self.deeper for one in level):

@@ -38,6 +38,21 @@ def test_a_tile_lies_where_the_strategy_has_it():
     assert sorted(seen) == list(range(8))
 
 
+def test_a_window_lies_where_the_strategy_has_it_and_teaches_the_one_network(heads):
+    places = Places("windows", begins=[[2], [0, 20], [4]])
+    rng, seen = Random(0), set()
+    for _ in range(40):
+        spot = draw_spot(rng, places, [24, 28, 20], BOX, 2.0)
+        assert spot.member is None and spot.sides == (24, 28, 20)
+        seen.add(tuple(((spot.corner - [-47, -47, -39]) / 2).tolist()))
+    assert seen == {(2, 0, 4), (2, 20, 4)}
+    recipe = replace(tiny_recipe(), places=places, patch=[24, 28, 20], box_mm=BOX)
+    run = Training(recipe, heads, None)
+    one = run.draw(run.rng)
+    assert one.member is None and one.image.shape[2:] == (24, 28, 20)
+    assert places.count == 0
+
+
 def test_a_slab_lies_across_its_axis_and_anywhere_along_it():
     places = Places("views", axes=[2, 0], slices=4)
     rng, along = Random(0), {0: set(), 1: set()}
@@ -88,7 +103,7 @@ def test_a_sagittal_network_is_not_asked_for_sides(heads):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "balls"}, "unknown kind 'balls'.*places.*patches, tiles, views, voxels"),
+        ({"kind": "balls"}, "unknown kind 'balls'.*places.*patches, windows, tiles, views, voxels"),
         ({"kind": "tiles"}, "tiles lack 'begins'"),
         ({"kind": "views"}, "views lack 'axes'"),
     ],

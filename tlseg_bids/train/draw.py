@@ -14,7 +14,7 @@ from torch import Tensor
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.dataset import IGNORE, Sample, load_classes
 from tlseg_bids.train.losses import soft_target
-from tlseg_bids.train.places import Spot, draw_spot, draw_voxels, one_sided
+from tlseg_bids.train.places import PLACED, Spot, draw_spot, draw_voxels, one_sided
 from tlseg_bids.train.recipe import Recipe
 from tlseg_bids.train.synth import Random, deformed_positions, example, read_classes
 
@@ -235,7 +235,7 @@ class Draw:
 
     def _place(self, rng: Random) -> Spot:
         recipe = self.recipe
-        if recipe.places.count:
+        if recipe.places.kind in PLACED:
             return draw_spot(rng, recipe.places, recipe.sides, recipe.box_mm, recipe.spacing_mm)
         return Spot(self._corner(rng), recipe.sides, None)
 

@@ -16,7 +16,8 @@ from tlseg_bids.errors import UsageError
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.synth import Random
 
-KINDS = ("patches", "tiles", "views", "voxels")
+KINDS = ("patches", "windows", "tiles", "views", "voxels")
+PLACED = ("windows", "tiles", "views")
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ class Places:
     Parameters
     ----------
     kind : str
-        ``patches`` anywhere in the box; ``tiles``, each with a network of its own; ``views``, slabs
-        of slices across an axis, each axis with a network of its own; ``voxels`` of a patch, for a
-        network that answers voxel by voxel.
+        ``patches`` anywhere in the box; ``windows``, where a card's strategy has them, all for one
+        network; ``tiles``, each with a network of its own; ``views``, slabs of slices across an
+        axis, each axis with a network of its own; ``voxels`` of a patch, for a network that answers
+        voxel by voxel.
     begins : list of 3 lists of int
-        Of tiles: first voxels along each axis of the box, as in the card's strategy.
+        Of windows and tiles: first voxels along each axis of the box, as in the card's strategy.
     axes : list of int
         Of views: for each network the axis that its slices are stacked along.
     slices : int
@@ -54,7 +56,7 @@ class Places:
         where = "the recipe's table [places]"
         if self.kind not in KINDS:
             raise UsageError(f"unknown kind '{self.kind}'", where, f"use {', '.join(KINDS)}")
-        needed = {"tiles": "begins", "views": "axes"}.get(self.kind)
+        needed = {"windows": "begins", "tiles": "begins", "views": "axes"}.get(self.kind)
         if needed and not getattr(self, needed):
             raise UsageError(f"{self.kind} lack '{needed}'", where, "see the docstring of Places")
 
@@ -78,18 +80,20 @@ def draw_spot(
     rng: Random, places: Places, sides: Sequence[int], box_mm: list[list[float]],
     spacing_mm: float,
 ) -> Spot:  # fmt: skip
-    """A tile, or a slab of slices.
+    """A window, a tile, or a slab of slices.
 
     Parameters
     ----------
     sides : sequence of 3 int
         Voxels of the recipe's patch.
     """
-    member = rng.below(places.count)
     low = np.array([ends[0] for ends in box_mm]) + spacing_mm / 2
-    if places.kind == "tiles":
-        begin = list(product(*places.begins))[member]
-        return Spot(low + np.array(begin) * spacing_mm, tuple(sides), member)
+    if places.kind != "views":
+        begins = list(product(*places.begins))
+        number = rng.below(len(begins))
+        member = number if places.kind == "tiles" else None
+        return Spot(low + np.array(begins[number]) * spacing_mm, tuple(sides), member)
+    member = rng.below(places.count)
     axis = places.axes[member]
     shape = list(sides)
     shape[axis] = places.slices

@@ -60,6 +60,15 @@ def test_a_sub_voxel_is_the_coarse_answer_read_off_its_centre_and_a_correction()
         torch.testing.assert_close(network(image(), prior, head, parts=[part]), wanted)
 
 
+def test_logits_that_are_blended_are_not_rounded_to_bfloat16():
+    network = build("unet", out_channels=4, features=[6, 8], stem=2, detail=5)
+    torch.nn.init.normal_(network.heads[0].weight)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits, edges = network.body(image(16))
+    assert (logits.dtype, edges.dtype) == (torch.float32, torch.bfloat16)
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 def test_channels_are_joined_as_torch_does_and_stay_where_they_lie(layout):
     parts = [

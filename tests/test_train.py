@@ -89,7 +89,10 @@ def test_an_exported_model_answers_as_its_checkpoint(heads, recipe, tmp_path):
     saved = load_checkpoint(segmenter)
     for key, value in saved["average"].items():
         found = model.networks["segmenter"].state_dict()[key]
-        torch.testing.assert_close(found, value, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(found, value, atol=2e-3, rtol=4e-3)
+    for role, rounded in (("segmenter", True), ("locator", False)):
+        kernels = [one for one in model.networks[role].parameters() if one.dim() == 5]
+        assert all(torch.equal(one, one.bfloat16().float()) for one in kernels) == rounded
     apart = model.template - saved["template"]
     assert np.nanmax(np.abs(apart)) < 1e-3
     assert np.isnan(model.template[PROTOCOL.channels(abbreviation="CSF")]).all()
@@ -99,7 +102,7 @@ def test_an_exported_model_answers_as_its_checkpoint(heads, recipe, tmp_path):
     assert again["lineage"][0]["recipe"] == "tiny 0"
     assert again["lineage"][0]["data"] == saved["data"]
     for key, value in saved["average"].items():
-        torch.testing.assert_close(again["network"][key], value, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(again["network"][key], value, atol=2e-3, rtol=4e-3)
     with pytest.raises(DataError, match="no network 'judge'.*tiny.toml.*locator"):
         load_start(written.path, "judge")
 

@@ -233,13 +233,14 @@ class UNet(nn.Module):
 
         Returns
         -------
-        Tensor, shape (N, channels, I/stem, J/stem, K/stem)
+        Tensor, float32, shape (N, channels, I/stem, J/stem, K/stem)
             The coarse logits without what `prior_logits` adds.
         Tensor, shape (N, detail, I/stem, J/stem, K/stem), or None
             The features that correct them.
         """
         x = self._decode(self._encode(image, None, seen)[0], head)[-1]
-        logits = self._raised(self.heads[head], x)
+        with torch.autocast(x.device.type, enabled=False):  # a product less to be rounded
+            logits = self._raised(self.heads[head], x.float())
         if not detail:
             return logits, None
         return logits, F.leaky_relu(self.edges(x), 0.01, inplace=not torch.is_grad_enabled())

@@ -18,11 +18,11 @@ from tlseg_bids.train.supply import describe
 from tlseg_bids.zoo.atlases import pack
 from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
-from tlseg_bids.zoo.card_file import read_card, write_card
+from tlseg_bids.zoo.card_file import SEGMENTER, read_card, write_card
 from tlseg_bids.zoo.proof import make_proof
 from tlseg_bids.zoo.weights import describe as file_entry
 
-ROLES = ("locator", "settler", "segmenter")
+ROLES = ("locator", "settler", SEGMENTER)
 CURVE_POINTS = 20
 DESCRIBED = ("name", "version", "status", "summary", "domain", "strategy", "citations")
 
@@ -227,12 +227,17 @@ def export(
 
 
 def _tensors(parts: dict[str, Part], last: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """All networks in half precision, the template, and the atlases in 8 bits."""
-    tensors = {
-        f"{role}.{key}": value.half().contiguous()
-        for role, part in parts.items()
-        for key, value in part.average.items()
-    }
+    """All networks in half precision, the template, and the atlases in 8 bits.
+
+    The segmenter's kernels are rounded to what bfloat16 tells apart, in which most machines
+    multiply them: those that compute in float32 then have the same ones.
+    """
+    tensors = {}
+    for role, part in parts.items():
+        for key, value in part.average.items():
+            exact = role != SEGMENTER or value.dim() < 5
+            kept = value if exact else value.to(torch.bfloat16)
+            tensors[f"{role}.{key}"] = kept.half().contiguous()
     template = torch.as_tensor(last["template"]).float()
     # the fluid around the brain is no landmark: a skull-stripped scan has lost it
     template[default_protocol().channels(abbreviation="CSF")] = torch.nan

@@ -388,6 +388,40 @@ def test_the_images_of_a_visit_are_shown_in_the_cards_order(tmp_path):
     assert placing.shown_together(scan, replace(job, card=replace(job.card, channels=()))) == ()
 
 
+def test_an_image_of_a_visit_that_cannot_be_read_is_told_before_the_brain_is_looked_for(
+    tmp_path, monkeypatch
+):
+    card = replace(CARD, channels=("T1w", "T2w"), preprocess={"box_mm": [[-80, 80]] * 3})
+    here = Scan(tmp_path / "sub-01_T1w.nii", Path(), {"sub": "01"}, "T1w", skull_stripped=True)
+    damaged = tmp_path / "sub-01_T2w.nii"
+    damaged.write_bytes(b"no image")
+    job = replace(made_up_job(here), card=card)
+    job = replace(job, companions=(replace(here, path=damaged, suffix="T2w"),))
+    monkeypatch.setattr(placing, "looks", lambda *_: pytest.fail("the brain was looked for"))
+    scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
+    with pytest.raises(ScanError, match=r"sub-01_T2w\.nii"):
+        placing.find(scan, job, load_model(CARD, tensors()))
+
+
+def test_a_template_is_shown_as_every_image_of_a_visit(tmp_path, monkeypatch):
+    grid = grid_over(Phantom(), (10, 10, 10))
+    template = tmp_path / "template.nii"
+    nib.save(nib.Nifti1Image(Phantom().image(grid, sub=1).data, grid.affine), template)
+    here = Scan(tmp_path / "sub-01_T1w.nii", Path(), {"sub": "01"}, "T1w")
+    job = made_up_job(here, channels=("T1w", "T2w"))
+    seen = []
+
+    def settled(volume, _job, _model, _frames, together):
+        seen.extend([volume, *together])
+        return Prepared(np.zeros((2, 2, 2, 2)), grid, volume, np.eye(4), True, ()), 1.0
+
+    monkeypatch.setattr(placing, "settle", settled)
+    monkeypatch.setattr(placing, "locate", lambda _: None)
+    model = load_model(replace(CARD, preprocess={"box_mm": [[-80, 80]] * 3}), tensors())
+    placing.template_frame(template, job, model, {})
+    assert len(seen) == 3 and all(one is seen[0] for one in seen)
+
+
 def test_a_cards_standard_scale_is_applied_to_the_whole_scan():
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     options = {"box_mm": [[-40, 40]] * 3, "spacing_mm": 10.0}
@@ -409,7 +443,7 @@ def looking(monkeypatch, dices: dict[int, float | str]):
             raise ScanError(dices[tried[-1]], "", "")
         yield turn
 
-    def settle(scan, _job, _model, frames, patient):
+    def settle(scan, _job, _model, frames, _together, *, patient):
         (frame,) = frames
         assert patient == (frame is TURNS[0])
         prepared = Prepared(np.zeros((1, 2, 2, 2)), scan.grid, scan, frame, True, ())
@@ -420,7 +454,7 @@ def looking(monkeypatch, dices: dict[int, float | str]):
     monkeypatch.setattr(placing, "locate", lambda _: None)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     known = Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w", skull_stripped=True)
-    job = replace(made_up_job(known), card=SimpleNamespace(preprocess={}))
+    job = replace(made_up_job(known), card=SimpleNamespace(preprocess={}, channels=()))
     return placing.find(scan, job, SimpleNamespace(landmarks=None, crew=ALONE, placer=None)), tried
 
 

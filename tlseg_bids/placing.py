@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -66,11 +66,12 @@ def _found(scan: Volume, job: Job, model: Model) -> Prepared:
     if model.placer is not None:
         return placed(scan, job, model)
     tried: list[tuple[float, Prepared]] = []
-    failed = None
+    failed, together = None, shown_together(scan, job)
     for turn in TURNS:
         look = scan, job.card.preprocess, locate(model), model.landmarks, turn, model.crew
         try:
-            prepared, dice = settle(scan, job, model, looks(*look), patient=turn is TURNS[0])
+            frames, patient = looks(*look), turn is TURNS[0]
+            prepared, dice = settle(scan, job, model, frames, together, patient=patient)
         except ScanError as error:
             failed = failed or error
             continue
@@ -127,12 +128,14 @@ def seen_alike(model: Model, other: Model) -> bool:
 
 
 def settle(
-    scan: Volume, job: Job, model: Model, frames: Iterable[np.ndarray], patient: bool = True
-) -> tuple[Prepared, float]:
+    scan: Volume, job: Job, model: Model, frames: Iterable[np.ndarray],
+    together: Sequence[Volume] = (), *, patient: bool = True,
+) -> tuple[Prepared, float]:  # fmt: skip
     """The scan where the settler comes to rest from the first frame from which it does.
 
     Where it does not from any, segment coarsely in the last, again where that shows that the frame
     was far off. Frames are taken one by one: a locator need not look again once the settler rests.
+    `together` are the images that a card of several channels sees.
 
     Returns
     -------
@@ -143,7 +146,7 @@ def settle(
         its settler was sure. Without `patient` a first answer below `HOPEFUL_DICE` is the last.
     """
     options = job.card.preprocess
-    shown = job.scan.skull_stripped, shown_together(scan, job), model.crew
+    shown = job.scan.skull_stripped, together, model.crew
     for frame in frames:
         if (found := surveyed(scan, job, model, frame)) is not None:
             return prepare(scan, options, found, *shown), 1.0
@@ -209,6 +212,7 @@ def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame])
         template, alone = load_volume(file), replace(job.scan, skull_stripped=False)
         look = job.card.preprocess, locate(model), model.landmarks
         frames_seen = looks(template, *look, crew=model.crew)
-        prepared, _ = settle(template, replace(job, scan=alone), model, frames_seen)
+        together = [template] * len(job.card.channels)  # it is shown as every image of a visit
+        prepared, _ = settle(template, replace(job, scan=alone), model, frames_seen, together)
         frames[key] = template.grid, prepared.template_from_native
     return frames[key]

@@ -12,6 +12,7 @@ Three things set a stripped scan apart, and all three must hold:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,33 +33,78 @@ _FOREGROUND = 0.03
 _LAYER_MM = 3.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SkullEvidence:
-    """What `looks_skull_stripped` decides on.
+    """What `looks_skull_stripped` decides on, each measured when it is asked for.
 
     Parameters
     ----------
-    face_share : float
-        Share of the voxels on the outer faces that hold the background value, 0 to 1.
-    litres : float
-        Volume of the largest filled foreground piece.
-    darkest_layer : float
-        Lowest, over 3 mm layers from 3 to 21 mm under the surface, 15th percentile of brightness,
-        as a share of the median brightness further inside.
+    volume : Volume
+        The scan, its axes in the order of its memory.
     """
 
-    face_share: float
-    litres: float
-    darkest_layer: float
+    volume: Volume
 
     @property
     def is_stripped(self) -> bool:
-        """Whether all three speak for a brain without skull."""
+        """Whether all three speak for a brain without skull; what costs least is asked first."""
         return (
             self.face_share >= MIN_FACE_SHARE
             and self.litres <= MAX_LITRES
             and self.darkest_layer >= MIN_DARKEST_LAYER
         )
+
+    @cached_property
+    def face_share(self) -> float:
+        """Share of the voxels on the outer faces that hold the background value, 0 to 1."""
+        tolerance = _BACKGROUND_TOLERANCE * max(self._top, 0.0)
+        return float(np.mean(np.abs(self._faces - self._background) <= tolerance))
+
+    @cached_property
+    def litres(self) -> float:
+        """Volume of the largest filled foreground piece."""
+        (_, piece), (_, spacing) = self._largest, self._coarse
+        return float(piece.sum() * np.prod(spacing) / 1e6)
+
+    @cached_property
+    def darkest_layer(self) -> float:
+        """How dark it is under the surface.
+
+        Lowest, over 3 mm layers from 3 to 21 mm under the surface, 15th percentile of brightness,
+        as a share of the median brightness further inside.
+        """
+        (box, piece), (brightness, spacing) = self._largest, self._coarse
+        return _darkest_layer(brightness[box], piece, spacing) if piece.size else 0.0
+
+    @cached_property
+    def _faces(self) -> np.ndarray:
+        return outer_faces(self.volume.data)
+
+    @cached_property
+    def _background(self) -> float:
+        """The most frequent value on the faces."""
+        values, counts = np.unique(self._faces, return_counts=True)
+        return float(values[counts.argmax()])
+
+    @cached_property
+    def _top(self) -> float:
+        """Brightness of the brightest voxels but one in a hundred."""
+        data = self.volume.data
+        spread = data.reshape(-1)[:: max(1, data.size // 1_000_000) | 1]
+        above = spread[spread > self._background]
+        return float(np.percentile(above, 99)) - self._background if above.size else 0.0
+
+    @cached_property
+    def _coarse(self) -> tuple[np.ndarray, np.ndarray]:
+        """Brightness over the background in blocks, and their spacing."""
+        coarse, spacing = _block_means(self.volume.data, self.volume.grid.spacing_mm)
+        return coarse - self._background, spacing
+
+    @cached_property
+    def _largest(self) -> tuple[tuple[slice, ...], np.ndarray]:
+        if self._top <= 0:
+            return (slice(0),) * 3, np.zeros((0, 0, 0), bool)
+        return _largest_filled(self._coarse[0] > _FOREGROUND * self._top)
 
 
 def looks_skull_stripped(volume: Volume) -> bool:
@@ -73,28 +119,11 @@ def looks_skull_stripped(volume: Volume) -> bool:
 
 
 def skull_evidence(volume: Volume) -> SkullEvidence:
-    """Measure the three things (about 0.3 s for 256³)."""
-    volume = in_memory_order(volume)
-    data = volume.data
-    step = max(1, data.size // 1_000_000)
-    spread = data.reshape(-1)[:: step | 1]
-    faces = outer_faces(data)
-    values, counts = np.unique(faces, return_counts=True)
-    background = float(values[counts.argmax()])
-    above = spread[spread > background]
-    top = float(np.percentile(above, 99)) - background if above.size else 0.0
-    if top <= 0:
-        return SkullEvidence(float(np.mean(faces == background)), 0.0, 0.0)
-    near = np.abs(faces - background) <= _BACKGROUND_TOLERANCE * top
-    coarse, spacing = _coarse(data, volume.grid.spacing_mm)
-    brightness = coarse - background
-    box, piece = _largest_filled(brightness > _FOREGROUND * top)
-    litres = float(piece.sum() * np.prod(spacing) / 1e6)
-    layer = _darkest_layer(brightness[box], piece, spacing)
-    return SkullEvidence(float(near.mean()), litres, layer)
+    """The three things for a scan on any grid."""
+    return SkullEvidence(in_memory_order(volume))
 
 
-def _coarse(data: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _block_means(data: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means of blocks of about 2.5 mm, and their spacing."""
     blocks = np.minimum(np.maximum(1, np.round(_COARSE_MM / spacing)), data.shape).astype(int)
     if blocks.max() > 1:

@@ -32,7 +32,7 @@ from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess.prepare import prepare
 from tlseg_bids.segment.answer import Ask, segment
 from tlseg_bids.segment.model import load_model
-from tlseg_bids.train import finetune
+from tlseg_bids.train import finetune_run
 from tlseg_bids.train.dataset import Sample, label_centroids, load_classes
 from tlseg_bids.train.draw import atlas
 from tlseg_bids.volume import Grid, Volume, load_volume
@@ -272,7 +272,7 @@ def test_one_person_is_divided_in_halves_and_a_killed_run_goes_on(tmp_path, base
 
 
 def test_a_resumed_run_ends_where_an_uncut_one_does(tmp_path, base, monkeypatch):
-    monkeypatch.setattr(finetune, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(finetune_run, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr("tlseg_bids.adapt.choose.SLOWER", 1e6)  # however busy the machine is
     states = []
     for name, stop in (("a", ""), ("b", "final")):
@@ -282,7 +282,7 @@ def test_a_resumed_run_ends_where_an_uncut_one_does(tmp_path, base, monkeypatch)
             with pytest.raises(KeyboardInterrupt):
                 fine_tune(what, answer, Told(stop_at=stop))
             (kept,) = (what.out_dir / "models" / ".work").iterdir()
-            cut = finetune.load_checkpoint(kept / "final.pt")
+            cut = finetune_run.load_checkpoint(kept / "final.pt")
             assert 0 < cut["step"] < 25
         fine_tune(what, answer, Told())
         states.append(load_file(what.out_dir / "models" / "lab" / "lab.safetensors"))
@@ -307,7 +307,7 @@ def test_the_base_stays_where_the_child_is_not_better(site, base):
 def test_a_final_run_on_a_slow_machine_is_as_long_as_what_was_judged(site, base, monkeypatch):
     def slow_at_last(tuning, checkpoint, report, _limit_s, *least):
         limit_s = 1e-4 if checkpoint.stem == "final" else 1e6
-        return finetune.run(tuning, checkpoint, report, limit_s, *least)
+        return finetune_run.run(tuning, checkpoint, report, limit_s, *least)
 
     monkeypatch.setattr(work, "run", slow_at_last)
     what = asked(*site, base, fine_tune=recipe(site[0].parent, max_steps=10))

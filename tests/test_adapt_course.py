@@ -13,7 +13,7 @@ from tlseg_bids.adapt.choose import ENOUGH_STEPS, LEAST_STEPS, Costs, plan_cours
 from tlseg_bids.adapt.inspect import overlap
 from tlseg_bids.adapt.judge import Fold, held_out, visible
 from tlseg_bids.errors import UsageError
-from tlseg_bids.train import finetune
+from tlseg_bids.train import finetune, finetune_run
 from tlseg_bids.train.adaptation import Adaptation
 from tlseg_bids.train.dataset import IGNORE, Sample
 from tlseg_bids.train.draw import mirror_sample
@@ -73,8 +73,8 @@ def test_both_stages_are_timed(monkeypatch):
         asked.append(tuning.step)
         return 4.0 if tuning.step >= finetune.FIRST_STAGE * tuning.steps else 1.0
 
-    monkeypatch.setattr(finetune, "_measure_stage", of_stage)
-    assert finetune.measure_step(Staged()) == pytest.approx(3.0)
+    monkeypatch.setattr(finetune_run, "_measure_stage", of_stage)
+    assert finetune_run.measure_step(Staged()) == pytest.approx(3.0)
     assert asked == [0, 10]
 
 

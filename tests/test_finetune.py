@@ -20,12 +20,10 @@ from tlseg_bids.train.finetune import (
     Parent,
     blended,
     grown,
-    load_checkpoint,
     reset_head,
-    run,
-    save_checkpoint,
     schedule,
 )
+from tlseg_bids.train.finetune_run import load_checkpoint, run, save_checkpoint
 from tlseg_bids.train.rehearsal import refined, rehearsal_samples
 from tlseg_bids.train.scope import trainable
 from tlseg_bids.zoo.registry import load_cards

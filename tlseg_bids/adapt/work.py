@@ -50,7 +50,8 @@ from tlseg_bids.errors import DataError, ScanError, UsageError
 from tlseg_bids.flow import Job
 from tlseg_bids.runner import Progress
 from tlseg_bids.segment.model import Model, load_model
-from tlseg_bids.train.finetune import FineTuning, blended, measure_step, run
+from tlseg_bids.train.finetune import FineTuning, blended
+from tlseg_bids.train.finetune_run import measure_step, run
 from tlseg_bids.zoo.assemble import stored_atlases
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.weights import load_weights

@@ -3,10 +3,13 @@ number of threads."""
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -108,10 +111,31 @@ def test_the_first_error_of_pieces_computed_by_their_own_thread_is_raised():
         list(crew.map(lambda task: task(), [shared, lambda: busy.wait(10)]))
 
 
-def test_its_threads_stay():
-    crew = Crew(2)
-    names = {name for _ in range(5) for name in crew.map(lambda _: threading.get_ident(), range(8))}
-    assert 1 <= len(names) <= 2
+def test_its_threads_stay_as_long_as_the_one_they_work_for():
+    crew, seen = Crew(2), set()
+
+    def walk() -> None:
+        for _ in range(5):
+            seen.update(crew.map(lambda _: threading.current_thread(), range(8)))
+
+    scan = threading.Thread(target=walk)
+    scan.start()
+    scan.join()
+    assert 1 <= len(seen) <= 2
+    gc.collect()
+    for thread in seen:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_scans_side_by_side_have_threads_each():
+    crew, meeting = Crew(2), threading.Barrier(6, timeout=10)  # breaks unless six wait at once
+
+    def scan(_: int) -> list[int]:
+        return list(crew.map(lambda _: meeting.wait(), range(2)))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sorted(chain.from_iterable(pool.map(scan, range(3)))) == list(range(6))
 
 
 WHOLE = replace(DETAILED, strategy={"name": "sliding", "window": 32})

@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from functools import cached_property
-from threading import current_thread
+from dataclasses import dataclass, field
+from threading import local
 from typing import TypeVar
+from weakref import ReferenceType, ref
 
 Piece = TypeVar("Piece")
 Found = TypeVar("Found")
-_NAME = "piece"
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,27 @@ class Crew:
     """So many threads for one scan.
 
     More than one only makes sense where the libraries' own threads are switched off
-    (``torch.set_num_threads(1)``). They begin with the first piece and stay, as oneDNN keeps for
-    every thread what it needs: on a new one a small convolution takes twice as long.
+    (``torch.set_num_threads(1)``). Each thread that shares out work has as many of its own, so that
+    scans side by side do not wait for each other's. They begin with the first piece and stay as
+    long as the one they work for: oneDNN keeps for every thread what it needs, and on a new one a
+    small convolution takes twice as long.
     """
 
     threads: int = 1
+    _of_thread: local = field(default_factory=local, init=False, repr=False, compare=False)
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.threads, _NAME)
+    def _team(self) -> tuple[ThreadPoolExecutor, bool]:
+        """The threads that work for the one that asks, and whether it is one of them itself."""
+        team = getattr(self._of_thread, "team", None)
+        if isinstance(team, ReferenceType):
+            return team(), True
+        if team is None:
+            # not a strong reference, or the threads would keep themselves
+            place: list[ReferenceType[ThreadPoolExecutor]] = []
+            team = ThreadPoolExecutor(self.threads, "piece", _join, (self._of_thread, place))
+            place.append(ref(team))
+            self._of_thread.team = team
+        return team, False
 
     def map(
         self, function: Callable[[Piece], Found], pieces: Iterable[Piece]
@@ -49,14 +60,15 @@ class Crew:
         if self.threads == 1:
             yield from map(function, pieces)
             return
+        team, belongs = self._team()
         ahead: deque[tuple[Piece, Future[Found]]] = deque()
         try:
             for piece in pieces:
-                ahead.append((piece, self._pool.submit(function, piece)))
+                ahead.append((piece, team.submit(function, piece)))
                 if len(ahead) > self.threads:
-                    yield _first(function, ahead)
+                    yield _first(function, ahead, belongs)
             while ahead:
-                yield _first(function, ahead)
+                yield _first(function, ahead, belongs)
         finally:
             wait([future for _, future in ahead if not future.cancel()])
 
@@ -66,11 +78,19 @@ class Crew:
             pass
 
 
+def _join(of_thread: local, place: list[ReferenceType[ThreadPoolExecutor]]) -> None:
+    """Let a thread know the team that it belongs to."""
+    of_thread.team = place[0]
+
+
 def _first(
-    function: Callable[[Piece], Found], ahead: deque[tuple[Piece, Future[Found]]]
+    function: Callable[[Piece], Found], ahead: deque[tuple[Piece, Future[Found]]], works: bool
 ) -> Found:  # fmt: skip
-    """Take away the first of the pieces that are ahead: what it gives, or its error."""
-    if current_thread().name.startswith(_NAME):
+    """Take away the first of the pieces that are ahead: what it gives, or its error.
+
+    Until it is there, one who `works` computes others that nobody has begun.
+    """
+    if works:
         for number, (piece, future) in enumerate(ahead):
             if ahead[0][1].done():
                 break

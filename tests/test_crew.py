@@ -95,6 +95,13 @@ def test_a_thread_that_is_free_helps_with_the_pieces_of_a_piece():
     assert nothing is None and sorted(shared) == [0, 1]
 
 
+def test_the_only_piece_of_a_piece_is_not_handed_on():
+    crew, meeting = Crew(2), threading.Barrier(2, timeout=10)
+    for _ in range(200):  # a thread that takes another's leaves the one it is wanted for waiting
+        found = crew.map(lambda _: list(crew.map(lambda _: meeting.wait(), "a")), "ab")
+        assert sorted(chain.from_iterable(found)) == [0, 1]
+
+
 def test_the_first_error_of_pieces_computed_by_their_own_thread_is_raised():
     crew, busy = Crew(2), threading.Event()
 

@@ -63,7 +63,8 @@ def test_every_system_labels_a_phantom(path, data, tmp_path):
     if card.channels:
         job = replace(job, companions=(Scan(_save(scan, tmp_path), Path(), {"sub": "01"}, "T2w"),))
     assert model.placer.card.name == "any" and set(model.networks) == {"segmenter"}
-    prepared, _ = placing.settle(scan, job, model, [np.eye(4)])
+    together = placing.shown_together(scan, job)
+    prepared, _ = placing.settle(scan, job, model, [np.eye(4)], together)
     found = app.finely(prepared, model)
     assert prepared.image.shape == (max(len(card.channels), 1), 24, 24, 24)
     assert found.probabilities.shape == (len(model.protocol), 24, 24, 24)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import islice
 from threading import local
 from typing import TypeVar
 from weakref import ReferenceType, ref
@@ -63,14 +64,38 @@ class Crew:
         team, belongs = self._team()
         ahead: deque[tuple[Piece, Future[Found]]] = deque()
         try:
+            if belongs:
+                yield from self._helping(team, function, iter(pieces), ahead)
+                return
             for piece in pieces:
                 ahead.append((piece, team.submit(function, piece)))
                 if len(ahead) > self.threads:
-                    yield _first(function, ahead, belongs)
+                    yield ahead.popleft()[1].result()
             while ahead:
-                yield _first(function, ahead, belongs)
+                yield ahead.popleft()[1].result()
         finally:
             wait([future for _, future in ahead if not future.cancel()])
+
+    def _helping(
+        self, team: ThreadPoolExecutor, function: Callable[[Piece], Found],
+        pieces: Iterator[Piece], ahead: deque[tuple[Piece, Future[Found]]],
+    ) -> Iterator[Found]:  # fmt: skip
+        """`map` for a thread of the team: what no other has begun it computes itself."""
+        for own in pieces:
+            ahead.append((own, Future()))
+            while ahead:
+                piece, future = ahead.popleft()
+                for other in islice(pieces, self.threads - len(ahead)):
+                    ahead.append((other, team.submit(function, other)))
+                if future.cancel():
+                    yield function(piece)
+                    continue
+                for number, (other, waiting) in enumerate(ahead):
+                    if future.done():
+                        break
+                    if waiting.cancel():
+                        ahead[number] = other, _computed(function, other)
+                yield future.result()
 
     def each(self, function: Callable[[Piece], object], pieces: Iterable[Piece]) -> None:
         """`map` for what is done and gives nothing."""
@@ -81,22 +106,6 @@ class Crew:
 def _join(of_thread: local, place: list[ReferenceType[ThreadPoolExecutor]]) -> None:
     """Let a thread know the team that it belongs to."""
     of_thread.team = place[0]
-
-
-def _first(
-    function: Callable[[Piece], Found], ahead: deque[tuple[Piece, Future[Found]]], works: bool
-) -> Found:  # fmt: skip
-    """Take away the first of the pieces that are ahead: what it gives, or its error.
-
-    Until it is there, one who `works` computes others that nobody has begun.
-    """
-    if works:
-        for number, (piece, future) in enumerate(ahead):
-            if ahead[0][1].done():
-                break
-            if future.cancel():
-                ahead[number] = piece, _computed(function, piece)
-    return ahead.popleft()[1].result()
 
 
 def _computed(function: Callable[[Piece], Found], piece: Piece) -> Future[Found]:

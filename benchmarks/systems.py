@@ -140,8 +140,13 @@ def fewer(begins: list[list[int]], ratio: float, last: list[int]) -> list[list[i
 
 
 def strategy(said: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """A card's strategy, with the windows that the recipe was trained with."""
+    """A card's strategy, with the windows that the recipe was trained with.
+
+    A network that learned in patches anywhere is not asked with halves; see ADR 0019.
+    """
     found = dict(said)
+    if found.pop("halves", False):
+        found = {"name": "sliding", "window": recipe.patch, "overlap": 0.33, "mirror": True}
     if found["name"] == "tiles" or (found["name"] == "sliding" and recipe.spacing_mm > 1):
         found["window"] = recipe.patch
     if "begins" in found:

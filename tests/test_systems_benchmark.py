@@ -124,6 +124,12 @@ def test_the_card_has_the_windows_that_were_trained(benchmark):
     assert benchmark.strategy(said, fine) == said
     coarse = benchmark.coarser(fine, neonatal, 4.0)
     assert benchmark.strategy(said, coarse)["window"] == [32, 32, 32]
+    ours = benchmark.SYSTEMS["ours"]
+    recipe = benchmark.on_dataset(ours, "infant", 0)
+    halved = {"name": "sliding", "window": [96, 176, 160], "halves": True, "trim": [0, 8, 0]}
+    assert benchmark.strategy(halved, recipe) == {
+        "name": "sliding", "window": recipe.patch, "overlap": 0.33, "mirror": True,
+    }  # fmt: skip
 
 
 def test_the_stage_before_sees_no_scan_of_the_dataset(benchmark):

@@ -28,8 +28,7 @@ class Crew:
     More than one only makes sense where the libraries' own threads are switched off
     (``torch.set_num_threads(1)``). Each thread that shares out work has as many of its own, so that
     scans side by side do not wait for each other's. They begin with the first piece and stay as
-    long as the one they work for: oneDNN keeps for every thread what it needs, and on a new one a
-    small convolution takes twice as long.
+    long as the one they work for: oneDNN and the allocator keep for every thread what they need.
     """
 
     threads: int = 1

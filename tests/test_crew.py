@@ -3,13 +3,10 @@ number of threads."""
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
 
 import numpy as np
 import pytest
@@ -74,75 +71,6 @@ def test_an_error_in_a_piece_is_raised(threads):
 
     with pytest.raises(ValueError, match="the third piece"):
         list(Crew(threads).map(fails, range(50)))
-
-
-@pytest.mark.parametrize("threads", [2, 3])
-def test_a_piece_can_be_shared_out_itself(threads):
-    crew = Crew(threads)
-
-    def inner(number: int) -> list[int]:
-        return list(crew.map(lambda other: 10 * number + other, range(9)))
-
-    found = list(crew.map(inner, range(7)))
-    assert found == [[10 * number + other for other in range(9)] for number in range(7)]
-
-
-def test_a_thread_that_is_free_helps_with_the_pieces_of_a_piece():
-    crew, meeting = Crew(2), threading.Barrier(2, timeout=10)  # breaks unless two wait at once
-    nothing, shared = crew.map(
-        lambda task: task(), [lambda: None, lambda: list(crew.map(lambda _: meeting.wait(), "ab"))]
-    )
-    assert nothing is None and sorted(shared) == [0, 1]
-
-
-def test_the_only_piece_of_a_piece_is_not_handed_on():
-    crew, meeting = Crew(2), threading.Barrier(2, timeout=10)
-    for _ in range(200):  # a thread that takes another's leaves the one it is wanted for waiting
-        found = crew.map(lambda _: list(crew.map(lambda _: meeting.wait(), "a")), "ab")
-        assert sorted(chain.from_iterable(found)) == [0, 1]
-
-
-def test_the_first_error_of_pieces_computed_by_their_own_thread_is_raised():
-    crew, busy = Crew(2), threading.Event()
-
-    def fails(number: int) -> int:
-        raise ValueError(f"piece {number}")
-
-    def shared() -> None:
-        try:
-            list(crew.map(fails, range(3)))
-        finally:
-            busy.set()
-
-    with pytest.raises(ValueError, match="piece 0"):
-        list(crew.map(lambda task: task(), [shared, lambda: busy.wait(10)]))
-
-
-def test_its_threads_stay_as_long_as_the_one_they_work_for():
-    crew, seen = Crew(2), set()
-
-    def walk() -> None:
-        for _ in range(5):
-            seen.update(crew.map(lambda _: threading.current_thread(), range(8)))
-
-    scan = threading.Thread(target=walk)
-    scan.start()
-    scan.join()
-    assert 1 <= len(seen) <= 2
-    gc.collect()
-    for thread in seen:
-        thread.join(10)
-        assert not thread.is_alive()
-
-
-def test_scans_side_by_side_have_threads_each():
-    crew, meeting = Crew(2), threading.Barrier(6, timeout=10)  # breaks unless six wait at once
-
-    def scan(_: int) -> list[int]:
-        return list(crew.map(lambda _: meeting.wait(), range(2)))
-
-    with ThreadPoolExecutor(3) as pool:
-        assert sorted(chain.from_iterable(pool.map(scan, range(3)))) == list(range(6))
 
 
 WHOLE = replace(DETAILED, strategy={"name": "sliding", "window": 32})
@@ -213,13 +141,14 @@ def test_a_scan_is_interpolated_the_same_by_several_threads(step, monkeypatch):
 @pytest.mark.slow
 def test_a_real_scan_gets_the_same_labels_from_one_thread_and_from_two():
     card = find_card(load_cards(()), "any", "--model")
-    weights, folder = load_weights(card, True), real_dataset("infant")
+    alone = load_model(card, load_weights(card, True))
+    folder = real_dataset("infant")
     path = folder / "sub-inf01" / "anat" / "sub-inf01_T2w.nii.gz"
     job = Job(Scan(path, folder, {"sub": "inf01"}, "T2w"), card, "", (), (), "", "cpu", 0.0)
     scan, _ = load_scan(path)
     found = []
     for threads in (1, 2):
-        model = load_model(card, weights, crew=Crew(threads))
+        model = replace(alone, crew=Crew(threads))
         prediction = app.finely(placing.find(scan, job, model), model)
         found.append(to_native(prediction, scan, model.protocol, crew=model.crew))
     np.testing.assert_array_equal(found[0].labels.data, found[1].labels.data)

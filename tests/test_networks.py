@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch.profiler import profile
 
-from tlseg_bids.crew import Crew
 from tlseg_bids.networks import build
 from tlseg_bids.networks.blocks import join, quarter_step
-from tlseg_bids.networks.convolution import Convolution, Pointwise, convolve_raised, share_out
+from tlseg_bids.networks.convolution import Convolution, Pointwise, convolve_raised
 from tlseg_bids.networks.patches import orthogonal
 from tlseg_bids.networks.unet import Block, Design
 
@@ -263,23 +262,6 @@ def test_a_level_is_convolved_where_it_is_as_if_it_were_raised(kind):
         found = convolve_raised(deep, skip, weight)
     near = {"rtol": 0.03, "atol": 0.03} if kind == torch.bfloat16 else {}
     torch.testing.assert_close(found, wanted, **near)
-
-
-def test_a_network_that_is_shared_out_answers_the_same_for_any_number_of_threads(monkeypatch):
-    monkeypatch.setattr("tlseg_bids.networks.convolution._WORTH_IT", 64)
-    torch.manual_seed(0)
-    network = build("unet", out_channels=3, features=[4, 8, 8], stem=2)
-    x, found = image(32, 1), []
-    with torch.inference_mode():
-        plain = network(x)
-        for threads in (1, 2, 3):
-            found.append(share_out(network, Crew(threads))(x))
-    assert plain.std() > 0.001
-    torch.testing.assert_close(found[0], plain, rtol=1e-4, atol=1e-5)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-    x.requires_grad_()
-    network(x).sum().backward()
-    assert x.grad.abs().sum() > 0, "what is learned from is not shared out"
 
 
 @pytest.mark.parametrize("inputs", [1, 16])

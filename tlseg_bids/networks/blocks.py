@@ -202,7 +202,7 @@ class Up(Block):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
         learns = torch.is_grad_enabled() or x.device.type != "cpu"
         if not learns and self.rise is None and self.design.shortcut != "input":
-            return self._after(convolve_raised(x, skip, self.conv1.weight, self.conv1.crew), None)
+            return self._after(convolve_raised(x, skip, self.conv1.weight), None)
         x = self.rise(x) if self.rise else F.interpolate(x, scale_factor=2, mode="nearest")
         return super().forward(join([x, skip]))
 

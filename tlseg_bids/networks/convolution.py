@@ -9,11 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlseg_bids.crew import Crew
-
 THIN = 2
-_WORTH_IT = 2**13
-"""Voxels from which on a convolution is shared out; fewer take less time than the sharing."""
 
 
 def convolve(
@@ -33,27 +29,7 @@ def convolve(
     return torch.ops.aten.mkldnn_convolution(x, weight, bias, *where, 1)
 
 
-def _halves(x: Tensor, weight: Tensor, crew: Crew | None) -> Tensor:
-    """A 3×3×3 convolution that keeps the size of `x`, the halves of its planes side by side.
-
-    For whichever `crew`, so that its numbers do not depend on the threads that there are; without
-    one, and where it is not worth it, both at once.
-    """
-    if crew is None or x.device.type != "cpu" or x[:, 0].numel() < _WORTH_IT:
-        return convolve(x, weight, (1, 1, 1), (1, 1, 1))
-    middle = x.shape[2] // 2
-    halves = (0, middle + 1, 0, middle), (middle - 1, x.shape[2], 1, x.shape[2] - middle)
-
-    def half(planes: tuple[int, int, int, int]) -> Tensor:
-        low, high, first, count = planes
-        with torch.inference_mode():  # a mode of each thread
-            found = convolve(x[:, :, low:high], weight, (1, 1, 1), (1, 1, 1))
-            return found.narrow(2, first, count)
-
-    return torch.cat(list(crew.map(half, halves)), 2)
-
-
-def convolve_raised(deep: Tensor, skip: Tensor, weight: Tensor, crew: Crew | None = None) -> Tensor:
+def convolve_raised(deep: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
     """A 3×3×3 convolution of `deep`, each of its voxels repeated 2³ times, joined with `skip`.
 
     A kernel that moves over repeated voxels sees 2³ different ones at a time, others for each of
@@ -66,35 +42,21 @@ def convolve_raised(deep: Tensor, skip: Tensor, weight: Tensor, crew: Crew | Non
     deep : Tensor, shape (N, C, I, J, K)
     skip : Tensor, shape (N, S, 2I, 2J, 2K)
     weight : Tensor, shape (O, C + S, 3, 3, 3)
-    crew : Crew, optional
-        Shares out float32 on a CPU.
 
     Returns
     -------
     Tensor, shape (N, O, 2I, 2J, 2K)
     """
     channels, shape = deep.shape[1], deep.shape[2:]
-    out = _halves(skip, weight[:, channels:].contiguous(), crew)
+    out = convolve(skip, weight[:, channels:].contiguous(), (1, 1, 1), (1, 1, 1))
     voxels = out.permute(0, 2, 3, 4, 1)
-
-    def add(part: tuple[int, ...]) -> None:
+    for part in product((0, 1), repeat=3):
         found = convolve(deep, _folded(weight[:, :channels], part), (1, 1, 1), (1, 1, 1))
         some = (slice(first, first + n) for first, n in zip(part, shape, strict=True))
         i, j, k = part
         voxels[:, i::2, j::2, k::2] += found[(slice(None), slice(None), *some)].permute(
             0, 2, 3, 4, 1
         )
-
-    def alone(part: tuple[int, ...]) -> None:
-        with torch.inference_mode():
-            add(part)
-
-    parts = product((0, 1), repeat=3)
-    if crew is None or out[:, 0].numel() < _WORTH_IT:
-        for part in parts:
-            add(part)
-    else:
-        crew.each(alone, parts)
     return out
 
 
@@ -116,36 +78,18 @@ class Convolution(nn.Conv3d):
 
     The gradient of its weights in bfloat16 on a CPU then holds what was in memory before (PyTorch
     2.13, oneDNN): rarely noticed at first, not a number later.
-
-    `crew` shares it out where nothing is learned; see `share_out`.
     """
-
-    crew: Crew | None = None
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, 3, stride, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            if self.stride == (1, 1, 1):
-                return _halves(x, self.weight, self.crew)
             return convolve(x, self.weight, self.stride, self.padding)
         if min(x.shape[2:]) > THIN or x.device.type != "cpu":
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float())
-
-
-def share_out(network: nn.Module, crew: Crew) -> nn.Module:
-    """The network itself, its convolutions now shared out where nothing is learned from them.
-
-    For networks that see a volume at once and compute in float32: their results do not depend on
-    the number of threads.
-    """
-    for module in network.modules():
-        if isinstance(module, Convolution):
-            module.crew = crew
-    return network
 
 
 class Pointwise(nn.Conv3d):

@@ -60,7 +60,7 @@ def _seen(model: Model, shape: list[int]) -> Seen | None:
     """Found once for every size (i, j, k) of the box; None without an atlas."""
     if not model.priors:
         return None
-    if (size := (SEGMENTER, *shape)) not in model.seen:
+    if (size := tuple(shape)) not in model.seen:
         network, prior = model.networks[SEGMENTER], _at(model, shape)
         turned = _mirror(model, prior)
         with fast(model):

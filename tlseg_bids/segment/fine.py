@@ -129,11 +129,9 @@ def refine(
     return SharedRows(rows.numpy(), index.numpy())
 
 
-def likely(
-    logits: Tensor, heat: float = 1.0, crew: Crew = ALONE, kind: torch.dtype = torch.float16
-) -> Tensor:
-    """Probabilities, of some `kind` on the logits' device, of logits (I, J, K, channels)."""
-    out = torch.empty(logits.shape, dtype=kind, device=logits.device)
+def likely(logits: Tensor, heat: float = 1.0, crew: Crew = ALONE) -> Tensor:
+    """Probabilities, float16 on the logits' device, of logits (I, J, K, channels)."""
+    out = torch.empty_like(logits, dtype=torch.float16)
 
     def fill(i: int) -> None:
         with torch.inference_mode():

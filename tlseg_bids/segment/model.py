@@ -19,7 +19,6 @@ from tlseg_bids.errors import DataError
 from tlseg_bids.labels.landmarks import BoxAtlas, Landmarks
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.networks import channels_last
-from tlseg_bids.networks.convolution import share_out
 from tlseg_bids.segment import STRATEGIES
 from tlseg_bids.zoo.assemble import assemble, atlases
 from tlseg_bids.zoo.card import ModelCard
@@ -34,11 +33,10 @@ class Seen:
     """What a network makes of the atlases, whatever the image, at the coarse voxels of the box.
 
     `features` (1, features, i, j, k), of the atlases and of the atlases in the mirror; `logits`
-    (i, j, k, channels) for each head, None where it has no atlas. The settler has one of each, and
-    no mirror.
+    float16 (i, j, k, channels) for each head, None where it has no atlas.
     """
 
-    features: tuple[Tensor, ...]
+    features: tuple[Tensor, Tensor]
     logits: tuple[Tensor | None, ...]
 
 
@@ -64,7 +62,7 @@ class Model:
     crew: Crew = ALONE
     placer: Model | None = None
     atlas: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
-    seen: dict[tuple[str | int, ...], Seen] = field(default_factory=dict, init=False, repr=False)
+    seen: dict[tuple[int, ...], Seen] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def protocol(self) -> LabelProtocol:
@@ -146,9 +144,6 @@ def load_model(
     networks = {
         role: channels_last(network.to(place)) for role, network in assemble(card, tensors).items()
     }
-    for role, network in networks.items():
-        if role != SEGMENTER:
-            share_out(network, crew)
     priors = {name: atlas.to(place) for name, atlas in atlases(card, tensors).items()}
     nowhere = torch.full((len(card.protocol_of(card.located_in)), 3), torch.nan)
     return Model(

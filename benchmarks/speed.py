@@ -47,7 +47,7 @@ from tlseg_bids.flow import Job
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.resources import peak_memory_gib, restart_peak, reuse_freed_memory
 from tlseg_bids.segment.model import Model, load_model
-from tlseg_bids.volume import load_scan
+from tlseg_bids.volume import Volume, load_scan
 from tlseg_bids.zoo.registry import find_card, load_cards
 from tlseg_bids.zoo.weights import load_weights
 
@@ -155,7 +155,8 @@ class Engine:
 
     def network(self) -> None:
         """Every pass of the networks, resampling between them included."""
-        app.finely(placing.find(self.volume, self.job, self.model), self.model)
+        volume = Volume(self.volume.data, self.volume.grid)  # with nothing kept from the last turn
+        app.finely(placing.find(volume, self.job, self.model), self.model)
 
     def scan(self) -> None:
         """From file to labels in memory."""

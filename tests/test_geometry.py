@@ -15,6 +15,7 @@ from tlseg_bids.preprocess.geometry import (
     closest_axes,
     grid_around,
     resample,
+    thinned,
     to_closest_ras,
 )
 from tlseg_bids.volume import Grid, Volume
@@ -138,6 +139,28 @@ def test_same_grid_changes_nothing() -> None:
     data = np.random.default_rng(1).normal(size=(5, 6, 7)).astype(np.float32)
     grid = Grid(data.shape, np.diag([-1.0, 2, 3, 1]))
     np.testing.assert_allclose(resample(Volume(data, grid), grid), data, atol=1e-5)
+
+
+def test_a_thinned_scan_is_the_means_of_whole_blocks_where_they_lay() -> None:
+    data = np.random.default_rng(3).normal(size=(9, 8, 13)).astype(np.float32)
+    affine = np.array([[0, 0.9, 0, -5], [-1.0001, 0, 0, 7], [0, 0, 2.5, 3], [0, 0, 0, 1]])
+    volume = Volume(np.asfortranarray(data), Grid(data.shape, affine))
+    found = thinned(volume, 2.0)
+    assert thinned(volume, 2.4) is found, "which is the same blocks"
+    assert found.grid.shape == (13, 4, 5), "the axes lie as in memory; the last block is filled up"
+    whole = np.concatenate([data, data[-1:]]).reshape(5, 2, 4, 2, 13).mean((1, 3))
+    np.testing.assert_allclose(found.data, whole.T, atol=1e-6)
+    index = [[12.0, 2, 3, 1], [0.0, 0, 0, 1]]
+    where = [[6.5, 4.5, 12.0, 1], [0.5, 0.5, 0.0, 1]]
+    np.testing.assert_allclose(np.dot(index, found.grid.affine.T), np.dot(where, affine.T))
+
+
+def test_large_voxels_are_not_thinned() -> None:
+    data = np.random.default_rng(4).normal(size=(5, 6, 7)).astype(np.float32)
+    grid = Grid(data.shape, np.diag([1.1, 2, 3, 1]))
+    found = thinned(Volume(data, grid), 2.0)
+    assert np.shares_memory(found.data, data)
+    np.testing.assert_array_equal(found.grid.affine, grid.affine)
 
 
 def test_border_voxels_reach_half_a_voxel_and_then_comes_fill() -> None:

@@ -17,6 +17,7 @@ from tlseg_bids.flow import Job, Prepared
 from tlseg_bids.postprocess.plausibility import turned_degrees
 from tlseg_bids.postprocess.quality import CLEAR_DICE, HOPEFUL_DICE, SURE_DICE, expected_dice
 from tlseg_bids.preprocess.brain import looks_skull_stripped
+from tlseg_bids.preprocess.geometry import thinned
 from tlseg_bids.preprocess.prepare import better_frame, looks, prepare
 from tlseg_bids.preprocess.register import TURNS, between, displacement_mm
 from tlseg_bids.segment.answer import Ask, segment
@@ -182,9 +183,9 @@ def surveyed(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> np.ndar
     coarse |= options[SETTLER]
     sure = options[SETTLER].get("sure_dice", SURE_DICE)
     near_mm = options[SETTLER].get("near_mm", math.inf)
-    found = frame
+    thin, found = thinned(scan, coarse["spacing_mm"]), frame
     for _ in range(options["rounds"]):
-        seen = prepare(scan, coarse, found, job.scan.skull_stripped, crew=model.crew)
+        seen = prepare(thin, coarse, found, job.scan.skull_stripped, crew=model.crew)
         prediction = survey(model, seen)
         found, distance_mm = better_frame(prediction, found, model.landmarks, scan.grid)
         if distance_mm < options["settled_mm"]:

@@ -12,7 +12,7 @@ neither is set, the scan is refused, because sides would be guessed.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -95,10 +95,15 @@ class Volume:
         Intensities or labels.
     grid : Grid
         Where the voxels lie.
+
+    Notes
+    -----
+    `thin` keeps it in larger voxels once it was asked for so (`preprocess.geometry.thinned`).
     """
 
     data: np.ndarray
     grid: Grid
+    thin: dict[tuple[int, ...], Volume] = field(default_factory=dict, init=False, repr=False)
 
 
 def load_volume(path: Path | str) -> Volume:

@@ -16,10 +16,9 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 
-from tlseg_bids.preprocess.geometry import in_memory_order
+from tlseg_bids.preprocess.geometry import block_means, in_memory_order
 from tlseg_bids.preprocess.intensity import outer_faces
 from tlseg_bids.volume import Volume
 
@@ -127,8 +126,8 @@ def _block_means(data: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.
     """Means of blocks of about 2.5 mm, and their spacing."""
     blocks = np.minimum(np.maximum(1, np.round(_COARSE_MM / spacing)), data.shape).astype(int)
     if blocks.max() > 1:
-        tensor = torch.from_numpy(np.ascontiguousarray(data, np.float32))[None, None]
-        data = F.avg_pool3d(tensor, blocks.tolist())[0, 0].numpy()
+        tensor = torch.from_numpy(np.ascontiguousarray(data, np.float32))
+        data = block_means(tensor, blocks.tolist()).numpy()
     return data, spacing * blocks
 
 

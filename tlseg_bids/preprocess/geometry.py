@@ -28,6 +28,8 @@ from tlseg_bids.volume import Grid, Volume
 _FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 _POINTS_PER_SLAB = 2**18
 """Whose coordinates and values stay in a processor's cache."""
+_ROUNDING = 1e-3
+"""Of spacings in headers: two voxels of 1.0001 mm are a block of 2 mm."""
 _PLANES = 4
 """Of a scan, that are blurred at a time."""
 
@@ -65,6 +67,41 @@ def resample(
         data, native = _antialias(np.asarray(data, np.float32), native, grid, crew)
         return _interpolate(data, native.index_from(grid), grid.shape, fill, crew)
     return _nearest(data, native.index_from(grid), grid.shape, fill)
+
+
+def block_means(tensor: torch.Tensor, blocks: Sequence[int]) -> torch.Tensor:
+    """Means of blocks of voxels (I, J, K); what does not fill a block at the end is left out."""
+    i, j, k = blocks
+    shape = [n // b for n, b in zip(tensor.shape, blocks, strict=True)]
+    out, share = tensor.new_empty(shape), 1 / (i * j * k)
+    with torch.inference_mode():
+        for plane in range(shape[0]):  # which stays in the cache, and its rows are added as rows
+            rows = tensor[i * plane : i * (plane + 1), : j * shape[1], : k * shape[2]].sum(0)
+            row = sum(rows[start::j] for start in range(j))
+            out[plane] = sum(row[:, start::k] for start in range(k)) * share
+    return out
+
+
+def thinned(volume: Volume, spacing_mm: float) -> Volume:
+    """The volume in the largest blocks of its voxels that are not larger than `spacing_mm`.
+
+    What looks at a scan several times, coarsely, need not read all of its voxels each time. Found
+    once, and kept with the volume.
+    """
+    blocks = _blocks_within(volume.grid, spacing_mm)
+    if max(blocks) == 1:
+        return volume
+    if blocks not in volume.thin:
+        own = in_memory_order(volume)
+        tensor = torch.from_numpy(np.ascontiguousarray(own.data, np.float32))
+        there = _filled_blocks(tensor, own.grid.affine, _blocks_within(own.grid, spacing_mm))
+        volume.thin[blocks] = Volume(there[0].numpy(), Grid(tuple(there[0].shape), there[1]))
+    return volume.thin[blocks]
+
+
+def _blocks_within(grid: Grid, spacing_mm: float) -> tuple[int, ...]:
+    """How many voxels along each axis fit into `spacing_mm`, at least one."""
+    return tuple(max(1, int(spacing_mm / own * (1 + _ROUNDING))) for own in grid.spacing_mm)
 
 
 def grid_around(volume_grid: Grid, spacing_mm: float, axes: np.ndarray | None = None) -> Grid:
@@ -167,9 +204,7 @@ def _antialias(
     tensor = torch.from_numpy(np.ascontiguousarray(data))
     blocks = [max(1, int(f / 1.5)) for f in footprint]
     if max(blocks) > 1:
-        tensor = _block_means(tensor, blocks)
-        affine[:3, 3] += affine[:3, :3] @ ((np.array(blocks) - 1) / 2)
-        affine[:3, :3] = affine[:3, :3] * blocks
+        tensor, affine = _filled_blocks(tensor, affine, blocks)
     sigmas = {
         axis: float(np.sqrt(step**2 - 1) / _FWHM_PER_SIGMA)
         for axis, step in enumerate(footprint / blocks)
@@ -180,13 +215,18 @@ def _antialias(
     return tensor.numpy(), Grid(tuple(tensor.shape), affine)
 
 
-def _block_means(tensor: torch.Tensor, blocks: list[int]) -> torch.Tensor:
-    """Means of blocks of voxels; the last voxel is repeated to fill the last block."""
+def _filled_blocks(
+    tensor: torch.Tensor, affine: np.ndarray, blocks: Sequence[int]
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Means of blocks and their affine; the last voxel is repeated to fill the last block."""
     short = [-n % b for n, b in zip(tensor.shape, blocks, strict=True)]
     room = (0, short[2], 0, short[1], 0, short[0])
     if any(short):
         tensor = F.pad(tensor[None, None], room, mode="replicate")[0, 0]
-    return F.avg_pool3d(tensor[None, None], blocks)[0, 0]
+    affine = affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ ((np.array(blocks) - 1) / 2)
+    affine[:3, :3] = affine[:3, :3] * blocks
+    return block_means(tensor, blocks), affine
 
 
 def _blur(tensor: torch.Tensor, sigmas: dict[int, float], crew: Crew) -> torch.Tensor:

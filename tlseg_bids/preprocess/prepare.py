@@ -12,7 +12,7 @@ from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.labels.landmarks import Landmarks
 from tlseg_bids.preprocess.brain import looks_skull_stripped
-from tlseg_bids.preprocess.geometry import resample
+from tlseg_bids.preprocess.geometry import resample, thinned
 from tlseg_bids.preprocess.intensity import robust_scale, standardise
 from tlseg_bids.preprocess.register import (
     LEAST_LANDMARKS,
@@ -68,12 +68,13 @@ def looks(
     """
     look = options["locator"]
     size, spacing = int(look["size"]), float(look["spacing_mm"])
+    thin = thinned(volume, spacing)
     frame = np.eye(4)
-    frame[:3, 3] = -foreground_centre(volume)
+    frame[:3, 3] = -foreground_centre(thin)
     frame = turn @ frame
     for _ in range(int(look["looks"])):
         grid = cube(frame, size, spacing)
-        probabilities = locate(resample(volume, grid, crew=crew))
+        probabilities = locate(resample(thin, grid, crew=crew))
         factor = size / probabilities.shape[1]
         coarse = np.diag([factor] * 3 + [1.0])
         coarse[:3, 3] = (factor - 1) / 2
@@ -131,7 +132,7 @@ def prepare(
     if skull_stripped is None:
         skull_stripped = looks_skull_stripped(volume)
     return Prepared(
-        image=np.stack(images).astype(np.float32, copy=False),
+        image=np.stack(images) if channels else images[0][None],
         grid=grid,
         native=volume,
         template_from_native=template_from_native,

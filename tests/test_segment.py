@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -296,7 +295,8 @@ def test_a_voxel_is_open_at_a_border_or_in_doubt():
     assert open_voxels(coarse).tolist() == [[0, 0, 0]]
     coarse[5, 5, 5] = torch.tensor([0.0, 1.0, 0.0])
     found = set(map(tuple, open_voxels(coarse).tolist())) - {(0, 0, 0)}
-    assert found == set(product((4, 5, 6), repeat=3))
+    beside = {(4, 5, 5), (6, 5, 5), (5, 4, 5), (5, 6, 5), (5, 5, 4), (5, 5, 6)}
+    assert found == {(5, 5, 5), *beside}
 
 
 def test_the_fine_answer_lies_where_the_coarse_one_lies():

@@ -53,7 +53,7 @@ def open_voxels(coarse: Tensor, crew: Crew = ALONE) -> Tensor:
     crew : Crew
         Shares out the planes.
     """
-    label = torch.empty(coarse.shape[:3], device=coarse.device)
+    label = torch.empty(coarse.shape[:3], dtype=torch.int16, device=coarse.device)
     doubt = torch.empty(coarse.shape[:3], dtype=torch.bool, device=coarse.device)
 
     def look(i: int) -> None:
@@ -63,9 +63,19 @@ def open_voxels(coarse: Tensor, crew: Crew = ALONE) -> Tensor:
             doubt[i] = values < SETTLED
 
     crew.each(look, range(len(coarse)))
-    highest = F.max_pool3d(label[None, None], 3, 1, 1)
-    lowest = -F.max_pool3d(-label[None, None], 3, 1, 1)
-    return ((highest != lowest)[0, 0] | doubt).nonzero()
+    return (doubt | _borders(label)).nonzero()
+
+
+def _borders(label: Tensor) -> Tensor:
+    """Voxels (I, J, K) that share a face with one of another label."""
+    found = torch.zeros_like(label, dtype=torch.bool)
+    for axis, size in enumerate(label.shape):
+        low, high = (slice(n, n + size - 1) for n in (0, 1))
+        low, high = ((slice(None),) * axis + (part,) for part in (low, high))
+        differ = label[low] != label[high]
+        found[low] |= differ
+        found[high] |= differ
+    return found
 
 
 def refine(
@@ -107,12 +117,18 @@ def refine(
     own = index[around.place(shape, 2)]
     for axis, size in zip((0, 2, 4), shape, strict=True):
         own = own.unflatten(axis, (size, 2))
+    first = torch.arange(count, dtype=torch.int32).reshape(*shape)
+    step = torch.zeros_like(first)
+    x, y, z = where.cpu().T
+    first[x, y, z] = torch.arange(count, last, 8, dtype=torch.int32)
+    step[x, y, z] = 1
+    parts = torch.arange(8, dtype=torch.int32).reshape(2, 1, 2, 1, 2)
 
     def share(i: int) -> None:
         with torch.inference_mode():
             rows[i * plane : (i + 1) * plane] = settled[i].reshape(-1, channels)
-            shared = torch.arange(i * plane, (i + 1) * plane, dtype=torch.int32)
-            own[i] = shared.reshape(1, shape[1], 1, shape[2], 1)
+            there = (one[i, :, None, :, None] for one in (step, first))
+            own[i] = next(there) * parts + next(there)
 
     def fill(start: int) -> None:
         some = where[start : start + at_once]
@@ -120,8 +136,6 @@ def refine(
         with torch.inference_mode():
             found = F.softmax(sub(some).div_(heat), 2)
             rows[slice(*ends)] = found.reshape(-1, channels)
-            x, y, z = some.cpu().T
-            own[x, :, y, :, z] = torch.arange(*ends, dtype=torch.int32).reshape(-1, 2, 2, 2)
 
     at_once = _VOXELS_AT_ONCE.get(coarse.device.type, 2**11)
     crew.each(share, range(shape[0]))
@@ -247,16 +261,16 @@ def both_sides(
     def fill(i: int) -> None:  # one plane at a time: no copy of the whole is made
         with torch.inference_mode():
             there = [(side, float(side.share[i])) for side in sides if side.share[i] > 0]
+            plane = coarse[i]
             for number, (side, share) in enumerate(there):
                 found = side.logits[:, side.planes(i)].permute(1, 2, 0)
                 found = found if side.swap is None else found[..., side.swap]
                 if number:
-                    coarse[i].add_(found, alpha=share)
+                    plane.add_(found, alpha=share)
                 else:
-                    coarse[i].copy_(found)
-                    coarse[i].mul_(share)
+                    torch.mul(found, share, out=plane)
             if prior is not None:
-                coarse[i].add_(prior[i])
+                plane.add_(prior[i])
 
     crew.each(fill, range(size))
     if corrections is None:
@@ -283,22 +297,21 @@ def _sub(
 ) -> Tensor:
     """Logits (n, 8, channels) of the sub-voxels of some coarse voxels (n, 3).
 
-    `sides` with their corrections as `_turned` gives them. They are linear, so those of both sides
-    are one product with both weights.
+    `sides` with their corrections as `_turned` gives them.
     """
     x, y, z = where.T
-    edges, weights, biases, every = [], [], [], []
+    out = between(where).flatten(1)
     for side, (weight, bias) in sides:
         share = side.share.to(x.device)[x][:, None]
         if not share.any():
             continue
-        planes, rows, columns = side.edges.shape[1:]
-        there = side.planes(x).clamp(0, planes - 1)  # a voxel that has no share of it is not read
-        found = side.table.index_select(0, (there * rows + y) * columns + z)
-        edges.append(found.float().mul_(share))
-        weights.append(weight)
-        biases.append(bias)
-        every.append(share)
-    bias = torch.cat(every, 1) @ torch.stack(biases)
-    out = torch.addmm(bias, torch.cat(edges, 1), torch.cat(weights))
-    return out.reshape(len(where), 8, -1).add_(between(where))
+        _, rows, columns = side.edges.shape[1:]
+        planes = side.planes(x).clamp(0, side.edges.shape[1] - 1)  # one of no share is not read
+        edges = side.table.index_select(0, (planes * rows + y) * columns + z).float()
+        if (share == 1).all():
+            out.add_(bias)
+        else:
+            edges.mul_(share)
+            out.addmm_(share, bias[None])
+        out.addmm_(edges, weight)
+    return out.reshape(len(where), 8, -1)

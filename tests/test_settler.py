@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from cards import small_card
 from heads import tiny_recipe, write_heads
 
@@ -154,16 +155,20 @@ def test_the_settler_sees_the_whole_box_and_its_atlas(tmp_path):
     model = settling(tmp_path)
     volume, _ = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), model.card)
     prepared = placing.prepare(volume, model.card.preprocess, np.eye(4), True)
-    shown = []
-    network = model.networks["settler"]
-    network.register_forward_pre_hook(lambda _, given: shown.append(given))
-    answer = survey(model, prepared)
-    assert answer.grid == prepared.grid
-    np.testing.assert_allclose(answer.probabilities.sum(0), 1, atol=1e-3)
-    ((image, prior),) = shown
-    assert image.shape == (1, 1, *prepared.grid.shape)
-    assert prior.shape == (1, 33, *prepared.grid.shape)
-    np.testing.assert_array_equal(prior, model.priors["aseg"])
+    torch.manual_seed(0)
+    network = build("unet", out_channels=33, features=[4, 8], stem=2, prior_channels=33)
+    network.prior_weight.data.fill_(2.0)
+    model.networks["settler"] = network
+    image = torch.from_numpy(prepared.image)[None]
+    atlas = F.interpolate(model.priors["aseg"], [12] * 3, mode="trilinear")
+    for _ in range(2):  # what it makes of the atlas is found for the first
+        answer = survey(model, prepared)
+        assert answer.grid == prepared.grid.coarser(2, (12, 12, 12))
+        with torch.inference_mode():
+            expected = network(image, atlas).softmax(1)[0].numpy()
+        np.testing.assert_allclose(answer.probabilities, expected, atol=1e-5)
+    with torch.inference_mode():
+        assert not np.allclose(network(image).softmax(1)[0], expected, atol=1e-3)
 
 
 def test_a_model_without_a_settler_asks_its_segmenter(tmp_path):
@@ -248,7 +253,7 @@ def test_wrong_settings_are_refused(settler, told, tmp_path):
         write_card(small_card(preprocess={"settler": settler}), tmp_path / "small.toml")
 
 
-def test_a_box_that_the_settler_cannot_halve_is_refused(tmp_path):
+def test_a_settler_that_cannot_see_the_box_is_refused(tmp_path):
     card = toy.write_toy_model(tmp_path)
     network = {"network": "unet", "features": [2, 4], "stem": 2}
     wrong = replace(
@@ -265,6 +270,12 @@ def test_a_box_that_the_settler_cannot_halve_is_refused(tmp_path):
     own = {**load_weights(card), **{f"settler.{key}": one for key, one in state.items()}}
     with pytest.raises(DataError, match=r"settler takes an atlas of 5 channels.* 'aseg' has 33"):
         assemble(greedy, own)
+    slices = {"network": "quicknat"}
+    flat = replace(wrong, networks={**wrong.networks, "settler": slices})
+    state = build(**slices, out_channels=33).state_dict()
+    own = {**load_weights(card), **{f"settler.{key}": one for key, one in state.items()}}
+    with pytest.raises(DataError, match=r"settler is of the kind 'quicknat' .* only be a 'unet'"):
+        assemble(flat, own)
     lacking = replace(wrong, preprocess=card.preprocess)
     with pytest.raises(DataError, match=r"missing: .*settler.spacing_mm.*\[preprocess\]"):
         assemble(lacking, tensors)

@@ -81,7 +81,8 @@ class BoxAtlas:
             nothing.
         """
         to_index = np.linalg.inv(template_from_native @ native.affine)
-        total, centres = self._of(self._inside(to_index, native.shape))
+        inside = self._inside(to_index, native.shape)
+        total, centres = self._whole if inside.min() == 1 else self._of(inside)
         with np.errstate(invalid="ignore", divide="ignore"):
             return total / self._whole[0], centres - self._whole[1]
 

@@ -62,15 +62,14 @@ def centroids(weights: np.ndarray, voxel_to_mm: np.ndarray) -> tuple[np.ndarray,
 
     Empty channels have a centroid of NaN and a mass of 0.
     """
-    shape = weights.shape[1:]
-    mass = weights.sum((1, 2, 3), dtype=np.float64)
-    marginals = [
-        weights.sum(tuple(1 + a for a in range(3) if a != axis), dtype=np.float64)
-        @ np.arange(shape[axis], dtype=np.float64)
-        for axis in range(3)
-    ]
+    ramps = [np.arange(n, dtype=np.float64) for n in weights.shape[1:]]
+    wide = np.promote_types(weights.dtype, np.float32)
+    last = np.stack([np.ones_like(ramps[2]), ramps[2]], 1).astype(wide)
+    rows, along = np.moveaxis((weights @ last).astype(np.float64), 3, 0)  # all maps are read once
+    mass = rows.sum((1, 2))
+    moments = [rows.sum(2) @ ramps[0], rows.sum(1) @ ramps[1], along.sum((1, 2))]
     with np.errstate(invalid="ignore", divide="ignore"):
-        index = np.stack(marginals, 1) / mass[:, None]
+        index = np.stack(moments, 1) / mass[:, None]
     points = index @ voxel_to_mm[:3, :3].T + voxel_to_mm[:3, 3]
     return points, mass * abs(np.linalg.det(voxel_to_mm[:3, :3]))
 

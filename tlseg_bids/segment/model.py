@@ -47,9 +47,9 @@ class Model:
     `heads`: protocols that the segmenter answers in, the primary one first. `template`
     (channels, 3): centroids in template mm, NaN where there is none; `priors` (1, channels, I, J,
     K) float32 each: probabilities over the card's box, for the heads that have them, in their
-    order; `atlas` and `seen` keep them, and what the network makes of them, at the sizes that were
-    asked for. `placer` finds the brain where the card leaves that to another model. `crew` shares
-    out the windows of a scan, and whatever else is done to it.
+    order; `atlas` keeps them, `seen` and `surveyed` what segmenter and settler make of them, at the
+    sizes that were asked for. `placer` finds the brain where the card leaves that to another model.
+    `crew` shares out the windows of a scan, and whatever else is done to it.
     """
 
     card: ModelCard
@@ -63,6 +63,9 @@ class Model:
     placer: Model | None = None
     atlas: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
     seen: dict[tuple[int, ...], Seen] = field(default_factory=dict, init=False, repr=False)
+    surveyed: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def protocol(self) -> LabelProtocol:

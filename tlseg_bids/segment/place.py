@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from tlseg_bids.errors import DataError
@@ -51,13 +52,29 @@ def survey(model: Model, prepared: Prepared) -> Prediction:
     Prediction
         In the protocol of the template, at the settler's own resolution.
     """
-    network, atlas = model.networks[SETTLER], model.priors.get(model.card.located_in)
+    network = model.networks[SETTLER]
     image = torch.from_numpy(prepared.image)[None]
-    shape = [n // network.stem for n in image.shape[2:]]
     with torch.inference_mode():
-        prior = atlas
-        if atlas is not None and list(atlas.shape[2:]) != shape:
-            prior = F.interpolate(atlas, shape, mode="trilinear")
-        logits = logits_of(model, SETTLER, image, prior)
-        found = F.softmax(logits.float(), 1)[0].cpu().numpy()
+        features, added = _of_atlas(model, [n // network.stem for n in image.shape[2:]])
+        logits, _ = network.body(image.to(model.device), features, detail=False)
+        found = F.softmax(logits + added, 1)[0].cpu().numpy()
     return Prediction(found, prepared.grid.coarser(network.stem, found.shape[1:]))
+
+
+def _of_atlas(model: Model, shape: Sequence[int]) -> tuple[Tensor | None, Tensor | float]:
+    """What the settler makes of the atlas, whatever the image; found once for every size.
+
+    What its first block sees (1, features, i, j, k), and what is added to its logits (1, channels,
+    i, j, k): none and nothing where it takes no atlas.
+    """
+    if not model.networks[SETTLER].prior_channels:
+        return None, 0.0
+    if (size := tuple(shape)) not in model.surveyed:
+        network, atlas = model.networks[SETTLER], model.priors[model.card.located_in]
+        if tuple(atlas.shape[2:]) != size:
+            atlas = F.interpolate(atlas, size, mode="trilinear")
+        found = network.prior_features(atlas), network.prior_logits(atlas)
+        last = torch.channels_last_3d
+        features, added = (one.contiguous(memory_format=last) for one in found)
+        model.surveyed[size] = features, added
+    return model.surveyed[size]

@@ -9,6 +9,7 @@ import torch
 
 from tlseg_bids.errors import DataError
 from tlseg_bids.networks import build
+from tlseg_bids.networks.unet import UNet
 from tlseg_bids.zoo.atlases import PRIOR
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import SEGMENTER
@@ -170,7 +171,13 @@ def _check_atlases(
 def _check_settler(
     card: ModelCard, settler: nn.Module | None, tensors: dict[str, Tensor], where: object
 ) -> None:
-    """Refuse a settler that wants another atlas than that of the template's protocol."""
+    """Refuse a settler that wants another atlas than that of the template's protocol, or that is
+    no U-Net: of others it is not known what they make of the atlas alone."""
+    if settler is not None and not isinstance(settler, UNet):
+        raise DataError(
+            f"the settler is of the kind '{card.networks[SETTLER]['network']}' and can only be a "
+            "'unet'", where, CORRECT,
+        )  # fmt: skip
     taken = getattr(settler, "prior_channels", 0)
     given = len(tensors.get(PRIOR + card.located_in, ()))
     if taken and taken != given:

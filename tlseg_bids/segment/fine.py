@@ -275,21 +275,24 @@ def both_sides(
     crew.each(fill, range(size))
     if corrections is None:
         return coarse, None
-    own = [_turned(*corrections, side.swap) for side in sides]
+    own = [_turned(*corrections, side) for side in sides]
     return coarse, partial(_sub, Quarters(coarse), list(zip(sides, own, strict=True)))
 
 
-def _turned(weight: Tensor, bias: Tensor, swap: Tensor | None) -> tuple[Tensor, Tensor]:
+def _turned(weight: Tensor, bias: Tensor, side: Side) -> tuple[Tensor, Tensor]:
     """Corrections (8, channels, detail) and (8, channels) as (detail, 8·channels), (8·channels,).
 
     Those of a mirror image for the sub-voxels and channels that they are once it is turned back.
+    Features in bfloat16 are multiplied with weights in bfloat16, which have lost little: sums are
+    taken in float32, and `tlseg-train export` has rounded them before.
     """
-    if swap is not None:
+    if (swap := side.swap) is not None:
         weight, bias = (
             one.reshape(2, 4, *one.shape[1:]).flip(0)[:, :, swap].reshape(one.shape)
             for one in (weight, bias)
         )
-    return weight.flatten(0, 1).T.contiguous(), bias.flatten()
+    kind = torch.bfloat16 if side.edges.dtype == torch.bfloat16 else torch.float32
+    return weight.flatten(0, 1).T.to(kind).contiguous(), bias.flatten()
 
 
 def _sub(
@@ -307,11 +310,10 @@ def _sub(
             continue
         _, rows, columns = side.edges.shape[1:]
         planes = side.planes(x).clamp(0, side.edges.shape[1] - 1)  # one of no share is not read
-        edges = side.table.index_select(0, (planes * rows + y) * columns + z).float()
+        edges = side.table.index_select(0, (planes * rows + y) * columns + z)
+        found = torch.mm(edges.to(weight.dtype), weight)
         if (share == 1).all():
-            out.add_(bias)
+            out.add_(found).add_(bias)
         else:
-            edges.mul_(share)
-            out.addmm_(share, bias[None])
-        out.addmm_(edges, weight)
+            out.add_(share * (found + bias))
     return out.reshape(len(where), 8, -1)

@@ -220,7 +220,7 @@ def entities_space(name: str) -> str:
 def apply(table: pd.DataFrame, fitted: Calibration) -> pd.DataFrame:
     """Rows with predicted Dice and the interval of their volume."""
     key = table["structure"]
-    predicted = key.map(fitted.dice_offset) + fitted.dice_slope * table["expected"]
+    predicted = table["expected"] + key.map(fitted.dice_offset)
     return table.assign(
         predicted=predicted.clip(0, 1),
         low=table["soft_mm3"] * key.map(fitted.volume_low),
@@ -230,9 +230,8 @@ def apply(table: pd.DataFrame, fitted: Calibration) -> pd.DataFrame:
 
 def fit(table: pd.DataFrame) -> Calibration:
     """Predicted Dice and intervals from the rows of some folds."""
-    slope, offset = fit_dice(table)
     low, high = fit_intervals(table, LEVEL)
-    return Calibration("", {}, slope, offset, LEVEL, low, high)
+    return Calibration("", {}, fit_dice(table), LEVEL, low, high)
 
 
 def correlation(one: pd.Series, other: pd.Series) -> float:
@@ -361,9 +360,8 @@ def rounded(found: Calibration, protocol: str, heat: float, rows: pd.DataFrame) 
         found,
         how=f"{scans}, each labelled by a fold that had not seen it; benchmarks/calibrate.py",
         temperature={protocol: round(heat, 3)},
-        dice_slope=round(found.dice_slope, 3),
         **{
-            key: {name: round(value, 3) for name, value in getattr(found, key).items()}
+            key: {name: round(value, 3) + 0.0 for name, value in getattr(found, key).items()}
             for key in ("dice_offset", "volume_low", "volume_high")
         },
     )

@@ -36,7 +36,7 @@ from tlseg_bids.zoo.card_file import check_card, digest, read_card, write_card
 SHORT = structures(PROTOCOL)
 THALAMI = [channel for channel, name in enumerate(SHORT) if name == "THA"]
 GIVEN = Calibration(
-    "made up", {"aseg": 1.5}, 0.5, {"THA": 0.4, "CAU": 0.3}, 0.8, {"THA": 0.9}, {"THA": 1.2}
+    "made up", {"aseg": 1.5}, {"THA": 0.1, "CAU": -0.3}, 0.8, {"THA": 0.9}, {"THA": 1.2}
 )
 
 
@@ -112,31 +112,59 @@ def test_the_card_softens_the_answer_and_leaves_the_frame_alone(detail: int) -> 
     cold = asked["cold"][0].astype(np.float64)
     expected = np.sqrt(cold) / np.sqrt(cold).sum(axis=0)
     assert np.abs(expected - cold).max() > 0.05
-    np.testing.assert_allclose(asked["hot"][0], expected, atol=4e-3)
+    other = np.abs(asked["hot"][0] - expected) > 4e-3  # of another voxel the model is sure then
+    assert other.mean() < 5e-4
     np.testing.assert_array_equal(asked["hot"][1], asked["cold"][1])
 
 
 # Predicted Dice ----------------------------------------------------------------------------------
-def test_the_dice_map_is_found_again() -> None:
+def doubtful(random: np.random.Generator, offsets: np.ndarray, subjects: int) -> pd.DataFrame:
+    """Two scans of each subject; the true Dice is the expected one, moved, give or take 0.06."""
+    rows = []
+    for number, offset in enumerate(offsets):
+        for subject, error in enumerate(random.normal(0, 0.06, subjects)):
+            for expected in random.uniform(0.6, 0.8, 2):
+                rows.append((f"S{number}", subject, expected, expected + offset + error))
+    return pd.DataFrame(rows, columns=["structure", "subject", "expected", "dice"])
+
+
+def test_offsets_are_found_again() -> None:
     random = np.random.default_rng(0)
-    offset = {"A": 0.1, "B": -0.2, "C": 0.3}
-    rows = [(s, x, o + 0.7 * x) for s, o in offset.items() for x in random.uniform(0.4, 0.8, 9)]
-    table = pd.DataFrame(rows, columns=["structure", "expected", "dice"])
-    table.loc[len(table)] = ["A", np.nan, 0.0]
-    slope, found = fit_dice(table)
-    assert slope == pytest.approx(0.7)
-    assert found == pytest.approx(offset)
+    offsets = np.array([0.1, -0.2, 0.15, 0.0])
+    table = doubtful(random, offsets, 400)
+    table.loc[len(table)] = ["S0", 1, np.nan, 0.0]
+    np.testing.assert_allclose(list(fit_dice(table).values()), offsets, atol=0.01)
 
 
-def test_doubt_never_raises_the_predicted_dice() -> None:
-    table = pd.DataFrame({"structure": "A", "expected": [0.5, 0.7], "dice": [0.8, 0.6]})
-    assert fit_dice(table) == (0.0, {"A": pytest.approx(0.7)})
+@pytest.mark.parametrize("spread", [0.0, 0.05, 0.3])
+def test_few_subjects_are_not_taken_at_their_word(spread: float) -> None:
+    """Nearer to the truth than the means of few subjects, on average, however structures differ."""
+    random = np.random.default_rng(0)
+    errors = []
+    for _ in range(60):
+        offsets = random.normal(-0.05, spread, 30)
+        table = doubtful(random, offsets, 3)
+        means = (table["dice"] - table["expected"]).groupby(table["structure"], sort=False).mean()
+        found = pd.Series(fit_dice(table))[means.index]
+        errors.append([np.mean((one - offsets) ** 2) for one in (found, means)])
+    drawn, plain = np.mean(errors, axis=0)
+    assert drawn < (plain if spread < 0.2 else 1.02 * plain)
+    assert spread or drawn < 0.25 * plain
+
+
+def test_one_subject_or_one_structure_is_enough_for_an_offset() -> None:
+    alone = doubtful(np.random.default_rng(0), np.array([0.1, 0.2]), 1)
+    means = (alone["dice"] - alone["expected"]).groupby(alone["structure"]).mean()
+    assert fit_dice(alone) == pytest.approx(means.to_dict())
+    single = doubtful(np.random.default_rng(0), np.array([0.1]), 5)
+    mean = (single["dice"] - single["expected"]).mean()
+    assert fit_dice(single) == {"S0": pytest.approx(mean)}
 
 
 def test_predicted_dice_follows_the_card_on_both_sides() -> None:
     expected = np.full(len(PROTOCOL), 0.8)
     found = predicted_dice(expected, PROTOCOL, GIVEN)
-    np.testing.assert_allclose(found[THALAMI], 0.8)
+    np.testing.assert_allclose(found[THALAMI], 0.9)
     known = [channel for channel, name in enumerate(SHORT) if name in ("THA", "CAU")]
     assert len(THALAMI) == 2
     assert np.flatnonzero(np.isfinite(found)).tolist() == known
@@ -213,7 +241,6 @@ def test_a_card_keeps_its_calibration(tmp_path: Path) -> None:
          "small.*temperature.*calibrate.py"),
         ({"temperature": {"aseg": 0.0}}, "0.0 is not between 0.2 and 5.*temperature.aseg"),
         ({"temperature": {"aseg": "hot"}}, "'hot' is not between.*temperature.aseg"),
-        ({"dice_slope": -1.0}, "-1.0 is not between 0 and 10.*dice_slope"),
         ({"level": 90}, "90 is not between 0.5 and 0.999.*level"),
         ({"dice_offset": {"L-THA": 0.1}}, "no structure 'L-THA'.*dice_offset.*without the side"),
         ({"dice_offset": {"THA": float("nan")}}, "nan is not between.*dice_offset.THA"),
@@ -230,6 +257,6 @@ def test_a_calibration_that_makes_no_sense_is_refused(changes: dict, said: str) 
 def test_an_unknown_key_of_the_calibration_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "small.toml"
     write_card(replace(small_card(), calibration=GIVEN), path)
-    path.write_text(path.read_text().replace("dice_slope", "dice_slant"))
-    with pytest.raises(DataError, match=r"unknown: dice_slant.*\[calibration\].*dice_slope"):
+    path.write_text(path.read_text().replace("level", "bevel"))
+    with pytest.raises(DataError, match=r"unknown: bevel.*\[calibration\].*level"):
         read_card(path)

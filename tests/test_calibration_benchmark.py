@@ -195,7 +195,7 @@ def test_expected_and_true_scores_meet_row_by_row(benchmarks, tmp_path: Path) ->
     assert rows["soft_mm3"].tolist()[0] == 100
     assert np.isnan(rows["soft_mm3"].tolist()[1])
     assert rows[["subject", "suffix"]].iloc[0].tolist() == ["01", "T2w"]
-    fitted = Calibration("", {}, 0.5, {"THA": 0.45}, 0.9, {"THA": 0.8}, {"THA": 1.5})
+    fitted = Calibration("", {}, {"THA": 0.05}, 0.9, {"THA": 0.8}, {"THA": 1.5})
     told = calibrate.apply(rows, fitted)
     assert told["predicted"].tolist()[0] == pytest.approx(0.85)
     assert told[["low", "high"]].iloc[0].tolist() == [80, 150]

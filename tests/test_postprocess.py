@@ -302,7 +302,7 @@ def test_labels_without_fluid_give_no_intracranial_volume() -> None:
 
 def test_the_calibration_reaches_the_table() -> None:
     given = Calibration(
-        "made up", {}, 0.5, {"PUT": 0.4}, 0.9, {"PUT": 0.8, "AMY": 0.7}, {"PUT": 1.1, "AMY": 1.2}
+        "made up", {}, {"PUT": -0.1}, 0.9, {"PUT": 0.8, "AMY": 0.7}, {"PUT": 1.1, "AMY": 1.2}
     )
     answer = Prediction(one_hot(truth()).astype(np.float16), GRID)
     scan = Volume(np.zeros(0), GRID)
@@ -311,7 +311,7 @@ def test_the_calibration_reaches_the_table() -> None:
     table = result.volumes.set_index("name")
     for name in ("Left putamen", "Right putamen"):
         row = table.loc[name]
-        corrected = 0.4 + 0.5 * plain.loc[name, "predicted_dice"]
+        corrected = plain.loc[name, "predicted_dice"] - 0.1
         assert row["predicted_dice"] == pytest.approx(corrected)
         assert row["soft_low_mm3"] == pytest.approx(0.8 * row["soft_mm3"])
         assert row["soft_high_mm3"] == pytest.approx(1.1 * row["soft_mm3"])
@@ -327,11 +327,11 @@ def test_the_calibration_reaches_the_table() -> None:
 
 
 def test_doubt_about_everything_is_no_brain_whatever_the_calibration_says() -> None:
-    confident = Calibration("made up", {}, 0.0, dict.fromkeys(structures(PROTOCOL)[1:], 0.9))
+    confident = Calibration("made up", {}, dict.fromkeys(structures(PROTOCOL)[1:], 0.7))
     answer = Prediction(one_hot(truth(), 0.6).astype(np.float16), GRID)
     result = to_native(answer, Volume(np.zeros(0), GRID), PROTOCOL, confident)
     qc = {**result.qc, "expected_dice": 0.3, "brain_mm3": 1e6}
-    assert result.qc["predicted_dice"] == pytest.approx(0.9)
+    assert result.qc["predicted_dice"] > 0.95
     assert "expected Dice 0.30, at least 0.45" in implausible(qc)
     assert implausible({**qc, "expected_dice": 0.7}) == ""
 

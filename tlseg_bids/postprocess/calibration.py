@@ -5,8 +5,8 @@ file.
 
 - Temperature: the one that makes the reference most likely. Guo et al. 2017, arXiv:1706.04599.
 - Predicted Dice: the Dice that the probabilities promise, 2·Σp(inside) ÷ (voxels + Σp), moved by a
-  constant per structure and stretched by one slope. Sources of doubt that the network is not aware
-  of (the raters, its habits) are in the constant.
+  constant per structure. Sources of doubt that the network is not aware of (the raters, its habits)
+  are in the constant.
 - Interval of a volume: ln(reference ÷ soft volume) of held-out scans taken as normal, prediction
   interval for one more scan with Student's t over subjects.
   Geisser 1993, doi:10.1201/9780203742310.
@@ -48,7 +48,7 @@ def predicted_dice(
     if not calibration.dice_offset:
         return expected
     offset = np.array([calibration.dice_offset.get(s, np.nan) for s in structures(protocol)])
-    return np.clip(offset + calibration.dice_slope * expected, 0, 1)
+    return np.clip(expected + offset, 0, 1)
 
 
 def volume_interval(
@@ -132,31 +132,32 @@ def folded(scan: dict[str, np.ndarray], temperature: float) -> np.ndarray:
     return found / np.maximum(found.sum(axis=1, keepdims=True), 1e-6)
 
 
-def fit_dice(table: pd.DataFrame) -> tuple[float, dict[str, float]]:
-    """Slope and offsets of the map from expected to true Dice.
+def fit_dice(table: pd.DataFrame) -> dict[str, float]:
+    """By how much the true Dice of each structure is above the expected one.
 
-    The slope is the least-squares one within structures, at least 0; the offset makes a
-    structure's mean right.
+    The mean of a structure is drawn towards that of all, the more the fewer subjects it rests on
+    and the less structures differ beyond what subjects do (James-Stein estimate: Efron & Morris
+    1975, doi:10.1080/01621459.1975.10479864; the spread between structures by moments: DerSimonian
+    & Laird 1986, doi:10.1016/0197-2456(86)90046-2).
 
     Parameters
     ----------
     table : DataFrame
-        A row per structure and held-out scan: structure, expected, dice.
+        A row per structure and held-out scan: structure, subject, expected, dice.
 
     Returns
     -------
-    slope : float
-    offset : dict of str to float
+    dict of str to float
     """
     rows = table.dropna(subset=["expected", "dice"])
-    groups = rows.groupby("structure")
-    means = groups[["expected", "dice"]].mean()
-    x = rows["expected"] - groups["expected"].transform("mean")
-    y = rows["dice"] - groups["dice"].transform("mean")
-    spread = float((x * x).sum())
-    slope = max(0.0, float((x * y).sum()) / spread) if spread > 0 else 0.0
-    offset = means["dice"] - slope * means["expected"]
-    return slope, {str(name): float(value) for name, value in offset.items()}
+    beyond = (rows["dice"] - rows["expected"]).groupby([rows["structure"], rows["subject"]]).mean()
+    found = beyond.groupby("structure").agg(["mean", "var", "size"])
+    noise = found["var"].mean() / found["size"]
+    between = max(0.0, found["mean"].var() - noise.mean())
+    kept = between / (between + noise) if between > 0 else 0.0 * noise
+    middle = found["mean"].mean()
+    offset = middle + kept.fillna(1.0) * (found["mean"] - middle)
+    return {str(name): float(value) for name, value in offset.items()}
 
 
 def fit_intervals(

@@ -31,10 +31,9 @@ class Calibration:
         On which scans, with which command.
     temperature : dict of str to float
         Label protocol of a head to its temperature; 1 where it is left out.
-    dice_slope : float
-        Predicted Dice = `dice_offset` + `dice_slope` · expected Dice, held between 0 and 1.
     dice_offset : dict of str to float
-        By structure; empty: the expected Dice is given as it is.
+        By structure: predicted Dice = expected Dice + offset, held between 0 and 1; empty: the
+        expected Dice is given as it is.
     level : float
         Probability, 0 to 1, with which the volume interval is meant to hold the volume that the
         reference of the calibration would give.
@@ -44,7 +43,6 @@ class Calibration:
 
     how: str = ""
     temperature: dict[str, float] = field(default_factory=dict)
-    dice_slope: float = 1.0
     dice_offset: dict[str, float] = field(default_factory=dict)
     level: float = 0.9
     volume_low: dict[str, float] = field(default_factory=dict)
@@ -64,8 +62,7 @@ class Calibration:
 
 
 KEYS: dict[str, type] = {
-    one.name: {"how": str, "dice_slope": float, "level": float}.get(one.name, dict)
-    for one in fields(Calibration)
+    one.name: {"how": str, "level": float}.get(one.name, dict) for one in fields(Calibration)
 }
 
 
@@ -105,10 +102,9 @@ def check_calibration(given: Calibration, heads: Sequence[LabelProtocol], where:
                 f"{where}, temperature", SEE,
             )  # fmt: skip
         _check_number(value, low, high, f"{where}, temperature.{protocol}")
-    _check_number(given.dice_slope, 0, 10, f"{where}, dice_slope")
     _check_number(given.level, 0.5, 0.999, f"{where}, level")
     known = set(structures(heads[0])[1:])
-    for key, bounds in (("dice_offset", (-10, 1)), ("volume_low", (0, 100)),
+    for key, bounds in (("dice_offset", (-1, 1)), ("volume_low", (0, 100)),
                         ("volume_high", (0, 100))):  # fmt: skip
         for structure, value in getattr(given, key).items():
             if structure not in known:

@@ -127,8 +127,7 @@ def refine(
     def share(i: int) -> None:
         with torch.inference_mode():
             rows[i * plane : (i + 1) * plane] = settled[i].reshape(-1, channels)
-            there = (one[i, :, None, :, None] for one in (step, first))
-            own[i] = next(there) * parts + next(there)
+            own[i] = first[i, :, None, :, None] + step[i, :, None, :, None] * parts
 
     def fill(start: int) -> None:
         some = where[start : start + at_once]
@@ -283,8 +282,8 @@ def _turned(weight: Tensor, bias: Tensor, side: Side) -> tuple[Tensor, Tensor]:
     """Corrections (8, channels, detail) and (8, channels) as (detail, 8·channels), (8·channels,).
 
     Those of a mirror image for the sub-voxels and channels that they are once it is turned back.
-    Features in bfloat16 are multiplied with weights in bfloat16, which have lost little: sums are
-    taken in float32, and `tlseg-train export` has rounded them before.
+    Features in bfloat16 are multiplied with weights in bfloat16, to which `tlseg-train export` has
+    rounded them before.
     """
     if (swap := side.swap) is not None:
         weight, bias = (

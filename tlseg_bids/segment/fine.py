@@ -2,8 +2,9 @@
 
 A network with a sub-voxel answer gives logits and features at the stem's resolution. These are
 blended over the windows; then the eight sub-voxels of a coarse voxel are computed one by one where
-the voxel is not settled: near a border between structures, or where the network is in doubt.
-Elsewhere all eight share the coarse probabilities. On a brain a fifth of the voxels are open.
+the voxel is not settled: at a border between structures, or where the network is in doubt.
+Elsewhere all eight share the coarse probabilities. Of the box around a brain a quarter to a third
+of the voxels are open.
 """
 
 from __future__ import annotations

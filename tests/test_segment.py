@@ -338,7 +338,8 @@ def test_a_frame_that_does_not_settle_is_told(distances, passes, warned, monkeyp
         Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w"),
         preprocess={"rounds": 3, "settled_mm": 1.5},
     )
-    model = load_model(replace(CARD, preprocess={"box_mm": [[-80, 80]] * 3}), tensors())
+    box = {"box_mm": [[-80, 80]] * 3, "spacing_mm": 10.0}
+    model = load_model(replace(CARD, preprocess=box), tensors())
     prepared, dice = placing.settle(scan, job, model, [np.eye(4)])
     assert dice == 0.7
     assert len(asked) == passes
@@ -431,6 +432,37 @@ def test_a_cards_standard_scale_is_applied_to_the_whole_scan():
     whole = Volume(standardise(scan.data, squared), scan.grid)
     np.testing.assert_array_equal(found, prepare(whole, options, np.eye(4), True).image)
     assert not np.allclose(found, plain, atol=0.05)
+
+
+def test_fat_brighter_than_any_brain_does_not_darken_it():
+    scan = Phantom().image(grid_over(Phantom(), (5, 5, 5)), sub=1)
+    options = {"box_mm": [[-80, 80]] * 3, "spacing_mm": 5.0}
+    brain = np.zeros((32, 32, 32), bool)
+    brain[10:22, 10:22, 10:22] = True
+    fat = scan.data.copy()
+    fat[:, :, :3] = 30 * scan.data.max()
+    plain, bright = (
+        prepare(Volume(data, scan.grid), options, np.eye(4), True, brain=brain).image[0]
+        for data in (scan.data, fat)
+    )
+    np.testing.assert_array_equal(plain[brain], bright[brain])
+    assert bright.max() == 1
+    by_all = prepare(Volume(fat, scan.grid), options, np.eye(4), True).image[0]
+    assert by_all[brain].max() < 0.2 < bright[brain].max()
+
+
+def test_a_model_knows_from_its_atlas_where_its_box_shows_brain():
+    box = {"box_mm": [[-80, 80]] * 3, "spacing_mm": 5.0}
+    card = replace(CARD, preprocess=box)
+    model = load_model(card, tensors())
+    model.priors["aseg"][:, 0] = 1
+    model.priors["aseg"][:, 0, 2:6, 2:6, 2:6] = 0
+    assert model.brain.shape == (32, 32, 32)
+    assert model.brain[12:20, 12:20, 12:20].all()
+    assert not model.brain[:7].any() and not model.brain[..., -4:].any()
+    model = load_model(card, tensors())
+    model.priors.clear()
+    assert model.brain is None
 
 
 def looking(monkeypatch, dices: dict[int, float | str]):

@@ -96,7 +96,7 @@ def placed(scan: Volume, job: Job, model: Model) -> Prepared:
     if seen_alike(model, other):
         return seen
     frame = between(other.template, model.template) @ seen.template_from_native
-    shown = job.scan.skull_stripped, shown_together(scan, job), model.crew
+    shown = job.scan.skull_stripped, shown_together(scan, job), model.crew, model.brain
     told = (*seen.warnings, *apart(job, other, seen))
     return replace(prepare(scan, job.card.preprocess, frame, *shown), warnings=told)
 
@@ -147,7 +147,7 @@ def settle(
         its settler was sure. Without `patient` a first answer below `HOPEFUL_DICE` is the last.
     """
     options = job.card.preprocess
-    shown = job.scan.skull_stripped, together, model.crew
+    shown = job.scan.skull_stripped, together, model.crew, model.brain
     for frame in frames:
         if (found := surveyed(scan, job, model, frame)) is not None:
             return prepare(scan, options, found, *shown), 1.0

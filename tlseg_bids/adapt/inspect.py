@@ -99,7 +99,9 @@ def inspect(
     else:
         base, frame, expected = stored
         volume = load_volume(labelled.scan.path)
-        prepared = prepare(volume, job.card.preprocess, frame, labelled.scan.skull_stripped)
+        prepared = prepare(
+            volume, job.card.preprocess, frame, labelled.scan.skull_stripped, brain=model.brain
+        )
     evidence = measure(
         prepared.native, labelled.channels, base, reading, prepared.template_from_native
     )

@@ -92,13 +92,14 @@ def looks(
         yield frame
 
 
-def prepare(
+def prepare(  # noqa: PLR0913
     volume: Volume,
     options: dict[str, Any],
     template_from_native: np.ndarray,
     skull_stripped: bool | None,
     channels: Sequence[Volume] = (),
     crew: Crew = ALONE,
+    brain: np.ndarray | None = None,
 ) -> Prepared:
     """The image on the card's grid, in the template's frame: one interpolation.
 
@@ -118,6 +119,9 @@ def prepare(
         scan's world. The scan alone if not given.
     crew : Crew
         Shares out the interpolation.
+    brain : ndarray of bool, optional
+        Where the card's grid shows brain: these voxels decide how the image is scaled, so that fat
+        many times as bright does not. All of it if not given.
     """
     spacing = float(options["spacing_mm"])
     low, high = np.array(options["box_mm"], float).T
@@ -126,7 +130,7 @@ def prepare(
     frame[:3, 3] = low + spacing / 2
     grid = Grid(shape, np.linalg.inv(template_from_native) @ frame)
     images = [
-        robust_scale(resample(_standard(one, options), grid, crew=crew), low=0.0, high=99.9)
+        robust_scale(resample(_standard(one, options), grid, crew=crew), 0.0, 99.9, brain)
         for one in channels or (volume,)
     ]
     if skull_stripped is None:

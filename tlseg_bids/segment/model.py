@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.errors import DataError
@@ -26,6 +27,9 @@ from tlseg_bids.zoo.card_file import SEGMENTER, digest
 from tlseg_bids.zoo.registry import placing_card
 from tlseg_bids.zoo.settings import check_complete
 from tlseg_bids.zoo.weights import load_weights
+
+MOST_AIR = 0.1
+"""Share of heads in which a voxel is no brain, below which the atlas counts it as one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +88,19 @@ class Model:
             name: BoxAtlas(prior[0].float().cpu().numpy(), self.card.preprocess["box_mm"])
             for name, prior in self.priors.items()
         }
+
+    @cached_property
+    def brain(self) -> np.ndarray | None:
+        """Where the card's grid shows brain in hardly any head not: bool (I, J, K).
+
+        None where the card has no atlas of the template's protocol.
+        """
+        if (atlas := self.priors.get(self.card.located_in)) is None:
+            return None
+        options = self.card.preprocess
+        size = np.round(np.diff(options["box_mm"])[:, 0] / options["spacing_mm"]).astype(int)
+        air = F.interpolate(atlas[:, :1].float(), tuple(size.tolist()), mode="trilinear")[0, 0]
+        return (air < MOST_AIR).cpu().numpy()
 
     @property
     def windows(self) -> Crew:

@@ -11,8 +11,8 @@ import torch
 from torch.profiler import profile
 
 from tlseg_bids.networks import build
-from tlseg_bids.networks.blocks import join, quarter_step
-from tlseg_bids.networks.convolution import Convolution, Pointwise, convolve_raised
+from tlseg_bids.networks.blocks import quarter_step
+from tlseg_bids.networks.convolution import Convolution, Pointwise, convolve_raised, join
 from tlseg_bids.networks.patches import orthogonal
 from tlseg_bids.networks.unet import Block, Design
 
@@ -262,6 +262,26 @@ def test_a_level_is_convolved_where_it_is_as_if_it_were_raised(kind):
         found = convolve_raised(deep, skip, weight)
     near = {"rtol": 0.03, "atol": 0.03} if kind == torch.bfloat16 else {}
     torch.testing.assert_close(found, wanted, **near)
+
+
+def test_what_bfloat16_cuts_off_an_image_is_convolved_too():
+    """A kernel that takes differences sees those of an image whose values bfloat16 cannot tell."""
+    torch.manual_seed(0)
+    layer = Convolution(3, 4)
+    kernel = layer.weight.data.bfloat16().float()
+    kernel[:, :, 0], kernel[:, :, 1] = -kernel[:, :, 2], 0
+    layer.weight.data.copy_(kernel)
+    x, more = 100 + torch.rand(1, 2, 8, 8, 8), torch.randn(1, 1, 8, 8, 8).bfloat16()
+    wanted = torch.nn.functional.conv3d(join([x, more]), kernel, padding=1)[:, :, 1:-1]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = layer(x, more)[:, :, 1:-1]
+        rounded = layer(x.bfloat16(), more)[:, :, 1:-1]
+    assert found.dtype == torch.bfloat16
+    spread = float(wanted.std())
+    assert float((found.float() - wanted).std()) < 0.01 * spread
+    assert float((rounded.float() - wanted).std()) > 0.1 * spread
+    learning = layer(x, more)
+    torch.testing.assert_close(learning[:, :, 1:-1], wanted)
 
 
 @pytest.mark.parametrize("inputs", [1, 16])

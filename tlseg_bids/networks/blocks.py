@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlseg_bids.networks.convolution import Convolution, convolve_raised
+from tlseg_bids.networks.convolution import Convolution, convolve_raised, join
 
 
 def space_to_depth(image: Tensor, factor: int) -> Tensor:
@@ -30,21 +30,6 @@ def depth_to_space(parts: Sequence[Tensor], factor: int) -> Tensor:
     stacked = torch.stack(tuple(parts), 2).reshape(n, c, factor, factor, factor, i, j, k)
     ordered = stacked.permute(0, 1, 5, 2, 6, 3, 7, 4)
     return ordered.reshape(n, c, i * factor, j * factor, k * factor)
-
-
-def join(parts: Sequence[Tensor]) -> Tensor:
-    """Channels side by side: (N, C, I, J, K) each to (N, ΣC, I, J, K).
-
-    Where channels lie side by side in memory already, the voxels are joined as rows of a matrix,
-    which takes PyTorch a third of the time.
-    """
-    last = torch.channels_last_3d
-    if not all(part.is_contiguous(memory_format=last) for part in parts):
-        return torch.cat(tuple(parts), 1)
-    rows = [part.permute(0, 2, 3, 4, 1) for part in parts]
-    n, *shape = rows[0].shape[:-1]
-    table = torch.cat([one.reshape(-1, one.shape[-1]) for one in rows], 1)
-    return table.reshape(n, *shape, -1).permute(0, 4, 1, 2, 3)
 
 
 def quarter_step(x: Tensor, part: Sequence[int]) -> Tensor:
@@ -178,8 +163,10 @@ class Block(nn.Module):
                 Norm(outputs),
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._after(self.conv1(x), x)
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        """The block of `x` (N, C, I, J, K) and of further channels, behind its own."""
+        whole = join([x, *more]) if self.design.shortcut == "input" else None
+        return self._after(self.conv1(x, *more), whole)
 
     def _after(self, convolved: Tensor, x: Tensor | None) -> Tensor:
         """Everything but the first convolution; `x` is the block's input, for its short cut."""

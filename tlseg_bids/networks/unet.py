@@ -294,19 +294,19 @@ class UNet(nn.Module):
         """
         mean = image.mean((2, 3, 4), keepdim=True)
         scale = image.std((2, 3, 4), keepdim=True) + 1e-4
-        x = space_to_depth((image - mean) / scale, self.stem)
+        x, more = space_to_depth((image - mean) / scale, self.stem), []
         if self.prior_channels:
             if prior is None and seen is None:
                 shape = (x.shape[0], self.prior_channels, *x.shape[2:])
                 prior = x.new_full(shape, 1 / self.prior_channels)
             seen = self.prior_features(prior) if seen is None else seen
-            x = torch.cat([x, seen.to(x.dtype)], 1)
+            more = [seen]
         else:
             prior = None
-        levels = []
-        for level, block in enumerate(self.down):
-            x = block(F.max_pool3d(x, 2) if level and self.design.down == "pool" else x)
-            levels.append(x)
+        levels = [self.down[0](x, *more)]
+        for block in self.down[1:]:
+            x = levels[-1]
+            levels.append(block(F.max_pool3d(x, 2) if self.design.down == "pool" else x))
         return levels, prior
 
     def _decode(self, levels: list[Tensor], head: int) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tlseg_bids.flow import Prediction, Prepared, SharedRows
-from tlseg_bids.networks.blocks import join
+from tlseg_bids.networks.convolution import join
 from tlseg_bids.segment import STRATEGIES
 from tlseg_bids.segment.fine import Around, Side, both_sides, likely, refine, shares
 from tlseg_bids.segment.model import Model, Seen, fast, logits_of

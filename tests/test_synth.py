@@ -174,6 +174,44 @@ def test_partial_volume_keeps_the_mean_and_mixes_at_edges_only():
         assert float(seen.max()) <= 1 + 1e-5
 
 
+def test_every_other_slice_of_a_thick_slice_scan_is_a_little_brighter():
+    flat, found = torch.rand(SIZE, SIZE, SIZE), []
+    for seed in range(6):
+        voxels = torch.ones(SIZE, SIZE, 12)
+        striped = scanner.interleaved(Random(seed), voxels, 2)
+        assert torch.equal(striped[:, :, ::2], voxels[:, :, ::2])
+        found.append(float(striped[0, 0, 1]))
+        assert torch.equal(striped[:, :, 1::2], torch.full_like(voxels[:, :, 1::2], found[-1]))
+        for thick in (0.0, 1.0):
+            plain = replace(NONE, thick_slices=thick)
+            two_passes = replace(plain, interleaved=1.0)
+            images = [acquire(Random(seed), flat, 1.0, mix, real=False)
+                      for mix in (plain, two_passes)]  # fmt: skip
+            assert torch.equal(*images) == (thick == 0)
+    assert 0.94 <= min(found) < 1 < max(found) <= 1.06
+
+
+def test_only_the_brain_decides_how_an_image_is_scaled_if_it_is_to():
+    """Fat ten times as bright as the brain leaves it as dark as it is, or at its upper end."""
+    brain = layers() == number("cortex")
+    image = 0.5 * brain + 5.0 * (layers() == number("extra-cortical-bone"))
+    by_all = scanner.scale(Random(0), image, None)
+    by_brain = scanner.scale(Random(0), image + 0.01 * torch.rand(image.shape), brain)
+    assert float(by_all[brain].max()) < 0.2
+    assert float(by_brain[brain].max()) > 0.8 and float(by_brain.max()) == pytest.approx(1.2)
+    assert made(0, replace(NONE, t1w=1.0, known_head=1.0))[0].shape == brain.shape
+
+
+def test_tissues_of_a_faint_scan_hardly_differ_and_its_fat_is_bright():
+    plain = _cortex_minus_white("t1w", NONE)
+    faint = replace(NONE, faint=1.0, known_head=1.0)
+    assert np.abs(_cortex_minus_white("t1w", faint)).mean() < 0.5 * np.abs(plain).mean()
+    mix = replace(faint, t1w=1.0)
+    means = [class_means(Random(seed), CLASSES, mix)[0] for seed in range(20)]
+    ratios = [float(m[number("extra-skin")] / m[number("white-matter")]) for m in means]
+    assert max(ratios) > 2 and np.median(ratios) > 1.2
+
+
 def test_a_thick_slice_averages_over_itself():
     thin = scanner.scan_matrix(40, 5.0, 0.5, 0.0)
     thick = scanner.scan_matrix(40, 5.0, 0.5, 5 / 12**0.5)
@@ -391,6 +429,7 @@ class Elsewhere(Random):
         Mix(gadolinium=1.0, motion=1.0, skull_stripped=0.0, defaced=1.0, cropped=1.0),
         Mix(skull_stripped=1.0, thick_slices=1.0),
         Mix(real=1.0, motion=1.0),
+        Mix(t1w=1.0, faint=1.0, thick_slices=1.0, interleaved=1.0, scaled_by_brain=1.0),
     ],
 )
 def test_everything_is_made_on_the_device_and_nothing_is_read_back_from_it(mix):

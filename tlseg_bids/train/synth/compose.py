@@ -17,6 +17,9 @@ from tlseg_bids.train.synth.mix import Mix
 from tlseg_bids.train.synth.scanner import acquire
 from tlseg_bids.train.synth.shape import Place, read_classes, read_image
 
+_FEWEST = 1000
+"""Voxels of a brain that can say how bright it is."""
+
 
 def example(
     rng: Random, sample: Sample, classes: Classes, positions: Tensor, spacing_mm: float, mix: Mix
@@ -60,9 +63,12 @@ def example(
     visible = reduce(torch.logical_and, masks) if masks else None
     for mask in masks[real:]:  # a real image may be 0 where there is brain
         numbers = numbers * mask
-    image = acquire(rng, image, spacing_mm, mix, real, visible)
+    brain = None
+    if mix.scaled_by_brain and not real and rng.chance(mix.scaled_by_brain):
+        brain = _brain(rng, sample, classes, numbers)
+    image = acquire(rng, image, spacing_mm, mix, real, visible, brain)
     if further:
-        more = [acquire(rng, one, spacing_mm, mix, real, visible) for one in further]
+        more = [acquire(rng, one, spacing_mm, mix, real, visible, brain) for one in further]
         image = torch.stack([image, *more])
     return image, _channels(rng, sample, classes, numbers)
 
@@ -90,6 +96,19 @@ def _post_processed(
     if rng.chance(mix.defaced):
         return [deface(rng, classes, numbers, place)]
     return []
+
+
+def _brain(rng: Random, sample: Sample, classes: Classes, numbers: Tensor) -> Tensor:
+    """Where the label map has a structure of the protocol; everywhere if it has hardly any."""
+
+    def make() -> Tensor:
+        table = torch.zeros(256, dtype=torch.bool)
+        table[: len(classes.target)] = torch.as_tensor(classes.target > 0)
+        return table
+
+    table = rng.resident(sample, "brain", make)
+    brain = table.index_select(0, numbers.flatten().to(torch.int32)).reshape(numbers.shape)
+    return brain | (brain.sum() < _FEWEST)
 
 
 def _channels(rng: Random, sample: Sample, classes: Classes, numbers: Tensor) -> Tensor:

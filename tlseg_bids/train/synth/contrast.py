@@ -13,6 +13,7 @@ from tlseg_bids.train.synth.draws import Random
 from tlseg_bids.train.synth.mix import KNOWN, Mix
 
 _LEAST_VOXELS = 20
+_FATTY = ("extra-skin", "extra-cancellous-bone")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,8 @@ def draw_contrast(rng: Random, classes: Classes, mix: Mix, own: Own | None = Non
 
     A share is drawn freely so that a network does not lean on any contrast (Billot et al. 2023,
     doi:10.1016/j.media.2023.102789). The mean of a known contrast is stretched around its grand
-    mean by 0.6 to 1.4. Left and right always share their intensity.
+    mean by 0.6 to 1.4, that of a faint one by 0.25 to 0.6. Left and right always share their
+    intensity.
     """
     count = len(classes.index)
     partner = torch.as_tensor(np.minimum(classes.mirror, np.arange(count)))
@@ -122,7 +124,11 @@ def draw_contrast(rng: Random, classes: Classes, mix: Mix, own: Own | None = Non
         prior = young + maturity * (adult - young)
         brain = torch.as_tensor([not t.startswith("extra-") for t in classes.contrasts.index])
         mean = prior[brain].mean()
-        drawn = mean + rng.one(0.6, 1.4) * (prior - mean) + 0.05 * rng.vector(len(prior))
+        faint = mix.faint > 0 and rng.chance(mix.faint)
+        stretch, spread = (rng.one(0.25, 0.6), 0.025) if faint else (rng.one(0.6, 1.4), 0.05)
+        drawn = mean + stretch * (prior - mean) + spread * rng.vector(len(prior))
+        if faint:
+            drawn[torch.tensor(classes.contrasts.index.isin(_FATTY))] *= rng.one(1, 3)
         if not rng.chance(mix.known_head):
             known &= ~torch.tensor(classes.extra)
         means[known] = drawn[row[known]] + (0.02 * rng.vector(count))[partner][known]

@@ -21,6 +21,9 @@ class Mix:
     unmyelinated, isointense : float
         Of the infant contrasts: as at birth, and as in the months in which cortex and white matter
         can hardly be told apart. The rest is spread evenly from birth to adult.
+    faint : float
+        Of the contrasts that are not free: tissues differ by a fourth to six tenths of what they do
+        in the table, and fat is up to three times as bright, as in T1w spin echo.
     known_head : float
         Of the contrasts that are not free: skin, bone, eyes and the like follow them too.
     substructure : float
@@ -31,6 +34,8 @@ class Mix:
         What is cut away; a stripped scan is not defaced.
     thick_slices, low_resolution : float
         One axis of 2 to 6 mm; every axis up to 2.5 times as coarse.
+    interleaved : float
+        Of the scans in slices of 2 mm and more: every other slice is a little brighter.
     partial_volume : float
         Voxels average over their whole size; in the rest they see a thin part of it (slice gaps).
     bias, gamma, motion, rician : float
@@ -40,6 +45,8 @@ class Mix:
         Of real images: scanned once more, with voxels as those of a synthesised one.
     noise : float
         How strong the noise is, against the usual.
+    scaled_by_brain : float
+        Of the painted images: only the brain decides how they are scaled.
     real : float
         Real images, if the sample has any.
     """
@@ -51,6 +58,7 @@ class Mix:
     own: float = 0.0
     unmyelinated: float = 0.4
     isointense: float = 0.3
+    faint: float = 0.0
     known_head: float = 0.6
     substructure: float = 0.8
     gadolinium: float = 0.3
@@ -59,6 +67,7 @@ class Mix:
     cropped: float = 0.0
     thick_slices: float = 0.3
     low_resolution: float = 0.15
+    interleaved: float = 0.0
     partial_volume: float = 0.85
     bias: float = 0.8
     gamma: float = 0.9
@@ -66,6 +75,7 @@ class Mix:
     rician: float = 0.6
     rescanned: float = 0.3
     noise: float = 1.0
+    scaled_by_brain: float = 0.0
     real: float = 0.0
 
     def weighted(self, suffix: str) -> Mix:

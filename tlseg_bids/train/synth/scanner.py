@@ -18,6 +18,7 @@ _NARROWEST = 0.35
 # decide where the anatomy is seen, so that the labels stay true.
 _STILL = 0.08
 _SAMPLE = 30_000
+THICK_MM = 2.0
 
 
 def acquisition_mm(rng: Random, spacing_mm: float, mix: Mix) -> list[float]:
@@ -89,6 +90,18 @@ def scale(rng: Random, image: Tensor, visible: Tensor | None) -> Tensor:
     ends = torch.tensor([rng.one(0, 0.01), rng.one(0.99, 0.9995)]).to(rng.device, non_blocking=True)
     low, high = torch.nanquantile(sample, ends).nan_to_num()
     return ((image - low) / (high - low + 1e-6)).clamp_(0, 1.2)
+
+
+def interleaved(rng: Random, image: Tensor, axis: int) -> Tensor:
+    """Every other slice along an axis brighter or darker by up to 6 %.
+
+    Slices of two passes differ so where the second pass excites spins that the first has saturated.
+    """
+    gain = torch.ones(image.shape[axis])
+    gain[1::2] = 1 + rng.one(-0.06, 0.06)
+    shape = [1, 1, 1]
+    shape[axis] = len(gain)
+    return image * gain.reshape(shape).to(image.device, non_blocking=True)
 
 
 def ghosts(rng: Random, image: Tensor, axis: int) -> Tensor:
@@ -168,9 +181,9 @@ def noise(rng: Random, image: Tensor, level: float, rician: bool) -> Tensor:
     return noisy.square_().add_(other.square_()).sqrt_()
 
 
-def acquire(
+def acquire(  # noqa: PLR0913
     rng: Random, image: Tensor, spacing_mm: float, mix: Mix, real: bool,
-    visible: Tensor | None = None,
+    visible: Tensor | None = None, brain: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Resolution, bias field, scaling, gamma, motion and noise of a scanner.
 
@@ -183,6 +196,8 @@ def acquire(
     visible : Tensor or None
         Bool (I, J, K); what is cut away after the scan. It does not count for the scaling and is
         exactly 0 in the answer.
+    brain : Tensor or None
+        Bool (I, J, K); if given, the only voxels that count for the scaling.
     """
     size = tuple(image.shape)
     length_mm = [n * spacing_mm for n in size]
@@ -192,13 +207,17 @@ def acquire(
     if not real or rng.chance(mix.rescanned):
         there, back = scan_matrices(rng, size, spacing_mm, mix)
         image = along_axes(there, image)
+        thick = min(range(3), key=lambda axis: image.shape[axis] / size[axis])
+        slices = image.shape[thick] * THICK_MM <= length_mm[thick]
+        if mix.interleaved and slices and rng.chance(mix.interleaved):
+            image = interleaved(rng, image, thick)
     if rng.chance(0.3 * mix.motion if real else mix.motion):
         image = motion(rng, image, length_mm)
     level = mix.noise * rng.one() ** 2 * (0.04 if real else 0.12)
     image = noise(rng, image, level, rng.chance(mix.rician))
     if back is not None:
         image = along_axes(back, image)
-    image = scale(rng, image, visible)
+    image = scale(rng, image, visible if brain is None else brain)
     if rng.chance(mix.gamma):
         image = image.add_(1e-6).log_().mul_(math.exp(rng.one(-0.35, 0.35))).exp_()
     return image if visible is None else image * visible

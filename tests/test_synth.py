@@ -199,7 +199,9 @@ def test_only_the_brain_decides_how_an_image_is_scaled_if_it_is_to():
     by_brain = scanner.scale(Random(0), image + 0.01 * torch.rand(image.shape), brain)
     assert float(by_all[brain].max()) < 0.2
     assert float(by_brain[brain].max()) > 0.8 and float(by_brain.max()) == pytest.approx(1.2)
-    assert made(0, replace(NONE, t1w=1.0, known_head=1.0))[0].shape == brain.shape
+    adult = replace(NONE, t1w=1.0, known_head=1.0)
+    images = [made(0, replace(adult, scaled_by_brain=share))[0] for share in (0.0, 1.0)]
+    assert not torch.allclose(*images)
 
 
 def test_tissues_of_a_faint_scan_hardly_differ_and_its_fat_is_bright():

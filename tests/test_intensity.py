@@ -92,8 +92,17 @@ def test_air_with_noise_makes_a_head(monkeypatch) -> None:
     scan = _head(skull=False)
     noisy = scan.data + np.abs(np.random.default_rng(0).normal(0, 9, scan.data.shape))
     assert skull_evidence(Volume(noisy, scan.grid)).face_share < 0.5
-    monkeypatch.setattr(brain, "_largest_filled", lambda _: pytest.fail("the faces tell enough"))
+    monkeypatch.setattr(brain, "_largest", lambda _: pytest.fail("the faces tell enough"))
     assert not looks_skull_stripped(Volume(noisy, scan.grid))
+
+
+def test_what_is_larger_than_a_brain_is_not_filled(monkeypatch) -> None:
+    """A whole head is, and its cavities take most of the time."""
+    scan = _head(skull=False)
+    large = Volume(scan.data, Grid(scan.grid.shape, scan.grid.affine @ np.diag([1.3] * 3 + [1])))
+    assert skull_evidence(scan).litres < brain.MAX_LITRES < skull_evidence(large).litres
+    monkeypatch.setattr(brain, "_filled", lambda _: pytest.fail("it is too large already"))
+    assert not looks_skull_stripped(large)
 
 
 def test_an_empty_scan_is_no_brain() -> None:

@@ -31,6 +31,9 @@ _BACKGROUND_TOLERANCE = 1e-3
 _FOREGROUND = 0.03
 _LAYER_MM = 3.0
 
+Piece = tuple[tuple[slice, ...], np.ndarray]
+"""A box, and which of its voxels belong to a piece."""
+
 
 @dataclass(frozen=True, eq=False)
 class SkullEvidence:
@@ -49,6 +52,7 @@ class SkullEvidence:
         """Whether all three speak for a brain without skull; what costs least is asked first."""
         return (
             self.face_share >= MIN_FACE_SHARE
+            and self._litres_of(self._largest) <= MAX_LITRES
             and self.litres <= MAX_LITRES
             and self.darkest_layer >= MIN_DARKEST_LAYER
         )
@@ -62,8 +66,7 @@ class SkullEvidence:
     @cached_property
     def litres(self) -> float:
         """Volume of the largest filled foreground piece."""
-        (_, piece), (_, spacing) = self._largest, self._coarse
-        return float(piece.sum() * np.prod(spacing) / 1e6)
+        return self._litres_of(self._filled)
 
     @cached_property
     def darkest_layer(self) -> float:
@@ -72,7 +75,7 @@ class SkullEvidence:
         Lowest, over 3 mm layers from 3 to 21 mm under the surface, 15th percentile of brightness,
         as a share of the median brightness further inside.
         """
-        (box, piece), (brightness, spacing) = self._largest, self._coarse
+        (box, piece), (brightness, spacing) = self._filled, self._coarse
         return _darkest_layer(brightness[box], piece, spacing) if piece.size else 0.0
 
     @cached_property
@@ -100,10 +103,18 @@ class SkullEvidence:
         return coarse - self._background, spacing
 
     @cached_property
-    def _largest(self) -> tuple[tuple[slice, ...], np.ndarray]:
+    def _largest(self) -> Piece:
         if self._top <= 0:
             return (slice(0),) * 3, np.zeros((0, 0, 0), bool)
-        return _largest_filled(self._coarse[0] > _FOREGROUND * self._top)
+        return _largest(self._coarse[0] > _FOREGROUND * self._top)
+
+    @cached_property
+    def _filled(self) -> Piece:
+        box, piece = self._largest
+        return box, _filled(piece)
+
+    def _litres_of(self, found: Piece) -> float:
+        return float(found[1].sum() * np.prod(self._coarse[1]) / 1e6)
 
 
 def looks_skull_stripped(volume: Volume) -> bool:
@@ -131,19 +142,24 @@ def _block_means(data: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.
     return data, spacing * blocks
 
 
-def _largest_filled(foreground: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray]:
-    """The largest piece, every cavity filled in 3-D and in every slice (nose, ears), in its box."""
+def _largest(foreground: np.ndarray) -> Piece:
+    """The largest piece, in its box."""
     pieces, count = ndimage.label(ndimage.binary_opening(foreground))
     if count == 0:
         return (slice(0),) * 3, np.zeros((0, 0, 0), bool)
     largest = int(np.bincount(pieces.ravel())[1:].argmax())
     box = ndimage.find_objects(pieces)[largest]
-    piece = pieces[box] == largest + 1
+    return box, pieces[box] == largest + 1
+
+
+def _filled(piece: np.ndarray) -> np.ndarray:
+    """A piece, every cavity filled in 3-D and in every slice (nose, ears)."""
+    piece = piece.copy()
     for axis in range(3):
         for index in range(piece.shape[axis]):
             plane = (slice(None),) * axis + (index,)
             piece[plane] = ndimage.binary_fill_holes(piece[plane])
-    return box, piece
+    return piece
 
 
 def _darkest_layer(brightness: np.ndarray, piece: np.ndarray, spacing: np.ndarray) -> float:

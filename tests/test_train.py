@@ -226,16 +226,12 @@ def test_a_recipe_that_is_not_there_or_not_right_says_so(tmp_path):
         load_checkpoint(tmp_path / "gone.pt")
 
 
-RECIPES = (
-    "any-locator", "any-segmenter", "any-locator-2", "any-segmenter-2", "any-segmenter-3", "infant",
-    "adult-t1w",
-)  # fmt: skip
+RECIPES = Path(__file__).parents[1] / "tlseg_bids" / "train" / "recipes"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
 def test_the_recipes_that_ship_can_be_read(name):
-    folder = Path(__file__).parents[1] / "tlseg_bids" / "train" / "recipes"
-    recipe = load_recipe(folder / f"{name}.toml")
+    recipe = load_recipe(RECIPES / f"{name}.toml")
     assert recipe.name == name
     assert isinstance(recipe.shape, Shape)
 

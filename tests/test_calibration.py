@@ -113,7 +113,7 @@ def test_the_card_softens_the_answer_and_leaves_the_frame_alone(detail: int) -> 
     expected = np.sqrt(cold) / np.sqrt(cold).sum(axis=0)
     assert np.abs(expected - cold).max() > 0.05
     other = np.abs(asked["hot"][0] - expected) > 4e-3  # of another voxel the model is sure then
-    assert other.mean() < 5e-4
+    assert other.mean() < 1e-3
     np.testing.assert_array_equal(asked["hot"][1], asked["cold"][1])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlseg_bids.networks.convolution import Convolution, convolve_raised, join
+from tlseg_bids.networks.finish import finish
 
 
 def space_to_depth(image: Tensor, factor: int) -> Tensor:
@@ -148,7 +149,13 @@ class Answers(NamedTuple):
 
 
 class Block(nn.Module):
-    """Two 3×3×3 convolutions, each followed by instance norm and LeakyReLU, with a short cut."""
+    """Two 3×3×3 convolutions, each followed by instance norm and LeakyReLU, with a short cut.
+
+    `between` and `given` are what is rounded to between the convolutions and at the end, where a
+    CPU computes in bfloat16 and nothing is learned.
+    """
+
+    between = given = torch.bfloat16
 
     def __init__(self, inputs: int, outputs: int, design: Design, stride: int = 1) -> None:
         super().__init__()
@@ -171,11 +178,11 @@ class Block(nn.Module):
     def _after(self, convolved: Tensor, x: Tensor | None) -> Tensor:
         """Everything but the first convolution; `x` is the block's input, for its short cut."""
         slope, shortcut = self.design.slope, self.design.shortcut
-        first = F.leaky_relu(self.norm1(convolved), slope, inplace=True)
-        second = self.norm2(self.conv2(first))
+        first = finish(convolved, self.norm1, slope, dtype=self.between)
+        second, added = self.conv2(first), None
         if shortcut != "none":
-            second += first if shortcut == "first" else self.match(x) if self.match else x
-        return F.leaky_relu(second, slope, inplace=True)
+            added = first if shortcut == "first" else self.match(x) if self.match else x
+        return finish(second, self.norm2, slope, added, self.given)
 
 
 class Up(Block):

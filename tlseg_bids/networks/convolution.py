@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import product
 
 import torch
@@ -46,20 +47,13 @@ def join(parts: Sequence[Tensor]) -> Tensor:
     return table.reshape(n, *shape, -1).permute(0, 4, 1, 2, 3)
 
 
-def _is_rounded(x: Tensor) -> bool:
-    """Whether autocast would bring these float32 values to bfloat16."""
-    kind = x.device.type
-    low = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
-    return low and x.dtype == torch.float32
-
-
 def convolve_raised(deep: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
     """A 3×3×3 convolution of `deep`, each of its voxels repeated 2³ times, joined with `skip`.
 
     A kernel that moves over repeated voxels sees 2³ different ones at a time, others for each of
     the eight places in a voxel. So the weights of equal voxels are added up, and `deep` is
     convolved where it is: 8 in place of 27 products for each of its channels, the same up to
-    rounding. Shi et al. 2016, arXiv 1609.07009, show that the two are the same.
+    rounding (Shi et al. 2016, arXiv 1609.07009). What is found is added up in float32.
 
     Parameters
     ----------
@@ -69,10 +63,11 @@ def convolve_raised(deep: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor, shape (N, O, 2I, 2J, 2K)
+    Tensor, float32 (float64 of float64), shape (N, O, 2I, 2J, 2K)
     """
     channels, shape = deep.shape[1], deep.shape[2:]
     out = convolve(skip, weight[:, channels:].contiguous(), (1, 1, 1), (1, 1, 1))
+    out = out.to(torch.promote_types(out.dtype, torch.float32))
     voxels = out.permute(0, 2, 3, 4, 1)
     for part in product((0, 1), repeat=3):
         found = convolve(deep, _folded(weight[:, :channels], part), (1, 1, 1), (1, 1, 1))
@@ -103,8 +98,8 @@ class Convolution(nn.Conv3d):
     The gradient of its weights in bfloat16 on a CPU then holds what was in memory before (PyTorch
     2.13, oneDNN): rarely noticed at first, not a number later.
 
-    Where nothing is learned and autocast would round an image to bfloat16, what is cut off is
-    convolved, too: float32 values go in as two of bfloat16, whose sum is as near as 16 bits can be.
+    Where nothing is learned, a CPU convolves in float32 what comes in float32: the image, and what
+    a block keeps whole. Autocast would round it first.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -113,12 +108,10 @@ class Convolution(nn.Conv3d):
     def forward(self, x: Tensor, *more: Tensor) -> Tensor:  # type: ignore[override]
         """Convolve the channels of `x` and, behind them, of `more`."""
         if not torch.is_grad_enabled():
-            parts, weight = [x], self.weight
-            if _is_rounded(x):
-                near = x.to(torch.bfloat16)
-                parts = [near, (x - near).to(torch.bfloat16)]
-                weight = torch.cat([weight[:, : x.shape[1]], weight], 1)
-            return convolve(join([*parts, *more]), weight, self.stride, self.padding)
+            whole = x.dtype == torch.float32 and x.device.type == "cpu"
+            with torch.autocast("cpu", enabled=False) if whole else nullcontext():
+                x = join([x, *(one.to(x.dtype) for one in more)])
+                return convolve(x, self.weight, self.stride, self.padding)
         x = join([x, *more])
         if min(x.shape[2:]) > THIN or x.device.type != "cpu":
             return super().forward(x)

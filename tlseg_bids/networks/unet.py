@@ -91,6 +91,8 @@ class UNet(nn.Module):
             for level, (a, b) in enumerate(pairwise(widths))
         )
         self.up = decoder(features, design)
+        if stem > 1:  # what all else is made of, and what the answer is read from
+            self.down[0].between = self.up[-1].given = torch.float32
         self.heads = nn.ModuleList(Pointwise(features[0], n) for n in sizes)
         self.places = _prior_places(sizes, prior_channels)
         for head in self.heads:
@@ -306,7 +308,9 @@ class UNet(nn.Module):
         levels = [self.down[0](x, *more)]
         for block in self.down[1:]:
             x = levels[-1]
-            levels.append(block(F.max_pool3d(x, 2) if self.design.down == "pool" else x))
+            if self.design.down == "pool":
+                x = F.max_pool3d(x, 2).to(x.dtype)  # autocast leaves float32
+            levels.append(block(x))
         return levels, prior
 
     def _decode(self, levels: list[Tensor], head: int) -> list[Tensor]:

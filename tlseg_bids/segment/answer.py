@@ -63,7 +63,7 @@ def _seen(model: Model, shape: list[int]) -> Seen | None:
     if (size := tuple(shape)) not in model.seen:
         network, prior = model.networks[SEGMENTER], _at(model, shape)
         turned = _mirror(model, prior)
-        with fast(model):
+        with torch.inference_mode():
             features = [network.prior_features(one) for one in (prior, turned)]
             features = [f.contiguous(memory_format=torch.channels_last_3d) for f in features]
             logits = [network.prior_logits(prior, head) for head in range(len(model.heads))]

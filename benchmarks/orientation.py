@@ -4,10 +4,10 @@ Usage: ``python benchmarks/orientation.py SCAN … [--model any] [--headers NAME
 
 Every scan is labelled as it is, and with headers changed on purpose: half turns, mirrors along one
 axis, turns by 45° and 90°. For each: whether the program labels it; whether it warns of the
-direction; the expected Dice of the coarse answer in each direction that was tried, the header's
-first (1 where the settler was sure of what it saw); Dice with the labels of the unchanged scan
-(mean over structures; where the header mirrors, with the sides exchanged, which is what an image
-without a mark of its side must give).
+direction, or that none shows a brain; the expected Dice of the segmenter's coarse answer in each
+direction in which it was asked (none where the settler was sure); Dice with the labels of the
+unchanged scan (mean over structures; where the header mirrors, with the sides exchanged, which is
+what an image without a mark of its side must give).
 Prints a table; exit code 1 if a wrong direction was labelled below `SAME` without a warning.
 """
 
@@ -97,13 +97,13 @@ def main() -> int:
     protocol = card.protocol_of(card.protocol)
     print("| scan | header | labelled | told | coarse Dice tried | Dice | seconds |")
     print("|---|---|---|---|---|--:|--:|")
-    silent, coarse, settle = 0, [], placing.settle
+    silent, coarse, coarsely = 0, [], placing.coarsely
 
     def noted(*given, **named):
-        coarse.append(settle(*given, **named))
+        coarse.append(coarsely(*given, **named))
         return coarse[-1]
 
-    placing.settle = noted
+    placing.coarsely = noted
     for path in given.scans:
         volume, _ = load_scan(path)
         scan = Scan(path, path.parent, {"sub": "x"}, "T1w")
@@ -119,7 +119,7 @@ def main() -> int:
             first = found if first is None else first
             mirrored = np.linalg.det(change[:3, :3]) < 0
             dice = np.nan if found is None else agreement(first, found, protocol, mirrored)
-            told = "upright" in said
+            told = "upright" in said or "no direction" in said
             silent += found is not None and not told and dice < SAME
             yes = "no" if found is None else "yes"
             tried = " ".join(f"{one:.2f}" for _, one in coarse)

@@ -475,19 +475,19 @@ def looking(monkeypatch, dices: dict[int, float | str]):
             raise ScanError(dices[tried[-1]], "", "")
         yield turn
 
-    def settle(scan, _job, _model, frames, _together, *, patient):
-        (frame,) = frames
+    def coarsely(scan, _job, _model, frame, _together, *, patient):
         assert patient == (frame is TURNS[0])
         prepared = Prepared(np.zeros((1, 2, 2, 2)), scan.grid, scan, frame, True, ())
         return prepared, dices[tried[-1]]
 
     monkeypatch.setattr(placing, "looks", looks)
-    monkeypatch.setattr(placing, "settle", settle)
+    monkeypatch.setattr(placing, "coarsely", coarsely)
     monkeypatch.setattr(placing, "locate", lambda _: None)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     known = Scan(Path("x.nii"), Path(), {"sub": "01"}, "T1w", skull_stripped=True)
-    job = replace(made_up_job(known), card=SimpleNamespace(preprocess={}, channels=()))
-    return placing.find(scan, job, SimpleNamespace(landmarks=None, crew=ALONE, placer=None)), tried
+    card = SimpleNamespace(preprocess={}, channels=(), evidence=())
+    model = SimpleNamespace(landmarks=None, crew=ALONE, placer=None, networks={})
+    return placing.find(scan, replace(made_up_job(known), card=card), model), tried
 
 
 @pytest.mark.parametrize(
@@ -508,6 +508,9 @@ def test_a_brain_is_looked_for_in_turned_directions(dices, tries, taken, monkeyp
     told = [line for line in prepared.warnings if "turned by 180° from upright" in line]
     assert len(told) == (taken > 0)
     assert all("left and right are exchanged" in line for line in told)
+    unclear = [line for line in prepared.warnings if "clearly show a brain" in line]
+    assert len(unclear) == (max(one for one in dices.values() if not isinstance(one, str)) < 0.6)
+    assert all("mend the header or leave the scan out" in line for line in unclear)
 
 
 def test_where_no_direction_shows_a_brain_the_first_reason_is_told(monkeypatch):

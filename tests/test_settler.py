@@ -18,10 +18,15 @@ from tests.phantom import Phantom, grid_over, rotation
 from tlseg_bids import placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.cli.train import main
-from tlseg_bids.errors import DataError
+from tlseg_bids.errors import DataError, ScanError
 from tlseg_bids.flow import Job, Prediction
 from tlseg_bids.networks import build
-from tlseg_bids.preprocess.register import centroids, displacement_mm
+from tlseg_bids.preprocess.register import (
+    QUARTER_TURNS,
+    TURNS,
+    centroids,
+    displacement_mm,
+)
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.segment.model import Model, load_model, logits_of
 from tlseg_bids.segment.place import locate, survey
@@ -149,6 +154,49 @@ def test_the_locator_looks_again_only_where_the_settler_does_not_rest(
     else:
         assert not segmented
         np.testing.assert_array_equal(prepared.template_from_native, rest)
+
+
+@pytest.mark.parametrize("sure_in", [0, 3, 9, None])
+def test_the_settler_is_shown_more_directions_before_the_segmenter_is_asked(
+    sure_in, tmp_path, monkeypatch
+):
+    """Half and quarter turns; one in which the locator finds nothing is passed over."""
+    model = settling(tmp_path)
+    volume, job = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), model.card)
+    every, shown, asked = (*TURNS, *QUARTER_TURNS), [], []
+
+    def looks(_scan, _options, _look, _template, turn, _crew):
+        if turn is every[2]:
+            raise ScanError("no brain found", "", "")
+        yield turn
+
+    def surveyed(_scan, _job, _model, frame):
+        shown.append(next(n for n, one in enumerate(every) if one is frame))
+        return frame if shown[-1] == sure_in else None
+
+    def coarsely(_scan, _job, _model, frame, *_, **__):
+        asked.append(frame)
+        return placing.prepare(volume, model.card.preprocess, frame, True), 0.9
+
+    monkeypatch.setattr(placing, "looks", looks)
+    monkeypatch.setattr(placing, "surveyed", surveyed)
+    monkeypatch.setattr(placing, "coarsely", coarsely)
+    prepared = placing.find(volume, job, model)
+    until = 9 if sure_in is None else sure_in
+    assert shown == [n for n in range(until + 1) if n != 2]
+    assert len(asked) == (sure_in is None)
+    np.testing.assert_array_equal(prepared.template_from_native, every[sure_in or 0])
+    degrees = {0: None, None: None, 3: "180°", 9: "90°"}[sure_in]
+    told = " ".join(prepared.warnings)
+    assert f"the head is turned by {degrees} from upright" in told if degrees else not told
+
+
+def test_quarter_turns_are_turns():
+    for turn in QUARTER_TURNS:
+        assert np.linalg.det(turn) == 1
+        np.testing.assert_array_equal(np.linalg.matrix_power(turn, 4), np.eye(4))
+        assert not np.array_equal(np.linalg.matrix_power(turn, 2), np.eye(4))
+    assert len({turn.tobytes() for turn in QUARTER_TURNS + TURNS}) == 10
 
 
 def test_the_settler_sees_the_whole_box_and_its_atlas(tmp_path):

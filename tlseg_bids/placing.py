@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -19,13 +19,14 @@ from tlseg_bids.postprocess.quality import CLEAR_DICE, HOPEFUL_DICE, SURE_DICE, 
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.geometry import thinned
 from tlseg_bids.preprocess.prepare import better_frame, looks, prepare
-from tlseg_bids.preprocess.register import TURNS, between, displacement_mm
+from tlseg_bids.preprocess.register import QUARTER_TURNS, TURNS, between, displacement_mm
 from tlseg_bids.segment.answer import Ask, segment
 from tlseg_bids.segment.model import Model
 from tlseg_bids.segment.place import locate, survey
 from tlseg_bids.volume import Grid, Volume, load_scan, load_volume
 from tlseg_bids.zoo.assemble import SETTLER
 from tlseg_bids.zoo.card_file import digest
+from tlseg_bids.zoo.evidence import skill
 
 Frame = tuple[Grid, np.ndarray]
 NEAR = 3.0
@@ -35,6 +36,11 @@ TURNED = (
     "by the header the head is turned by {:.0f}° from upright: the header is probably wrong, and "
     "if it mirrors instead of turning, left and right are exchanged in the labels; "
     "convert the scan from DICOM again"
+)
+UNCLEAR = (
+    "in no direction does the scan clearly show a brain (expected Dice {:.2f}; most brains reach "
+    "0.75): the header's direction was followed; look at the labels, and if they lie elsewhere "
+    "than the brain, mend the header or leave the scan out"
 )
 APART_MM = 4.0
 """T1w and T2w of twelve infants, aligned to one grid, are seen 0.6 to 1.8 mm apart."""
@@ -66,13 +72,48 @@ def find(scan: Volume, job: Job, model: Model) -> Prepared:
 def _found(scan: Volume, job: Job, model: Model) -> Prepared:
     if model.placer is not None:
         return placed(scan, job, model)
-    tried: list[tuple[float, Prepared]] = []
-    failed, together = None, shown_together(scan, job)
-    for turn in TURNS:
-        look = scan, job.card.preprocess, locate(model), model.landmarks, turn, model.crew
+    together = shown_together(scan, job)
+    kept = _by_settler(scan, job, model, together) or _by_segmenter(scan, job, model, together)
+    if (degrees := turned_degrees(kept.template_from_native)) > TURNED_DEGREES:
+        kept = replace(kept, warnings=(*kept.warnings, TURNED.format(degrees)))
+    return kept
+
+
+def _looks(scan: Volume, job: Job, model: Model, turn: np.ndarray) -> Iterator[np.ndarray]:
+    """What the model's locator finds, look by look, where the first is turned."""
+    found = locate(model), model.landmarks, turn, model.crew
+    return looks(scan, job.card.preprocess, *found)
+
+
+def _by_settler(
+    scan: Volume, job: Job, model: Model, together: Sequence[Volume]
+) -> Prepared | None:
+    """The scan in the first direction in which the settler is sure of a brain, or None.
+
+    A few surveys tell a brain from one that is turned, so more directions are tried than the
+    segmenter could be asked about.
+    """
+    if SETTLER not in model.networks:
+        return None
+    for turn in (*TURNS, *QUARTER_TURNS):
         try:
-            frames, patient = looks(*look), turn is TURNS[0]
-            prepared, dice = settle(scan, job, model, frames, together, patient=patient)
+            for frame in _looks(scan, job, model, turn):
+                if (found := surveyed(scan, job, model, frame)) is not None:
+                    return _shown(scan, job, model, found, together)
+        except ScanError:
+            continue
+    return None
+
+
+def _by_segmenter(scan: Volume, job: Job, model: Model, together: Sequence[Volume]) -> Prepared:
+    """The scan in the direction in which coarse labels look most like a brain."""
+    tried: list[tuple[float, Prepared]] = []
+    failed = None
+    for turn in TURNS:
+        try:
+            *_, frame = _looks(scan, job, model, turn)
+            patient = turn is TURNS[0]
+            prepared, dice = coarsely(scan, job, model, frame, together, patient=patient)
         except ScanError as error:
             failed = failed or error
             continue
@@ -82,11 +123,20 @@ def _found(scan: Volume, job: Job, model: Model) -> Prepared:
     if not tried:
         raise failed
     best, kept = max(tried, key=itemgetter(0))
-    if best < SURE_DICE:
-        kept = tried[0][1]
-    if (degrees := turned_degrees(kept.template_from_native)) > TURNED_DEGREES:
-        kept = replace(kept, warnings=(*kept.warnings, TURNED.format(degrees)))
+    if best >= SURE_DICE:
+        return kept
+    kept = tried[0][1]
+    if best < skill(job.card) * SURE_DICE:
+        kept = replace(kept, warnings=(*kept.warnings, UNCLEAR.format(best)))
     return kept
+
+
+def _shown(
+    scan: Volume, job: Job, model: Model, frame: np.ndarray, together: Sequence[Volume]
+) -> Prepared:
+    """The scan, and what is seen with it, as the model sees them in a frame."""
+    shown = job.scan.skull_stripped, together, model.crew, model.brain
+    return prepare(scan, job.card.preprocess, frame, *shown)
 
 
 def placed(scan: Volume, job: Job, model: Model) -> Prepared:
@@ -130,38 +180,55 @@ def seen_alike(model: Model, other: Model) -> bool:
 
 def settle(
     scan: Volume, job: Job, model: Model, frames: Iterable[np.ndarray],
-    together: Sequence[Volume] = (), *, patient: bool = True,
+    together: Sequence[Volume] = (),
 ) -> tuple[Prepared, float]:  # fmt: skip
     """The scan where the settler comes to rest from the first frame from which it does.
 
-    Where it does not from any, segment coarsely in the last, again where that shows that the frame
-    was far off. Frames are taken one by one: a locator need not look again once the settler rests.
-    `together` are the images that a card of several channels sees.
+    Where it does not from any, the segmenter looks in the last, as `coarsely` has it. Frames are
+    taken one by one: a locator need not look again once the settler rests.
 
     Returns
     -------
     prepared : Prepared
         The scan in the last frame, to which a coarse answer need not have been made.
     dice : float
-        Expected Dice of the last answer; 1 where the model has no head that could tell, or where
-        its settler was sure. Without `patient` a first answer below `HOPEFUL_DICE` is the last.
+        Expected Dice of the last coarse answer; 1 where the settler was sure.
     """
-    options = job.card.preprocess
-    shown = job.scan.skull_stripped, together, model.crew, model.brain
     for frame in frames:
         if (found := surveyed(scan, job, model, frame)) is not None:
-            return prepare(scan, options, found, *shown), 1.0
+            return _shown(scan, job, model, found, together), 1.0
+    return coarsely(scan, job, model, frame, together)
+
+
+def coarsely(
+    scan: Volume, job: Job, model: Model, frame: np.ndarray, together: Sequence[Volume] = (),
+    *, patient: bool = True,
+) -> tuple[Prepared, float]:  # fmt: skip
+    """The scan in the frame that the segmenter's coarse labels settle.
+
+    Segmented again where that shows that the frame was far off. `together` are the images that a
+    card of several channels sees.
+
+    Returns
+    -------
+    prepared : Prepared
+        The scan in the last frame, to which a coarse answer need not have been made.
+    dice : float
+        Expected Dice of the last answer; 1 where the model has no head that could tell. Without
+        `patient` a first answer below `HOPEFUL_DICE` is the last.
+    """
+    options = job.card.preprocess
     if model.frame_head is None or not options.get("rounds"):
-        return prepare(scan, options, frame, *shown), 1.0
+        return _shown(scan, job, model, frame, together), 1.0
     for _ in range(options["rounds"]):
-        prepared = prepare(scan, options, frame, *shown)
+        prepared = _shown(scan, job, model, frame, together)
         prediction = segment(model, prepared, Ask(head=model.frame_head, fine=False))
         dice = expected_dice(prediction.probabilities)
         frame, distance_mm = better_frame(prediction, frame, model.landmarks, scan.grid)
         if distance_mm < options["settled_mm"] or not (patient or dice >= HOPEFUL_DICE):
             break
         if distance_mm < NEAR * options["settled_mm"] and dice >= SURE_DICE:
-            prepared = prepare(scan, options, frame, *shown)
+            prepared = _shown(scan, job, model, frame, together)
             break
     else:
         unsettled = f"the brain's place still moved by {distance_mm:.1f} mm in the last pass"
@@ -173,8 +240,8 @@ def surveyed(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> np.ndar
     """The frame in which the card's settler comes to rest.
 
     None where the card has none, where it is not sure of what it sees, does not come to rest or
-    rests far from `frame`, as it does on a head that is upside down: then the segmenter has to
-    look.
+    rests far from `frame`, as it does on a head that is upside down: then it is shown the scan in
+    other directions, or the segmenter looks.
     """
     options = job.card.preprocess
     if SETTLER not in model.networks:

@@ -80,6 +80,18 @@ TURNS = tuple(
 """No turn, and half turns about x, y and z: a header that confuses two directions makes one."""
 
 
+def _quarter(axis: int, sense: float) -> np.ndarray:
+    """A turn by 90° about an axis, (4, 4)."""
+    turn, (a, b) = np.eye(4), (n for n in range(3) if n != axis)
+    turn[a, a] = turn[b, b] = 0
+    turn[a, b], turn[b, a] = -sense, sense
+    return turn
+
+
+QUARTER_TURNS = tuple(_quarter(axis, sense) for axis in range(3) for sense in (1.0, -1.0))
+"""Both ways about x, y and z: a header that exchanges two axes makes one."""
+
+
 LANDMARK_PROBABILITY = 0.3
 LEAST_MM3 = 100.0
 LEAST_LANDMARKS = 6

@@ -139,6 +139,26 @@ def test_labels_come_back_to_where_they_were(number, monkeypatch):
         assert overlap == 0, (left, right)
 
 
+@pytest.mark.parametrize(
+    ("size", "followed"), [(0.7, True), (2.5, True), (0.3, False), (4.0, False)]
+)
+def test_a_frame_that_fits_no_head_is_not_followed(size, followed, monkeypatch):
+    """Labels that lie apart as in no head would have the scan read in voxels of any size."""
+    grid = grid_over(Phantom(), (4, 4, 4))
+    answer = Prediction(Phantom().probabilities(grid, sub=1).astype(np.float32), grid)
+    template = Landmarks(size * template_of(np.eye(3)) / 0.9)
+    frame, distance_mm = better_frame(answer, np.eye(4), template)
+    assert (distance_mm > 1) == followed
+    np.testing.assert_allclose(frame[:3, :3], (size if followed else 1) * np.eye(3), atol=0.01)
+    options = {"locator": {"size": 60, "spacing_mm": 4.0, "looks": 1}}
+    found = looks(Phantom().image(grid), options, PerfectLocator(monkeypatch), template)
+    if followed:
+        assert len(list(found)) == 1
+    else:
+        with pytest.raises(ScanError, match="as in no head.*voxel size are right"):
+            list(found)
+
+
 DETAILED = replace(
     CARD,
     networks={

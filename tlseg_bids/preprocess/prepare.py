@@ -18,6 +18,7 @@ from tlseg_bids.preprocess.register import (
     LEAST_LANDMARKS,
     TURNS,
     displacement_mm,
+    fits_a_head,
     template_from_probabilities,
 )
 from tlseg_bids.volume import Grid, Volume
@@ -81,12 +82,14 @@ def looks(
         found, landmarks, residual = template_from_probabilities(
             probabilities, grid.affine @ coarse, template, volume.grid
         )
-        if landmarks < LEAST_LANDMARKS or residual > WORST_RESIDUAL_MM:
+        lost = landmarks < LEAST_LANDMARKS or residual > WORST_RESIDUAL_MM
+        if lost or not fits_a_head(found):
+            sizes = "" if lost else ", far apart or close together as in no head"
             raise ScanError(
                 f"no brain found ({landmarks} structures recognised, "
-                f"{residual:.0f} mm off the template)",
+                f"{residual:.0f} mm off the template{sizes})",
                 "", "check that the scan shows a whole brain and that its header's orientation "
-                "is right",
+                "and voxel size are right",
             )  # fmt: skip
         frame = found
         yield frame
@@ -169,13 +172,14 @@ def better_frame(
     Returns
     -------
     matrix : ndarray, shape (4, 4)
-        World mm to template mm; the old one if too few structures were found.
+        World mm to template mm; the old one if too few structures were found, or if they lie as in
+        no head.
     distance_mm : float
         See `displacement_mm`.
     """
     found, landmarks, _ = template_from_probabilities(
         prediction.probabilities, prediction.grid.affine, template, native
     )
-    if landmarks < LEAST_LANDMARKS:
+    if landmarks < LEAST_LANDMARKS or not fits_a_head(found):
         return template_from_native, 0.0
     return found, displacement_mm(template_from_native, found, template.centroids)

@@ -86,7 +86,7 @@ def test_a_frame_that_is_off_is_brought_back_without_the_segmenter(tmp_path, mon
         return Prediction(Phantom().probabilities(prepared.grid, sub=2), prepared.grid)
 
     monkeypatch.setattr(placing, "survey", perfect)
-    frame = placing.surveyed(volume, job, model, off)
+    frame, _ = placing.surveyed(volume, job, model, off)
     assert displacement_mm(np.eye(4), off, points) > 15
     assert displacement_mm(np.eye(4), frame, points) < 1.5
     assert len(seen_in) > 1
@@ -117,8 +117,8 @@ def test_where_the_settler_does_not_know_the_segmenter_looks(
         patched.setattr(placing, "expected_dice", lambda _: dice)
         patched.setattr(placing, "displacement_mm", lambda *_: from_start)
         patched.setattr(placing, "better_frame", lambda *given: (better(*given)[0], next(moved)))
-        assert placing.surveyed(volume, job, model, np.eye(4)) is None
-    monkeypatch.setattr(placing, "surveyed", lambda *_: None)
+        assert placing.surveyed(volume, job, model, np.eye(4)) == (None, dice)
+    monkeypatch.setattr(placing, "surveyed", lambda *_: (None, dice))
     monkeypatch.setattr(placing, "segment", lambda *given: asked.append(given) or usual(*given))
     placing.settle(volume, job, model, [np.eye(4)])
     assert asked
@@ -139,7 +139,7 @@ def test_the_locator_looks_again_only_where_the_settler_does_not_rest(
             yield start
 
     def surveyed(_scan, _job, _model, frame):
-        return rest if sure_of is not None and frame is starts[sure_of] else None
+        return rest if sure_of is not None and frame is starts[sure_of] else None, 0.5
 
     def segment(model, prepared, ask):
         segmented.append(prepared.template_from_native)
@@ -156,39 +156,80 @@ def test_the_locator_looks_again_only_where_the_settler_does_not_rest(
         np.testing.assert_array_equal(prepared.template_from_native, rest)
 
 
-@pytest.mark.parametrize("sure_in", [0, 3, 9, None])
+class Directions:
+    """`placing` with a settler that is sure in one direction, and expects some Dice in others.
+
+    `shown` and `asked` are the numbers of the directions that settler and segmenter have seen; in
+    the third the locator finds nothing. The segmenter expects what `coarse` says, else 0.4.
+    """
+
+    EVERY = (*TURNS, *QUARTER_TURNS)
+
+    def __init__(self, folder: Path, monkeypatch, sure_in=None, dices=(), coarse=()) -> None:
+        self.model = settling(folder)
+        self.volume, self.job = seen(toy.write_scan(folder / "sub-01_T1w.nii"), self.model.card)
+        self.shown, self.asked = [], []
+        self.sure_in, self.dices, self.coarse = sure_in, dict(dices), dict(coarse)
+        for name in ("looks", "surveyed", "coarsely"):
+            monkeypatch.setattr(placing, name, getattr(self, name))
+
+    def number(self, frame: np.ndarray) -> int:
+        return next(n for n, one in enumerate(self.EVERY) if one is frame)
+
+    def looks(self, _scan, _options, _look, _template, turn, _crew):
+        if turn is self.EVERY[2]:
+            raise ScanError("no brain found", "", "")
+        yield turn
+
+    def surveyed(self, _scan, _job, _model, frame):
+        self.shown.append(self.number(frame))
+        dice = self.dices.get(self.shown[-1], 0.3)
+        return frame if self.shown[-1] == self.sure_in else None, dice
+
+    def coarsely(self, _scan, _job, model, frame, *_, **__):
+        self.asked.append(self.number(frame))
+        prepared = placing.prepare(self.volume, model.card.preprocess, frame, True)
+        return prepared, self.coarse.get(self.asked[-1], 0.4)
+
+    def find(self):
+        return placing.find(self.volume, self.job, self.model)
+
+
+@pytest.mark.parametrize("sure_in", [0, 3, 9])
 def test_the_settler_is_shown_more_directions_before_the_segmenter_is_asked(
     sure_in, tmp_path, monkeypatch
 ):
     """Half and quarter turns; one in which the locator finds nothing is passed over."""
-    model = settling(tmp_path)
-    volume, job = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), model.card)
-    every, shown, asked = (*TURNS, *QUARTER_TURNS), [], []
-
-    def looks(_scan, _options, _look, _template, turn, _crew):
-        if turn is every[2]:
-            raise ScanError("no brain found", "", "")
-        yield turn
-
-    def surveyed(_scan, _job, _model, frame):
-        shown.append(next(n for n, one in enumerate(every) if one is frame))
-        return frame if shown[-1] == sure_in else None
-
-    def coarsely(_scan, _job, _model, frame, *_, **__):
-        asked.append(frame)
-        return placing.prepare(volume, model.card.preprocess, frame, True), 0.9
-
-    monkeypatch.setattr(placing, "looks", looks)
-    monkeypatch.setattr(placing, "surveyed", surveyed)
-    monkeypatch.setattr(placing, "coarsely", coarsely)
-    prepared = placing.find(volume, job, model)
-    until = 9 if sure_in is None else sure_in
-    assert shown == [n for n in range(until + 1) if n != 2]
-    assert len(asked) == (sure_in is None)
-    np.testing.assert_array_equal(prepared.template_from_native, every[sure_in or 0])
-    degrees = {0: None, None: None, 3: "180°", 9: "90°"}[sure_in]
+    there = Directions(tmp_path, monkeypatch, sure_in)
+    prepared = there.find()
+    assert there.shown == [n for n in range(sure_in + 1) if n != 2]
+    assert not there.asked
+    np.testing.assert_array_equal(prepared.template_from_native, there.EVERY[sure_in])
+    degrees = {0: None, 3: "180°", 9: "90°"}[sure_in]
     told = " ".join(prepared.warnings)
     assert f"the head is turned by {degrees} from upright" in told if degrees else not told
+
+
+@pytest.mark.parametrize(
+    ("dices", "coarse", "asked", "taken"),
+    [
+        ({}, {0: 0.8}, [0], 0),
+        ({7: 0.6, 3: 0.5}, {7: 0.8}, [7], 7),
+        ({7: 0.6, 3: 0.5, 4: 0.4, 9: 0.4}, {3: 0.65}, [7, 3, 4, 0], 3),
+        ({7: 0.6, 0: 0.5}, {7: 0.55}, [7, 0, 1, 3], 0),
+    ],
+)
+def test_the_segmenter_is_asked_where_the_settler_saw_most_of_a_brain(
+    dices, coarse, asked, taken, tmp_path, monkeypatch
+):
+    """And in the header's direction, which is followed where nothing looks like a brain."""
+    there = Directions(tmp_path, monkeypatch, None, dices, coarse)
+    prepared = there.find()
+    assert len(there.shown) == 9
+    assert there.asked == asked
+    np.testing.assert_array_equal(prepared.template_from_native, there.EVERY[taken])
+    unclear = "in no direction" in " ".join(prepared.warnings)
+    assert unclear == (max(coarse.values()) < 0.6)
 
 
 def test_quarter_turns_are_turns():
@@ -222,7 +263,8 @@ def test_the_settler_sees_the_whole_box_and_its_atlas(tmp_path):
 def test_a_model_without_a_settler_asks_its_segmenter(tmp_path):
     card = toy.write_toy_model(tmp_path)
     volume, job = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), card)
-    assert placing.surveyed(volume, job, load_model(card, load_weights(card)), np.eye(4)) is None
+    model = load_model(card, load_weights(card))
+    assert placing.surveyed(volume, job, model, np.eye(4)) == (None, 0.0)
 
 
 @pytest.fixture(scope="module")

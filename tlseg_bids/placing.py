@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -73,7 +74,8 @@ def _found(scan: Volume, job: Job, model: Model) -> Prepared:
     if model.placer is not None:
         return placed(scan, job, model)
     together = shown_together(scan, job)
-    kept = _by_settler(scan, job, model, together) or _by_segmenter(scan, job, model, together)
+    kept, turns = _by_settler(scan, job, model, together)
+    kept = kept or _by_segmenter(scan, job, model, together, turns)
     if (degrees := turned_degrees(kept.template_from_native)) > TURNED_DEGREES:
         kept = replace(kept, warnings=(*kept.warnings, TURNED.format(degrees)))
     return kept
@@ -87,37 +89,48 @@ def _looks(scan: Volume, job: Job, model: Model, turn: np.ndarray) -> Iterator[n
 
 def _by_settler(
     scan: Volume, job: Job, model: Model, together: Sequence[Volume]
-) -> Prepared | None:
+) -> tuple[Prepared | None, Sequence[np.ndarray]]:
     """The scan in the first direction in which the settler is sure of a brain, or None.
 
     A few surveys tell a brain from one that is turned, so more directions are tried than the
-    segmenter could be asked about.
+    segmenter could be asked about. Beside it, the directions to ask that about, where the settler
+    is not sure: those in which it saw most of a brain, and the header's in any case.
     """
     if SETTLER not in model.networks:
-        return None
-    for turn in (*TURNS, *QUARTER_TURNS):
-        try:
+        return None, TURNS
+    every = (*TURNS, *QUARTER_TURNS)
+    seen = np.zeros(len(every))
+    for number, turn in enumerate(every):
+        with contextlib.suppress(ScanError):
             for frame in _looks(scan, job, model, turn):
-                if (found := surveyed(scan, job, model, frame)) is not None:
-                    return _shown(scan, job, model, found, together)
-        except ScanError:
-            continue
-    return None
+                found, dice = surveyed(scan, job, model, frame)
+                if found is not None:
+                    return _shown(scan, job, model, found, together), TURNS
+                seen[number] = max(seen[number], dice)
+    best = np.argsort(-seen, kind="stable")[: len(TURNS)]
+    if 0 not in best:
+        best[-1] = 0
+    return None, [every[number] for number in best]
 
 
-def _by_segmenter(scan: Volume, job: Job, model: Model, together: Sequence[Volume]) -> Prepared:
+def _by_segmenter(
+    scan: Volume, job: Job, model: Model, together: Sequence[Volume], turns: Sequence[np.ndarray]
+) -> Prepared:
     """The scan in the direction in which coarse labels look most like a brain."""
     tried: list[tuple[float, Prepared]] = []
+    as_told: Prepared | None = None
     failed = None
-    for turn in TURNS:
+    for turn in turns:
+        upright = turn is TURNS[0]
         try:
             *_, frame = _looks(scan, job, model, turn)
-            patient = turn is TURNS[0]
+            patient = upright or turn is turns[0]
             prepared, dice = coarsely(scan, job, model, frame, together, patient=patient)
         except ScanError as error:
             failed = failed or error
             continue
         tried.append((dice, prepared))
+        as_told = prepared if upright else as_told
         if dice >= CLEAR_DICE:
             break
     if not tried:
@@ -125,7 +138,7 @@ def _by_segmenter(scan: Volume, job: Job, model: Model, together: Sequence[Volum
     best, kept = max(tried, key=itemgetter(0))
     if best >= SURE_DICE:
         return kept
-    kept = tried[0][1]
+    kept = as_told or tried[0][1]
     if best < skill(job.card) * SURE_DICE:
         kept = replace(kept, warnings=(*kept.warnings, UNCLEAR.format(best)))
     return kept
@@ -195,7 +208,8 @@ def settle(
         Expected Dice of the last coarse answer; 1 where the settler was sure.
     """
     for frame in frames:
-        if (found := surveyed(scan, job, model, frame)) is not None:
+        found, _ = surveyed(scan, job, model, frame)
+        if found is not None:
             return _shown(scan, job, model, found, together), 1.0
     return coarsely(scan, job, model, frame, together)
 
@@ -236,8 +250,10 @@ def coarsely(
     return prepared, dice
 
 
-def surveyed(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> np.ndarray | None:
-    """The frame in which the card's settler comes to rest.
+def surveyed(
+    scan: Volume, job: Job, model: Model, frame: np.ndarray
+) -> tuple[np.ndarray | None, float]:
+    """The frame in which the card's settler comes to rest, and the Dice that it expects there.
 
     None where the card has none, where it is not sure of what it sees, does not come to rest or
     rests far from `frame`, as it does on a head that is upside down: then it is shown the scan in
@@ -245,7 +261,7 @@ def surveyed(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> np.ndar
     """
     options = job.card.preprocess
     if SETTLER not in model.networks:
-        return None
+        return None, 0.0
     coarse = {key: value for key, value in options.items() if key != "standard"}
     coarse |= options[SETTLER]
     sure = options[SETTLER].get("sure_dice", SURE_DICE)
@@ -256,9 +272,11 @@ def surveyed(scan: Volume, job: Job, model: Model, frame: np.ndarray) -> np.ndar
         prediction = survey(model, seen)
         found, distance_mm = better_frame(prediction, found, model.landmarks, scan.grid)
         if distance_mm < options["settled_mm"]:
-            near = displacement_mm(frame, found, model.template) < near_mm
-            return found if near and expected_dice(prediction.probabilities) >= sure else None
-    return None
+            break
+    dice = expected_dice(prediction.probabilities)
+    rests = distance_mm < options["settled_mm"] and dice >= sure
+    near = displacement_mm(frame, found, model.template) < near_mm
+    return found if rests and near else None, dice
 
 
 def shown_together(scan: Volume, job: Job) -> tuple[Volume, ...]:

@@ -40,8 +40,9 @@ TURNED = (
 )
 UNCLEAR = (
     "in no direction does the scan clearly show a brain (expected Dice {:.2f}; most brains reach "
-    "0.75): the header's direction was followed; look at the labels, and if they lie elsewhere "
-    "than the brain, mend the header or leave the scan out"
+    "0.75): the header's direction was followed if it shows anything, else the first that does; "
+    "look at the labels, and if they lie elsewhere than the brain, mend the header or leave the "
+    "scan out"
 )
 APART_MM = 4.0
 """T1w and T2w of twelve infants, aligned to one grid, are seen 0.6 to 1.8 mm apart."""
@@ -94,7 +95,8 @@ def _by_settler(
 
     A few surveys tell a brain from one that is turned, so more directions are tried than the
     segmenter could be asked about. Beside it, the directions to ask that about, where the settler
-    is not sure: those in which it saw most of a brain, and the header's in any case.
+    is not sure: those in which it saw most of a brain, and the header's in any case. Where the
+    locator finds nothing in any of them, `_by_segmenter` says so.
     """
     if SETTLER not in model.networks:
         return None, TURNS

@@ -106,7 +106,7 @@ def in_the_mirror(model: Model, prepared: Prepared) -> np.ndarray:
         name: prior.flip(2)[:, torch.as_tensor(load_protocol(name).mirror)]
         for name, prior in model.priors.items()
     }
-    turned = replace(prepared, image=np.ascontiguousarray(prepared.image[:, ::-1]))
+    turned = replace(prepared, image=prepared.image.flip(1))
     back = np.asarray(segment(replace(model, priors=swapped), turned, Ask()).probabilities)
     return back[:, ::-1][model.protocol.mirror]
 

@@ -102,7 +102,7 @@ def test_the_card_softens_the_answer_and_leaves_the_frame_alone(detail: int) -> 
     tensors = {f"segmenter.{key}": 40 * value for key, value in state.items()}
     image = np.random.default_rng(0).normal(size=(1, 16, 16, 16)).astype(np.float32)
     grid = Grid((16, 16, 16), np.eye(4))
-    prepared = Prepared(image, grid, Volume(image[0], grid), np.eye(4), True, ())
+    prepared = Prepared(torch.from_numpy(image), grid, Volume(image[0], grid), np.eye(4), True, ())
     hot = replace(card, calibration=Calibration("made up", {"aseg": 2.0}))
     asked = {}
     for name, one in (("cold", card), ("hot", hot)):

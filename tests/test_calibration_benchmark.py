@@ -60,7 +60,7 @@ def test_both_passes_are_those_that_the_program_averages(benchmarks) -> None:
     model = load_model(card, {**tensors, "prior.aseg": prior.byte()})
     image = random.normal(size=(1, 24, 16, 20)).astype(np.float32)
     grid = Grid(image.shape[1:], np.eye(4))
-    prepared = Prepared(image, grid, Volume(image[0], grid), np.eye(4), True, ())
+    prepared = Prepared(torch.from_numpy(image), grid, Volume(image[0], grid), np.eye(4), True, ())
     straight = np.asarray(segment(model, prepared, Ask()).probabilities, np.float32)
     mirrored = benchmarks[1].in_the_mirror(model, prepared).astype(np.float32)
     both = np.asarray(segment(model, prepared, Ask(mirror=True)).probabilities, np.float32)

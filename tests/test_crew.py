@@ -80,7 +80,9 @@ HALF = replace(DETAILED, strategy={"name": "sliding", "window": [24, 32, 32], "h
 @pytest.mark.parametrize("card", [WHOLE, HALF], ids=["one window", "halves"])
 def test_the_sides_of_the_mirror_go_side_by_side_where_one_window_sees_all(card, monkeypatch):
     image = np.zeros((1, 32, 32, 32), np.float32)
-    prepared = Prepared(image, Grid((32, 32, 32), np.eye(4)), None, np.eye(4), True, ())
+    prepared = Prepared(
+        torch.from_numpy(image), Grid((32, 32, 32), np.eye(4)), None, np.eye(4), True, ()
+    )
     meeting = threading.Barrier(2, timeout=10)  # breaks unless two wait at once
     model = replace(load_model(card, tensors(card)), crew=Crew(2))
     body = model.networks["segmenter"].body
@@ -97,15 +99,15 @@ def test_the_sides_of_the_mirror_go_side_by_side_where_one_window_sees_all(card,
     "card", [CARD, DETAILED, WHOLE, HALF], ids=["coarse", "fine", "one window", "halves"]
 )
 def test_labels_and_volumes_do_not_depend_on_the_number_of_threads(card, monkeypatch):
-    monkeypatch.setattr("tlseg_bids.segment.fine._VOXELS_AT_ONCE", {"cpu": 16})
-    monkeypatch.setattr("tlseg_bids.postprocess.field._POINTS_PER_SLAB", 2**10)
+    monkeypatch.setattr("tlseg_bids.segment.fine._VOXELS_AT_ONCE", (16, 16))
+    monkeypatch.setattr("tlseg_bids.postprocess.field._POINTS_PER_SLAB", (2**10,) * 2)
     certain = tensors(card)
     certain["segmenter.heads.0.weight"] *= 100
     alone = load_model(card, certain)
     image = np.random.default_rng(0).normal(size=(1, 32, 32, 32)).astype(np.float32)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     grid = Grid((32, 32, 32), scan.grid.affine @ np.diag([0.5, 0.5, 0.5, 1]))
-    prepared = Prepared(image, grid, scan, np.eye(4), True, ())
+    prepared = Prepared(torch.from_numpy(image), grid, scan, np.eye(4), True, ())
 
     def run(threads: int):
         model = replace(alone, crew=Crew(threads))
@@ -124,7 +126,7 @@ def test_labels_and_volumes_do_not_depend_on_the_number_of_threads(card, monkeyp
 @pytest.mark.parametrize("step", [1.0, 2.3])
 def test_a_scan_is_interpolated_the_same_by_several_threads(step, monkeypatch):
     """The second step is coarse enough for the scan to be blurred first."""
-    monkeypatch.setattr(geometry, "_POINTS_PER_SLAB", 2**8)
+    monkeypatch.setattr(geometry, "_POINTS_PER_SLAB", (2**8,) * 2)
     data = np.random.default_rng(1).normal(size=(20, 22, 24)).astype(np.float32)
     scan = Volume(data, Grid(data.shape, np.diag([1.0, 1.1, 0.9, 1.0])))
     turned = np.array([[0.6, -0.5, 0, 1], [0.5, 0.6, 0, 2], [0, 0.1, 0.8, -1], [0, 0, 0, 1]])

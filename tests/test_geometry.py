@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from phantom import PROTOCOL, Phantom, grid_over, orientations, rotation
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
@@ -131,7 +132,7 @@ def test_planes_are_told_apart(shape: tuple[int, ...]) -> None:
     matrix[:3, 1], matrix[:3, 2] = np.roll(matrix[:3, 0], 1), np.cross(matrix[:3, 0], [1, 2, 3])
     source, grid = Grid(shape, np.eye(4)), Grid((40, 1, 1), matrix)
     expected = map_coordinates(data, points, order=1, mode="nearest")
-    found = _interpolate(data, source.index_from(grid), grid.shape, -9.0, ALONE)
+    found = _interpolate(torch.from_numpy(data), source.index_from(grid), grid.shape, -9.0, ALONE)
     np.testing.assert_allclose(found.ravel(), expected, atol=2e-3)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from phantom import PROTOCOL, Phantom, grid_over
 from scipy import ndimage
 
@@ -410,7 +411,7 @@ def test_shared_rows_are_the_array_that_they_stand_for() -> None:
     field, grid, native = _random_field()
     index = np.random.default_rng(1).integers(0, 40, grid.shape, np.int32)
     rows = np.ascontiguousarray(field.reshape(len(field), -1)[:, :40].T.astype(np.float16))
-    shared = SharedRows(rows, index)
+    shared = SharedRows(torch.from_numpy(rows), torch.from_numpy(index))
     dense = np.asarray(shared)
     assert dense.dtype == np.float16
     assert shared.shape == dense.shape == (len(field), *grid.shape)

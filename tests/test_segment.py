@@ -26,7 +26,7 @@ from tlseg_bids.postprocess import to_native
 from tlseg_bids.postprocess.plausibility import turned_degrees
 from tlseg_bids.postprocess.quality import expected_dice, implausible
 from tlseg_bids.preprocess import prepare as prepare_module
-from tlseg_bids.preprocess.geometry import resample
+from tlseg_bids.preprocess.geometry import interpolated
 from tlseg_bids.preprocess.intensity import standardise
 from tlseg_bids.preprocess.prepare import better_frame, looks, prepare
 from tlseg_bids.preprocess.register import TURNS, centroids
@@ -91,14 +91,14 @@ class PerfectLocator:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.grids: list[Grid] = []
-        monkeypatch.setattr(prepare_module, "resample", self._resample)
+        monkeypatch.setattr(prepare_module, "interpolated", self._interpolated)
 
-    def _resample(self, volume: Volume, grid: Grid, crew: Crew) -> np.ndarray:
+    def _interpolated(self, volume: Volume, grid: Grid, crew: Crew) -> torch.Tensor:
         self.grids.append(grid)
-        return resample(volume, grid, crew=crew)
+        return interpolated(volume, grid, crew=crew)
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        assert image.shape == self.grids[-1].shape
+    def __call__(self, image: torch.Tensor) -> np.ndarray:
+        assert tuple(image.shape) == self.grids[-1].shape
         return Phantom().probabilities(self.grids[-1], sub=1).astype(np.float32)
 
 
@@ -180,8 +180,8 @@ def test_the_mirror_is_undone(card, monkeypatch):
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
 
     def run(data: np.ndarray) -> np.ndarray:
-        prepared = Prepared(np.ascontiguousarray(data), scan.grid, scan, np.eye(4), True, ())
-        window = torch.from_numpy(prepared.image)[None]
+        prepared = Prepared(torch.from_numpy(data.copy()), scan.grid, scan, np.eye(4), True, ())
+        window = prepared.image[None]
         prior = model.priors["aseg"]
         straight = _answer(model, Ask(), window, prior)[0].float().numpy()
         turned = _mirrored(model, Ask(), window, prior)[0].float().numpy()
@@ -214,7 +214,7 @@ def test_a_half_is_seen_as_it_is_and_the_other_in_the_mirror(fine, monkeypatch):
     factor = 1 if fine else 2
 
     def run(data: np.ndarray) -> np.ndarray:
-        prepared = Prepared(np.ascontiguousarray(data), scan.grid, scan, np.eye(4), True, ())
+        prepared = Prepared(torch.from_numpy(data.copy()), scan.grid, scan, np.eye(4), True, ())
         return np.asarray(segment(model, prepared, Ask(fine=fine)).probabilities, np.float32)
 
     def window(data: np.ndarray) -> np.ndarray:
@@ -286,7 +286,7 @@ def test_sub_voxels_are_found_where_the_coarse_answer_is_open(mirror, monkeypatc
     model = load_model(DETAILED, tensors(DETAILED))
     image = np.random.default_rng(0).normal(size=(1, 16, 16, 16)).astype(np.float32)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
-    prepared = Prepared(image, scan.grid, scan, np.eye(4), True, ())
+    prepared = Prepared(torch.from_numpy(image), scan.grid, scan, np.eye(4), True, ())
 
     def run(where) -> np.ndarray:
         monkeypatch.setattr("tlseg_bids.segment.fine.open_voxels", where)
@@ -326,7 +326,7 @@ def test_the_fine_answer_lies_where_the_coarse_one_lies():
     model = load_model(DETAILED, given)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     image = np.random.default_rng(0).normal(size=(1, 16, 16, 16)).astype(np.float32)
-    prepared = Prepared(image, scan.grid, scan, np.eye(4), True, ())
+    prepared = Prepared(torch.from_numpy(image), scan.grid, scan, np.eye(4), True, ())
     fine, coarse = (segment(model, prepared, Ask(fine=fine)) for fine in (True, False))
     assert fine.grid.affine.tolist() == scan.grid.affine.tolist()
     assert fine.probabilities.shape[1:] == (16, 16, 16)
@@ -348,7 +348,7 @@ def test_a_frame_that_does_not_settle_is_told(distances, passes, warned, monkeyp
 
     def prepare_in(volume, _options, frame, *_):
         asked.append(frame)
-        return Prepared(np.zeros((1, 2, 2, 2)), volume.grid, volume, frame, True, ())
+        return Prepared(torch.zeros(1, 2, 2, 2), volume.grid, volume, frame, True, ())
 
     monkeypatch.setattr(placing, "prepare", prepare_in)
     monkeypatch.setattr(placing, "segment", lambda *_: SimpleNamespace(probabilities=None))
@@ -434,7 +434,7 @@ def test_a_template_is_shown_as_every_image_of_a_visit(tmp_path, monkeypatch):
 
     def settled(volume, _job, _model, _frames, together):
         seen.extend([volume, *together])
-        return Prepared(np.zeros((2, 2, 2, 2)), grid, volume, np.eye(4), True, ()), 1.0
+        return Prepared(torch.zeros(2, 2, 2, 2), grid, volume, np.eye(4), True, ()), 1.0
 
     monkeypatch.setattr(placing, "settle", settled)
     monkeypatch.setattr(placing, "locate", lambda _: None)
@@ -457,7 +457,7 @@ def test_a_cards_standard_scale_is_applied_to_the_whole_scan():
 def test_fat_brighter_than_any_brain_does_not_darken_it():
     scan = Phantom().image(grid_over(Phantom(), (5, 5, 5)), sub=1)
     options = {"box_mm": [[-80, 80]] * 3, "spacing_mm": 5.0}
-    brain = np.zeros((32, 32, 32), bool)
+    brain = torch.zeros(32, 32, 32, dtype=torch.bool)
     brain[10:22, 10:22, 10:22] = True
     fat = scan.data.copy()
     fat[:, :, :3] = 30 * scan.data.max()
@@ -497,7 +497,7 @@ def looking(monkeypatch, dices: dict[int, float | str]):
 
     def coarsely(scan, _job, _model, frame, _together, *, patient):
         assert patient == (frame is TURNS[0])
-        prepared = Prepared(np.zeros((1, 2, 2, 2)), scan.grid, scan, frame, True, ())
+        prepared = Prepared(torch.zeros(1, 2, 2, 2), scan.grid, scan, frame, True, ())
         return prepared, dices[tried[-1]]
 
     monkeypatch.setattr(placing, "looks", looks)
@@ -576,7 +576,7 @@ def test_the_age_is_read_with_every_window_of_the_fine_answer(detail, strategy, 
     image = np.random.default_rng(0).normal(size=(1, 16, 16, 32)).astype(np.float32)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     grid = Grid((16, 16, 32), scan.grid.affine)
-    prepared = Prepared(image, grid, scan, np.eye(4), True, ())
+    prepared = Prepared(torch.from_numpy(image), grid, scan, np.eye(4), True, ())
     seen: list[torch.Tensor] = []
     known = model.networks["segmenter"].predicted_age
     model.networks["segmenter"].predicted_age = lambda x: seen.append(x) or known(x)
@@ -594,7 +594,9 @@ def test_no_age_is_made_up_without_an_age_head():
     model = load_model(CARD, tensors())
     image = np.zeros((1, 16, 16, 16), np.float32)
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
-    found = segment(model, Prepared(image, scan.grid, scan, np.eye(4), True, ()), Ask())
+    found = segment(
+        model, Prepared(torch.from_numpy(image), scan.grid, scan, np.eye(4), True, ()), Ask()
+    )
     assert found.age is None
     assert "predicted_age" not in to_native(found, scan, PROTOCOL).qc
 

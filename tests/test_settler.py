@@ -248,7 +248,7 @@ def test_the_settler_sees_the_whole_box_and_its_atlas(tmp_path):
     network = build("unet", out_channels=33, features=[4, 8], stem=2, prior_channels=33)
     network.prior_weight.data.fill_(2.0)
     model.networks["settler"] = network
-    image = torch.from_numpy(prepared.image)[None]
+    image = prepared.image[None]
     atlas = F.interpolate(model.priors["aseg"], [12] * 3, mode="trilinear")
     for _ in range(2):  # what it makes of the atlas is found for the first
         answer = survey(model, prepared)
@@ -392,5 +392,5 @@ def test_the_brain_is_found_in_float32_whatever_the_segmenter_computes_in(tmp_pa
             lambda *_, role=role: heard.append((role, torch.is_autocast_enabled("cpu")))
         )
     for role in ("locator", "settler", "segmenter"):
-        logits_of(low, role, torch.from_numpy(prepared.image)[None], None)
+        logits_of(low, role, prepared.image[None], None)
     assert heard == [("locator", False), ("settler", False), ("segmenter", True)]

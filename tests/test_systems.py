@@ -11,6 +11,7 @@ import torch
 from small_systems import shrunk, small_strategy, write_datasets
 
 import tlseg_bids.train
+from tests import pretended
 from tests.datasets import made_up_job
 from tests.phantom import Phantom, grid_over
 from tlseg_bids import app, placing
@@ -47,7 +48,8 @@ def test_every_recipe_trains(path, data, tmp_path):
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
-def test_every_system_labels_a_phantom(path, data, tmp_path):
+def test_every_system_labels_a_phantom(path, data, tmp_path, monkeypatch):
+    """On whatever device, the same."""
     recipe = shrunk(
         load_recipe(HERE / "recipes" / "systems" / f"{OF.get(path.stem, path.stem)}.toml")
     )
@@ -72,6 +74,12 @@ def test_every_system_labels_a_phantom(path, data, tmp_path):
     labels = to_native(found, scan, model.protocol).labels
     assert labels.grid == scan.grid
     assert set(np.unique(labels.data)) <= set(model.protocol.indices.tolist())
+    with pretended.device(monkeypatch):
+        there = load_model(card, load_weights(card), pretended.DEVICE.type)
+        seen_there, _ = placing.settle(scan, job, there, [np.eye(4)], together)
+        elsewhere = np.asarray(app.finely(seen_there, there).probabilities, np.float32)
+    exact = app.finely(prepared, replace(model, precision=torch.float32)).probabilities
+    np.testing.assert_allclose(elsewhere, np.asarray(exact, np.float32), atol=0.01)
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)

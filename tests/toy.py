@@ -19,7 +19,7 @@ from scipy import ndimage
 from tests.cards import small_card
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.networks import build
-from tlseg_bids.preprocess.geometry import resample
+from tlseg_bids.preprocess.geometry import interpolated, resample
 from tlseg_bids.preprocess.prepare import cube, foreground_centre
 from tlseg_bids.preprocess.register import LANDMARK_PROBABILITY, centroids
 from tlseg_bids.segment.model import load_model
@@ -169,6 +169,6 @@ def _template(card: ModelCard, tensors: dict[str, torch.Tensor]) -> np.ndarray:
     frame = np.eye(4)
     frame[:3, 3] = -foreground_centre(volume)
     on = cube(frame, SIDE, SPACING_MM)
-    found = see(resample(volume, on))
+    found = see(interpolated(volume, on))
     found[0], found[found < LANDMARK_PROBABILITY] = 0, 0
     return centroids(found, on.affine)[0]

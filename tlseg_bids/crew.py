@@ -14,19 +14,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
+CPU = torch.device("cpu")
 Piece = TypeVar("Piece")
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
 class Crew:
-    """So many threads for one scan.
+    """So many threads for one scan, and the device on which its voxels lie.
 
     More than one only makes sense where the libraries' own threads are switched off
-    (``torch.set_num_threads(1)``).
+    (``torch.set_num_threads(1)``), and on the CPU: a GPU is handed one piece after the other.
     """
 
     threads: int = 1
+    device: torch.device = CPU
+
+    def pieces_of(self, on_a_core: int, on_a_gpu: int) -> int:
+        """How much is worked on at a time: what fits a core's cache, or what fills a GPU."""
+        return on_a_core if self.device.type == "cpu" else on_a_gpu
 
     def map(
         self, function: Callable[[Piece], Found], pieces: Iterable[Piece]

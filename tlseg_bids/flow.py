@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.spaces import Space
@@ -75,12 +76,12 @@ class Plan:
 class Prepared:
     """The image as the model wants it.
 
-    `image` is float32 (C, I, J, K) on `grid`; `grid.affine` lies in the native world, so
-    `native.index_from(grid)` is the 4×4 from model voxels to native voxels. `template_from_native`
-    is the 4×4 from native millimetres to template millimetres.
+    `image` is float32 (C, I, J, K) on `grid`, on the model's device; `grid.affine` lies in the
+    native world, so `native.index_from(grid)` is the 4×4 from model voxels to native voxels.
+    `template_from_native` is the 4×4 from native millimetres to template millimetres.
     """
 
-    image: np.ndarray
+    image: Tensor
     grid: Grid
     native: Volume
     template_from_native: np.ndarray
@@ -93,12 +94,12 @@ class Prepared:
 class SharedRows:
     """Class probabilities of a volume in which many voxels have the same ones.
 
-    `rows` float16 (n, channels); `index` int32 (I, J, K): each voxel's row. As an array, float16
-    (channels, I, J, K), they are several times as large.
+    `rows` float16 (n, channels); `index` int32 (I, J, K): each voxel's row; on the device that
+    found them. As an array, float16 (channels, I, J, K), they are several times as large.
     """
 
-    rows: np.ndarray
-    index: np.ndarray
+    rows: Tensor
+    index: Tensor
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -111,12 +112,12 @@ class SharedRows:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("shared rows become an array only by being copied")
-        found = np.moveaxis(self.rows[self.index], 3, 0)
+        found = np.moveaxis(self.rows.cpu().numpy()[self.index.cpu().numpy()], 3, 0)
         return found if dtype is None else found.astype(dtype)
 
     def argmax(self) -> np.ndarray:
         """Each voxel's likeliest channel, (I, J, K)."""
-        return self.rows.argmax(1)[self.index]
+        return self.rows.argmax(1)[self.index].cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ import zlib
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +23,9 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from tlseg_bids.errors import ScanError
+
+if TYPE_CHECKING:
+    import torch
 
 AFFINE_TOLERANCE_MM = 1.0
 MIN_VOXELS = 8
@@ -98,12 +102,14 @@ class Volume:
 
     Notes
     -----
-    `thin` keeps it in larger voxels once it was asked for so (`preprocess.geometry.thinned`).
+    `thin` keeps it in larger voxels once it was asked for so, `there` on a device once it was read
+    there (both `preprocess.geometry`).
     """
 
     data: np.ndarray
     grid: Grid
     thin: dict[tuple[int, ...], Volume] = field(default_factory=dict, init=False, repr=False)
+    there: dict[torch.device, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
 
 def load_volume(path: Path | str) -> Volume:

@@ -100,8 +100,9 @@ def inspect(
         base, frame, expected = stored
         volume = load_volume(labelled.scan.path)
         prepared = prepare(
-            volume, job.card.preprocess, frame, labelled.scan.skull_stripped, brain=model.brain
-        )
+            volume, job.card.preprocess, frame, labelled.scan.skull_stripped, (), model.crew,
+            model.brain,
+        )  # fmt: skip
     evidence = measure(
         prepared.native, labelled.channels, base, reading, prepared.template_from_native
     )

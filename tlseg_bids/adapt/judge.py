@@ -24,7 +24,7 @@ from tlseg_bids.flow import Job, Prediction, Prepared
 from tlseg_bids.metrics import dice
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess.geometry import resample
-from tlseg_bids.preprocess.intensity import robust_scale
+from tlseg_bids.preprocess.intensity import scaled
 from tlseg_bids.segment.answer import Ask, segment
 from tlseg_bids.segment.model import Model
 from tlseg_bids.train.dataset import Sample, load_classes
@@ -179,9 +179,9 @@ def rehearsal_set(
         mix = Mix(**{**others, contrast: 1.0}, thick_slices=0.0, gadolinium=0.0)
         classes = load_classes(sample.protocol)
         image, channels = example(rng, sample, classes, positions, spacing_mm, mix)
-        scaled = robust_scale(image.numpy(), low=0.0, high=99.9)[None].astype(np.float32)
-        native = Volume(scaled[0], grid)
-        found.append((Prepared(scaled, grid, native, np.eye(4), False, ()), channels.numpy()))
+        seen = scaled(image.float(), low=0.0, high=99.9)
+        native = Volume(seen.numpy(), grid)
+        found.append((Prepared(seen[None], grid, native, np.eye(4), False, ()), channels.numpy()))
     return found
 
 

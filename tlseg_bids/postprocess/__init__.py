@@ -112,16 +112,18 @@ def most_probable(
     soft : ndarray, shape (channels,)
         Sum of each channel's probability over the voxels that may hold something.
     """
-    channel = np.zeros(field.native.shape, np.int16)
-    confidence = np.full(field.native.shape, 255, np.uint8)
+    shape, there = field.native.shape, field.device
+    channel = torch.zeros(shape, dtype=torch.int16, device=there)
+    confidence = torch.full(shape, 255, dtype=torch.uint8, device=there)
+    exact = torch.float32 if there.type == "mps" else torch.float64  # which that has not
     soft = np.zeros(field.channels)
 
-    def fill(voxels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        top = torch.from_numpy(probabilities).max(dim=1)
-        channel.reshape(-1)[voxels] = top.indices.numpy()
-        confidence.reshape(-1)[voxels] = as_byte(top.values.numpy())
-        return probabilities.sum(axis=0, dtype=np.float64)
+    def fill(voxels: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+        top = probabilities.max(dim=1)
+        channel.view(-1).scatter_(0, voxels, top.indices.to(channel.dtype))
+        confidence.view(-1).scatter_(0, voxels, as_byte(top.values))
+        return probabilities.sum(0, dtype=exact)
 
     for found in field.each(fill, crew):
-        soft += found
-    return channel, confidence, soft
+        soft += found.cpu().numpy()
+    return channel.cpu().numpy(), confidence.cpu().numpy(), soft

@@ -7,6 +7,7 @@ a stray piece again to what surrounds it.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy import ndimage
 
 from tlseg_bids.labels.protocol import LabelProtocol
@@ -21,9 +22,13 @@ MAX_HOLE_MM3 = 1000.0
 _ANY_NEIGHBOUR = np.ones((3, 3, 3), bool)
 
 
-def as_byte(probability: np.ndarray) -> np.ndarray:
+def as_byte(probability: torch.Tensor) -> torch.Tensor:
     """0 … 1 to 0 … 255."""
-    return np.clip(np.rint(probability * 255), 0, 255).astype(np.uint8)
+    return (probability * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _as_byte(probability: np.ndarray) -> np.ndarray:
+    return as_byte(torch.from_numpy(probability)).numpy()
 
 
 def bounding_box(channel: np.ndarray, margin: int) -> tuple[slice, ...]:
@@ -105,7 +110,7 @@ class Cleaning:
         where = np.argwhere(far[pieces])
         at = tuple(where.T)
         self.channel[at] = 0
-        self.confidence[at] = as_byte(self._probabilities(where)[:, 0])
+        self.confidence[at] = _as_byte(self._probabilities(where)[:, 0])
         return int(far.sum())
 
     def _lost_pieces(self) -> tuple[np.ndarray, int]:
@@ -140,7 +145,7 @@ class Cleaning:
         best = probabilities.argmax(axis=1)
         at = tuple(where.T)
         self.channel[at] = best
-        self.confidence[at] = as_byte(probabilities[np.arange(len(where)), best])
+        self.confidence[at] = _as_byte(probabilities[np.arange(len(where)), best])
 
     def _give_neighbours(self, where: np.ndarray) -> None:
         """The commonest channel among the settled face neighbours, from the rim inwards."""
@@ -161,7 +166,8 @@ class Cleaning:
             at = tuple(where[settled].T)
             probability = self._probabilities(where[settled])
             self.channel[at] = chosen[settled]
-            self.confidence[at] = as_byte(probability[np.arange(len(probability)), chosen[settled]])
+            of_chosen = probability[np.arange(len(probability)), chosen[settled]]
+            self.confidence[at] = _as_byte(of_chosen)
             values[tuple((where[settled] + 1).T)] = chosen[settled]
             open_[tuple((where[settled] + 1).T)] = False
             where = where[~settled]

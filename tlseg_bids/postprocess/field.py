@@ -2,7 +2,8 @@
 
 A network's output is rows of a table, channels side by side, one per model voxel or shared by
 several; a trilinear value is then a weighted sum of eight rows. Only native voxels that touch model
-voxels in which something else than background is possible are looked at.
+voxels in which something else than background is possible are looked at. The table stays on the
+device on which it was found, and what is asked of it is found there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from tlseg_bids.flow import SharedRows
 from tlseg_bids.volume import Grid
 
 _CERTAIN = 1 - 1 / 512
-_POINTS_PER_SLAB = 2**16
+_POINTS_PER_SLAB = 2**16, 2**20
+"""On a core, and on a GPU."""
 Found = TypeVar("Found")
 
 
@@ -42,21 +44,22 @@ class ProbabilityField:
         self.channels, self.native, self.shape = len(probabilities), native, grid.shape
         self._index: torch.Tensor | None = None
         if isinstance(probabilities, SharedRows):
-            self._table = torch.from_numpy(probabilities.rows)
-            self._index = torch.from_numpy(probabilities.index).reshape(-1)
+            self._table, self._index = probabilities.rows, probabilities.index.reshape(-1)
             background = self._table[:, 0][self._index].reshape(grid.shape)
         else:
             field = torch.from_numpy(probabilities)
             self._table = field.permute(1, 2, 3, 0).reshape(-1, self.channels)
             background = field[0]
+        self.device = self._table.device
         possible = background < _CERTAIN
         self.border_share = _border_share(background)
         self.is_empty = not bool(possible.any())
         if self.is_empty:
             return
         where = possible.nonzero()
-        self._low = (where.min(dim=0).values - 1).clamp(min=0)
-        high = torch.minimum(where.max(dim=0).values + 2, torch.tensor(grid.shape))
+        ends = torch.stack([where.amin(0), where.amax(0)]).cpu()
+        self._low = (ends[0] - 1).clamp(min=0)
+        high = torch.minimum(ends[1] + 2, torch.tensor(grid.shape))
         box = tuple(slice(int(a), int(b)) for a, b in zip(self._low, high, strict=True))
         self._size = (high - self._low).tolist()
         self._reaches_edge = bool(
@@ -78,19 +81,20 @@ class ProbabilityField:
         probabilities : ndarray of float32, shape (n, channels)
             All voxels that are never yielded are background with a probability above 0.998.
         """
-        yield from self.each(lambda voxels, probabilities: (voxels, probabilities))
+        for voxels, probabilities in self.each(lambda *found: found):
+            yield voxels.cpu().numpy(), probabilities.cpu().numpy()
 
     def each(
-        self, function: Callable[[np.ndarray, np.ndarray], Found], crew: Crew = ALONE
+        self, function: Callable[[torch.Tensor, torch.Tensor], Found], crew: Crew = ALONE
     ) -> Iterator[Found]:
         """What `function` makes of the voxels and probabilities of each of the `slabs`, in order.
 
-        `crew` shares out the slabs.
+        They are tensors on `device`. `crew` shares out the slabs.
         """
         if self.is_empty:
             return
         first, last = self._native_box()
-        depth = max(1, _POINTS_PER_SLAB // int(np.prod(last[1:] - first[1:])))
+        depth = max(1, self._points // int(np.prod(last[1:] - first[1:])))
 
         def slab(start: int) -> tuple[Found] | None:
             begin = np.array([start, *first[1:]])
@@ -102,20 +106,36 @@ class ProbabilityField:
             if found is not None:
                 yield found[0]
 
-    def _slab(self, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    @property
+    def _points(self) -> int:
+        """How many are asked for at a time."""
+        return Crew(device=self.device).pieces_of(*_POINTS_PER_SLAB)
+
+    def _slab(self, begin: np.ndarray, end: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Voxels and probabilities of a box of the native grid; None if nothing can be there."""
         centre = self._lattice(begin, end)
-        hit = torch.zeros(centre[0].numel(), dtype=torch.bool)
+        hit = torch.zeros(centre[0].numel(), dtype=torch.bool, device=self.device)
         for offset in self._sub_points:
             x, y, z = (self._clamped(c, axis, offset).int() for axis, c in enumerate(centre))
             hit |= self._cells[((x * self._size[1] + y) * self._size[2] + z).reshape(-1)]
         found = hit.nonzero()[:, 0]
         if not len(found):
             return None
-        index = np.unravel_index(found.numpy(), tuple(end - begin))
-        index = tuple(i + b for i, b in zip(index, begin, strict=True))
         points = [c.reshape(-1)[found] for c in centre]
-        return np.ravel_multi_index(index, self.native.shape), self._interpolate(points).numpy()
+        rows, length = hit.reshape(-1, int(end[2] - begin[2])), len(found)
+        ahead = self._ahead(begin, end).repeat_interleave(rows.sum(1), output_size=length)
+        return found + ahead, self._interpolate(points)
+
+    def _ahead(self, begin: np.ndarray, end: np.ndarray) -> torch.Tensor:
+        """What is added to a flat index into a box of the native grid, for one into the grid.
+
+        int64, for every row of the box, (n,).
+        """
+        (_, height, width), size = self.native.shape, (end - begin).tolist()
+        i, j = (torch.arange(n, device=self.device) for n in size[:2])
+        there = ((i + int(begin[0])) * height)[:, None] + (j + int(begin[1]))
+        own = (i * size[1])[:, None] + j
+        return (there * width + int(begin[2]) - own * size[2]).reshape(-1)
 
     def at(self, voxels: np.ndarray) -> np.ndarray:
         """Probabilities at some native voxels (flat indices), float32 (n, channels)."""
@@ -123,13 +143,16 @@ class ProbabilityField:
         out[:, 0] = 1
         if self.is_empty:
             return out
-        for start in range(0, len(voxels), _POINTS_PER_SLAB):
-            part = slice(start, start + _POINTS_PER_SLAB)
+        for start in range(0, len(voxels), self._points):
+            part = slice(start, start + self._points)
             index = np.stack(np.unravel_index(voxels[part], self.native.shape), axis=-1)
             centre = index @ self._matrix[:3, :3].T + self._matrix[:3, 3]
-            points = [torch.from_numpy(c.astype(np.float32)) for c in centre.T]
-            out[part] = self._interpolate(points).numpy()
+            points = [self._there(c) for c in centre.T]
+            out[part] = self._interpolate(points).cpu().numpy()
         return out
+
+    def _there(self, positions: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(positions.astype(np.float32)).to(self.device)
 
     def _offsets(self) -> list[np.ndarray]:
         """Steps, in model voxels, to the places in a native voxel whose mean stands for it."""
@@ -152,7 +175,7 @@ class ProbabilityField:
         index = [np.arange(a, b) for a, b in zip(begin, end, strict=True)]
         out = []
         for row in self._matrix[:3]:
-            i, j, k = (torch.from_numpy((row[a] * index[a]).astype(np.float32)) for a in range(3))
+            i, j, k = (self._there(row[a] * index[a]) for a in range(3))
             out.append((i[:, None, None] + float(row[3])) + j[None, :, None] + k)
         return out
 
@@ -184,7 +207,7 @@ class ProbabilityField:
         if outside is not None:
             weights.masked_fill_(outside[:, None], 0)
         first = sum((c + int(n)) * s for c, n, s in zip(cell, self._low, strides, strict=True))
-        rows = first[:, None] + torch.tensor(corners, dtype=torch.int32)
+        rows = first[:, None] + torch.tensor(corners, dtype=torch.int32, device=self.device)
         if self._index is not None:
             rows = self._index[rows]
         kind = self._table.dtype
@@ -197,7 +220,7 @@ class ProbabilityField:
 
     def _outside(self, points: list[torch.Tensor], offset: np.ndarray) -> torch.Tensor:
         """Whether points lie beyond the outer faces of the model's grid."""
-        outside = torch.zeros(len(points[0]), dtype=torch.bool)
+        outside = torch.zeros(len(points[0]), dtype=torch.bool, device=self.device)
         for axis, point in enumerate(points):
             low = -0.5 - float(self._low[axis]) - float(offset[axis])
             outside |= (point < low) | (point > low + self.shape[axis])

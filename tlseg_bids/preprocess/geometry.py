@@ -22,16 +22,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tlseg_bids.crew import ALONE, Crew
+from tlseg_bids.crew import ALONE, CPU, Crew
 from tlseg_bids.volume import Grid, Volume
 
 _FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
-_POINTS_PER_SLAB = 2**18
-"""Whose coordinates and values stay in a processor's cache."""
+_POINTS_PER_SLAB = 2**18, 2**20
+"""Whose coordinates and values stay in a core's cache; on a GPU so few that float32 tells rows of a
+picture apart (`_interpolate`)."""
 _ROUNDING = 1e-3
 """Of spacings in headers: two voxels of 1.0001 mm are a block of 2 mm."""
-_PLANES = 4
-"""Of a scan, that are blurred at a time."""
+_PLANES = 4, 256
+"""Of a scan, that are blurred at a time, on a core and on a GPU."""
 
 
 def resample(
@@ -57,16 +58,37 @@ def resample(
     ndarray, shape `grid.shape`
         float32 for "linear", the input's type for "nearest".
     """
-    if order not in ("linear", "nearest"):
-        raise ValueError(f"order is '{order}'; it must be 'linear' or 'nearest'")
-    data, native = _crop(in_memory_order(volume), grid)
-    if data.size == 0:
-        kind = np.float32 if order == "linear" else volume.data.dtype
-        return np.full(grid.shape, fill, kind)
     if order == "linear":
-        data, native = _antialias(np.asarray(data, np.float32), native, grid, crew)
-        return _interpolate(data, native.index_from(grid), grid.shape, fill, crew)
-    return _nearest(data, native.index_from(grid), grid.shape, fill)
+        return interpolated(volume, grid, fill, crew).cpu().numpy()
+    if order != "nearest":
+        raise ValueError(f"order is '{order}'; it must be 'linear' or 'nearest'")
+    own = in_memory_order(volume)
+    part = _reach(own.grid, grid)
+    data, matrix = own.data[part], _from(own.grid, part).index_from(grid)
+    if data.size == 0:
+        return np.full(grid.shape, fill, data.dtype)
+    return _nearest(data, matrix, grid.shape, fill)
+
+
+def interpolated(volume: Volume, grid: Grid, fill: float = 0.0, crew: Crew = ALONE) -> torch.Tensor:
+    """As `resample` with trilinear interpolation, on the device of the crew.
+
+    A scan that is read on a GPU is brought there once and kept with the volume.
+    """
+    own = in_memory_order(volume)
+    part = _reach(own.grid, grid)
+    native = _from(own.grid, part)
+    if 0 in native.shape:
+        return torch.full(grid.shape, float(fill), device=crew.device)
+    if crew.device.type == "cpu":
+        data = torch.from_numpy(np.ascontiguousarray(own.data[part], np.float32))
+    else:
+        if crew.device not in volume.there:
+            whole = torch.from_numpy(np.ascontiguousarray(own.data, np.float32))
+            volume.there[crew.device] = whole.to(crew.device)
+        data = volume.there[crew.device][part]
+    data, native = _antialias(data, native, grid, crew)
+    return _interpolate(data, native.index_from(grid), grid.shape, fill, crew)
 
 
 def block_means(tensor: torch.Tensor, blocks: Sequence[int]) -> torch.Tensor:
@@ -180,28 +202,32 @@ def in_memory_order(volume: Volume) -> Volume:
     return Volume(data, Grid(data.shape, affine))
 
 
-def _crop(volume: Volume, grid: Grid) -> tuple[np.ndarray, Grid]:
-    """The part of the volume that `grid` can reach, with room for the blur."""
-    to_native = volume.grid.index_from(grid)
+def _reach(native: Grid, grid: Grid) -> tuple[slice, ...]:
+    """The part of a volume that `grid` can reach, with room for the blur."""
+    to_native = native.index_from(grid)
     ends = np.array(list(product(*((0, n - 1) for n in grid.shape))))
     corners = ends @ to_native[:3, :3].T + to_native[:3, 3]
     room = 3 * np.linalg.norm(to_native[:3, :3], axis=1) + 2
     low = np.clip(np.floor(corners.min(axis=0) - room), 0, None).astype(int)
-    high = np.minimum(np.ceil(corners.max(axis=0) + room) + 1, volume.grid.shape).astype(int)
+    high = np.minimum(np.ceil(corners.max(axis=0) + room) + 1, native.shape).astype(int)
     high = np.maximum(high, low)
-    part = volume.data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    affine = volume.grid.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ low
-    return part, Grid(part.shape, affine)
+    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+
+
+def _from(native: Grid, part: tuple[slice, ...]) -> Grid:
+    """The grid of a part of a volume, whose slices may begin at its end."""
+    sizes = [len(range(n)[some]) for n, some in zip(native.shape, part, strict=True)]
+    affine = native.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [some.start for some in part]
+    return Grid(tuple(sizes), affine)
 
 
 def _antialias(
-    data: np.ndarray, native: Grid, grid: Grid, crew: Crew = ALONE
-) -> tuple[np.ndarray, Grid]:
+    tensor: torch.Tensor, native: Grid, grid: Grid, crew: Crew = ALONE
+) -> tuple[torch.Tensor, Grid]:
     """Blur (and thin out) along native axes where a step of `grid` spans several voxels."""
     footprint = np.linalg.norm(native.index_from(grid)[:3, :3], axis=1)
     affine = native.affine.copy()
-    tensor = torch.from_numpy(np.ascontiguousarray(data))
     blocks = [max(1, int(f / 1.5)) for f in footprint]
     if max(blocks) > 1:
         tensor, affine = _filled_blocks(tensor, affine, blocks)
@@ -212,7 +238,7 @@ def _antialias(
     }
     if sigmas:
         tensor = _blur(tensor, sigmas, crew)
-    return tensor.numpy(), Grid(tuple(tensor.shape), affine)
+    return tensor, Grid(tuple(tensor.shape), affine)
 
 
 def _filled_blocks(
@@ -238,16 +264,17 @@ def _blur(tensor: torch.Tensor, sigmas: dict[int, float], crew: Crew) -> torch.T
     room = len(taps.get(0, [1])) // 2
     planes = F.pad(tensor[None, None], (0, 0, 0, 0, room, room), mode="replicate")[0, 0]
     out = torch.empty_like(tensor)
+    at_once = crew.pieces_of(*_PLANES)
 
     def some(start: int) -> None:
-        slab = out[start : start + _PLANES]
+        slab = out[start : start + at_once]
         source = planes[start : start + len(slab) + 2 * room]
         with torch.inference_mode():  # a mode of each thread, and the caller's may be in it
             for axis, weights in taps.items():
                 source = _weighted(source, axis, weights, padded=axis == 0)
             slab.copy_(source)
 
-    crew.each(some, range(0, len(out), _PLANES))
+    crew.each(some, range(0, len(out), at_once))
     return out
 
 
@@ -273,27 +300,28 @@ def _weighted(tensor: torch.Tensor, axis: int, taps: Sequence[float], padded: bo
 
 
 def _positions(
-    matrix: np.ndarray, start: int, stop: int, shape: Sequence[int]
+    matrix: np.ndarray, ends: tuple[int, int], shape: Sequence[int], device: torch.device = CPU
 ) -> list[torch.Tensor]:
-    """Source voxel positions of the slab [start, stop) of a grid: three float32 (n, J, K)."""
+    """Source voxel positions of a slab of a grid: three float32 (n, J, K) on a device."""
+    start, stop = ends
     axes = [np.arange(start, stop), np.arange(shape[1]), np.arange(shape[2])]
     found = []
     for row in matrix[:3]:
         i, j, k = (row[a] * axis for a, axis in enumerate(axes))
-        plane = torch.from_numpy((i[:, None] + row[3] + j).astype(np.float32))
-        found.append(plane[:, :, None] + torch.from_numpy(k.astype(np.float32)))
+        plane = torch.from_numpy((i[:, None] + row[3] + j).astype(np.float32)).to(device)
+        found.append(plane[:, :, None] + torch.from_numpy(k.astype(np.float32)).to(device))
     return found
 
 
-def _slabs(shape: Sequence[int]) -> list[tuple[int, int]]:
+def _slabs(shape: Sequence[int], crew: Crew = ALONE) -> list[tuple[int, int]]:
     """Ranges of the first axis that keep the coordinates in little memory."""
-    depth = max(1, _POINTS_PER_SLAB // max(1, shape[1] * shape[2]))
+    depth = max(1, crew.pieces_of(*_POINTS_PER_SLAB) // max(1, shape[1] * shape[2]))
     return [(a, min(a + depth, shape[0])) for a in range(0, shape[0], depth)]
 
 
 def _interpolate(
-    data: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], fill: float, crew: Crew
-) -> np.ndarray:
+    source: torch.Tensor, matrix: np.ndarray, shape: tuple[int, ...], fill: float, crew: Crew
+) -> torch.Tensor:
     """Trilinear; the border voxel's value up to its outer face, `fill` beyond.
 
     PyTorch reads pictures an order of magnitude faster than volumes: a point is read from the two
@@ -301,34 +329,36 @@ def _interpolate(
     The slabs follow the source's planes, so that few of them make a picture and float32 tells its
     rows apart.
     """
-    source = torch.from_numpy(data)
-    depth, height, width = data.shape
+    depth, height, width = source.shape
     along = int(np.abs(matrix[0, :3]).argmax())
     order = [along, *(axis for axis in range(3) if axis != along)]
-    out = np.empty(shape, np.float32)
-    matrix, shape, turned = matrix[:, [*order, 3]], [shape[a] for a in order], out.transpose(order)
+    out = torch.empty(shape, device=source.device)
+    matrix, shape, turned = matrix[:, [*order, 3]], [shape[a] for a in order], out.permute(order)
 
     def slab(ends: tuple[int, int]) -> None:
-        z, y, x = _positions(matrix, *ends, shape)
-        outside = None
-        if not _within(matrix, ends, shape, data.shape):
-            outside = _beyond(z, depth) | _beyond(y, height) | _beyond(x, width)
-        near = z.clamp_(0, depth - 1).floor().clamp_max_(max(depth - 2, 0))
-        share = z.sub_(near)
-        first, last = int(near.min()), min(int(near.max()) + 2, depth)
-        picture = source[first:last].reshape(1, 1, -1, width)
-        rows = picture.shape[2]
-        y.clamp_(0, height - 1).add_(near.sub_(first), alpha=height)
-        points = torch.stack((x.add_(0.5).mul_(2 / width), y.add_(0.5).mul_(2 / rows)), -1).sub_(1)
-        found = _read(picture, points)
-        points[..., 1] += 2 * height / rows * (depth > 1)
-        found.lerp_(_read(picture, points), share.flatten(1))
-        found = found.reshape(z.shape)
-        if outside is not None:
-            found.masked_fill_(outside, fill)
-        turned[slice(*ends)] = found.numpy()
+        with torch.inference_mode():  # a mode of each thread, and the caller's may be in it
+            z, y, x = _positions(matrix, ends, shape, source.device)
+            outside = None
+            if not _within(matrix, ends, shape, source.shape):
+                outside = _beyond(z, depth) | _beyond(y, height) | _beyond(x, width)
+            near = z.clamp_(0, depth - 1).floor().clamp_max_(max(depth - 2, 0))
+            share = z.sub_(near)
+            first, last = int(near.min()), min(int(near.max()) + 2, depth)
+            picture = source[first:last].reshape(1, 1, -1, width)
+            rows = picture.shape[2]
+            y.clamp_(0, height - 1).add_(near.sub_(first), alpha=height)
+            points = torch.stack(
+                (x.add_(0.5).mul_(2 / width), y.add_(0.5).mul_(2 / rows)), -1
+            ).sub_(1)
+            found = _read(picture, points)
+            points[..., 1] += 2 * height / rows * (depth > 1)
+            found.lerp_(_read(picture, points), share.flatten(1))
+            found = found.reshape(z.shape)
+            if outside is not None:
+                found.masked_fill_(outside, fill)
+            turned[slice(*ends)] = found
 
-    crew.each(slab, _slabs(shape))
+    crew.each(slab, _slabs(shape, crew))
     return out
 
 
@@ -361,7 +391,8 @@ def _nearest(
     size = torch.tensor(data.shape)
     strides = torch.tensor([data.shape[1] * data.shape[2], data.shape[2], 1])
     for start, stop in _slabs(shape):
-        index = torch.stack(_positions(matrix, start, stop, shape), -1).add_(0.5).floor_().long()
+        index = torch.stack(_positions(matrix, (start, stop), shape), -1)
+        index = index.add_(0.5).floor_().long()
         inside = ((index >= 0) & (index < size)).all(dim=-1)
         out[start:stop][inside.numpy()] = flat[(index[inside] * strides).sum(dim=-1).numpy()]
     return out

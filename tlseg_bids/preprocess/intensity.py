@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import torch
+from torch import Tensor
 
 PERCENTILES = (1, *range(10, 100, 10), 99)
 
@@ -54,6 +56,31 @@ def robust_scale(
     np.clip(out, 0, 1, out=out)
     if background is not None:
         out[data == background] = 0
+    return out
+
+
+def scaled(
+    data: Tensor, low: float = 0.5, high: float = 99.5, mask: Tensor | None = None
+) -> Tensor:
+    """`robust_scale` of a float32 tensor in one block of memory, on the device on which it lies."""
+    if data.device.type == "cpu":
+        own = None if mask is None else mask.numpy()
+        return torch.from_numpy(robust_scale(data.numpy(), low, high, own))
+    background = _background(data)
+    sample = data.reshape(-1) if mask is None else data[mask]
+    sample = sample[:: max(1, len(sample) // _SAMPLE) | 1]
+    if mask is None and background is not None:
+        sample = sample[sample != background]
+    if not len(sample):
+        return torch.zeros_like(data)
+    bottom, top = _percentile(sample, low), _percentile(sample, high)
+    if not top > bottom:
+        bottom, top = float(sample.min()), float(sample.max())
+    if not top > bottom:
+        return torch.zeros_like(data)
+    out = (data - bottom).mul_(float(np.float32(1 / (top - bottom)))).clamp_(0, 1)
+    if background is not None:
+        out.masked_fill_(data == background, 0)
     return out
 
 
@@ -121,6 +148,23 @@ def constant_background(data: np.ndarray, share: float = 0.05) -> float | None:
     values, counts = np.unique(outer_faces(data), return_counts=True)
     value = values[np.argmax(counts)]
     return float(value) if np.mean(data == value) >= share else None
+
+
+def _background(data: Tensor, share: float = 0.05) -> float | None:
+    """`constant_background` of a tensor."""
+    ends = [data.select(axis, end) for axis in range(data.ndim) for end in (0, -1)]
+    faces = torch.cat([one.reshape(-1) for one in ends])
+    values, counts = faces.unique(return_counts=True)
+    value = values[counts == counts.max()][0]
+    return float(value) if float((data == value).float().mean()) >= share else None
+
+
+def _percentile(sample: Tensor, percent: float) -> float:
+    """`numpy.percentile` of a sample (n,): linear between the two values around it."""
+    place = percent / 100 * (len(sample) - 1)
+    below = int(place)
+    near, far = (float(sample.kthvalue(k + 1).values) for k in (below, int(np.ceil(place))))
+    return near + (place - below) * (far - near)
 
 
 def outer_faces(data: np.ndarray) -> np.ndarray:

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.errors import ScanError
 from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.labels.landmarks import Landmarks
 from tlseg_bids.preprocess.brain import looks_skull_stripped
-from tlseg_bids.preprocess.geometry import resample, thinned
-from tlseg_bids.preprocess.intensity import robust_scale, standardise
+from tlseg_bids.preprocess.geometry import interpolated, thinned
+from tlseg_bids.preprocess.intensity import scaled, standardise
 from tlseg_bids.preprocess.register import (
     LEAST_LANDMARKS,
     TURNS,
@@ -23,7 +25,7 @@ from tlseg_bids.preprocess.register import (
 )
 from tlseg_bids.volume import Grid, Volume
 
-Locate = Callable[[np.ndarray], np.ndarray]
+Locate = Callable[[Tensor], np.ndarray]
 WORST_RESIDUAL_MM = 15.0
 
 
@@ -75,7 +77,7 @@ def looks(
     frame = turn @ frame
     for _ in range(int(look["looks"])):
         grid = cube(frame, size, spacing)
-        probabilities = locate(resample(thin, grid, crew=crew))
+        probabilities = locate(interpolated(thin, grid, crew=crew))
         factor = size / probabilities.shape[1]
         coarse = np.diag([factor] * 3 + [1.0])
         coarse[:3, 3] = (factor - 1) / 2
@@ -102,7 +104,7 @@ def prepare(  # noqa: PLR0913
     skull_stripped: bool | None,
     channels: Sequence[Volume] = (),
     crew: Crew = ALONE,
-    brain: np.ndarray | None = None,
+    brain: Tensor | None = None,
 ) -> Prepared:
     """The image on the card's grid, in the template's frame: one interpolation.
 
@@ -121,8 +123,8 @@ def prepare(  # noqa: PLR0913
         The images that the model sees together, in its order, the scan among them; they lie in the
         scan's world. The scan alone if not given.
     crew : Crew
-        Shares out the interpolation.
-    brain : ndarray of bool, optional
+        Shares out the interpolation; what is prepared lies on its device.
+    brain : Tensor of bool, optional
         Where the card's grid shows brain: these voxels decide how the image is scaled, so that fat
         many times as bright does not. All of it if not given.
     """
@@ -133,13 +135,13 @@ def prepare(  # noqa: PLR0913
     frame[:3, 3] = low + spacing / 2
     grid = Grid(shape, np.linalg.inv(template_from_native) @ frame)
     images = [
-        robust_scale(resample(_standard(one, options), grid, crew=crew), 0.0, 99.9, brain)
+        scaled(interpolated(_standard(one, options), grid, crew=crew), 0.0, 99.9, brain)
         for one in channels or (volume,)
     ]
     if skull_stripped is None:
         skull_stripped = looks_skull_stripped(volume)
     return Prepared(
-        image=np.stack(images) if channels else images[0][None],
+        image=torch.stack(images) if channels else images[0][None],
         grid=grid,
         native=volume,
         template_from_native=template_from_native,

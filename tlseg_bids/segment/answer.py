@@ -143,10 +143,10 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
     strategy = {k: v for k, v in model.card.strategy.items() if k not in own}
     if "overlap" in strategy and not ask.fine:
         strategy["overlap"] = 0.0  # finding the frame needs no smooth seams
-    walk = partial(STRATEGIES[model.card.strategy["name"]], **strategy, each=model.windows.map)
+    walk = partial(STRATEGIES[model.card.strategy["name"]], **strategy, each=model.crew.map)
     network = model.networks[SEGMENTER]
     factor = network.factor if ask.fine else network.stem
-    image = torch.from_numpy(prepared.image)[None]
+    image = prepared.image[None].to(model.device)
     ages: list[float] = []
     if ask.fine and getattr(getattr(network, "design", None), "age", 0):
         walk = partial(_hearing_ages, model, walk, ages)
@@ -164,7 +164,7 @@ def _hearing_ages(
 
     def heard(window: Tensor, *place: Any) -> Tensor:
         with torch.inference_mode():
-            ages.extend(model.networks[SEGMENTER].predicted_age(window.to(model.device)).tolist())
+            ages.extend(model.networks[SEGMENTER].predicted_age(window).tolist())
         return predict(window, *place)
 
     return walk(heard, image, **options)
@@ -232,7 +232,7 @@ def _blended(
             corner = [part.start + f for part, f in zip(seen, first, strict=True)]
             part = _part(features, corner, window, stem)
             with fast(model):
-                return network.body(window.to(model.device), part, ask.head, ask.fine)
+                return network.body(window, part, ask.head, ask.fine)
 
         def joined(window: Tensor, first: tuple[int, int, int]) -> Tensor:
             return join([one.to(kept) for one in predict(window, first) if one is not None])
@@ -252,7 +252,7 @@ def _blended(
         return logits[0], None if edges is None else edges[0]
 
     # Windows go side by side; where one sees all, the two sides of the mirror do.
-    found = list((model.windows.map if once else map)(side, (False, True)[: 1 + both]))
+    found = list((model.crew.map if once else map)(side, (False, True)[: 1 + both]))
     _, reach, *plane = found[0][0].shape
     whole = [(size[0] - 2 * seen[0].start) // stem if halved(model.card) else reach, *plane]
     corner = [part.start // stem for part in seen]
@@ -263,10 +263,11 @@ def _blended(
         added = None if prior is None else prior.logits[ask.head]
         added = None if added is None else added[around.place(whole)]
         corrections = network.corrections(ask.head) if ask.fine else None
-        coarse, sub = both_sides(sides, added, corrections, model.windows)
+        coarse, sub = both_sides(sides, added, corrections, model.crew)
         if sub is not None:
-            return refine(coarse, sub, _heat(model, ask.head), model.windows, around)
-        answer = torch.zeros((*around.shape, len(swap)), dtype=torch.float16)
+            return refine(coarse, sub, _heat(model, ask.head), model.crew, around)
+        shape = (*around.shape, len(swap))
+        answer = torch.zeros(shape, dtype=torch.float16, device=coarse.device)
         answer[..., 0] = 1
-        answer[around.place(whole)] = likely(coarse, crew=model.windows)
-        return answer.permute(3, 0, 1, 2).numpy()
+        answer[around.place(whole)] = likely(coarse, crew=model.crew)
+        return answer.permute(3, 0, 1, 2).cpu().numpy()

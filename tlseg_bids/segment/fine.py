@@ -23,8 +23,8 @@ from tlseg_bids.flow import SharedRows
 from tlseg_bids.segment.walk import blend
 
 SETTLED = 0.98
-_VOXELS_AT_ONCE = {"cpu": 2**11, "cuda": 2**16}
-"""On a processor so few that what is made of them stays in its cache."""
+_VOXELS_AT_ONCE = 2**11, 2**17
+"""On a core, and on a GPU."""
 _SHARES = [a * b * c for a, b, c in product((0.75, 0.25), repeat=3)]
 """Of a voxel and its neighbours at a point a quarter of a voxel off its centre, as `product`."""
 
@@ -102,28 +102,28 @@ def refine(
     SharedRows
         Of (channels, 2I, 2J, 2K), or of what is around: a row for each coarse voxel, which its
         sub-voxels share if it is settled, the rows of the sub-voxels of the open ones, and that of
-        the background around them.
+        the background around them; on the logits' device.
     """
-    shape, channels = coarse.shape[:3], coarse.shape[3]
+    shape, channels, there = coarse.shape[:3], coarse.shape[3], coarse.device
     settled = likely(coarse, heat, crew)
     where = open_voxels(settled, crew)
     plane = shape[1] * shape[2]
     count = shape[0] * plane
     last = count + 8 * len(where)
-    rows = torch.empty((last + 1, channels), dtype=torch.float16)
+    rows = torch.empty((last + 1, channels), dtype=torch.float16, device=there)
     rows[last] = 0
     rows[last, 0] = 1
     around = around or Around(shape, (0, 0, 0))
-    index = torch.full([2 * n for n in around.shape], last, dtype=torch.int32)
+    index = torch.full([2 * n for n in around.shape], last, dtype=torch.int32, device=there)
     own = index[around.place(shape, 2)]
     for axis, size in zip((0, 2, 4), shape, strict=True):
         own = own.unflatten(axis, (size, 2))
-    first = torch.arange(count, dtype=torch.int32).reshape(*shape)
+    first = torch.arange(count, dtype=torch.int32, device=there).reshape(*shape)
     step = torch.zeros_like(first)
-    x, y, z = where.cpu().T
-    first[x, y, z] = torch.arange(count, last, 8, dtype=torch.int32)
+    x, y, z = where.T
+    first[x, y, z] = torch.arange(count, last, 8, dtype=torch.int32, device=there)
     step[x, y, z] = 1
-    parts = torch.arange(8, dtype=torch.int32).reshape(2, 1, 2, 1, 2)
+    parts = torch.arange(8, dtype=torch.int32, device=there).reshape(2, 1, 2, 1, 2)
 
     def share(i: int) -> None:
         with torch.inference_mode():
@@ -137,10 +137,10 @@ def refine(
             found = F.softmax(sub(some).div_(heat), 2)
             rows[slice(*ends)] = found.reshape(-1, channels)
 
-    at_once = _VOXELS_AT_ONCE.get(coarse.device.type, 2**11)
+    at_once = crew.pieces_of(*_VOXELS_AT_ONCE)
     crew.each(share, range(shape[0]))
     crew.each(fill, range(0, len(where), at_once))
-    return SharedRows(rows.numpy(), index.numpy())
+    return SharedRows(rows, index)
 
 
 def likely(logits: Tensor, heat: float = 1.0, crew: Crew = ALONE) -> Tensor:
@@ -167,13 +167,13 @@ class Quarters:
     def __init__(self, volume: Tensor) -> None:
         *shape, channels = volume.shape
         self._table = volume.reshape(-1, channels)
-        self._steps = volume.new_tensor([shape[1] * shape[2], shape[2], 1], dtype=torch.int64)
+        self._steps = torch.tensor([shape[1] * shape[2], shape[2], 1], device=volume.device)
         self._last = torch.tensor(shape, device=volume.device) - 1
         towards = torch.tensor(list(product((-1, 1), repeat=3)), device=volume.device)
         far = torch.tensor(list(product((0, 1), repeat=3)), device=volume.device)
         self._corners = (towards[:, None] * far[None]).reshape(-1, 3)
         self._off = (self._corners * self._steps).sum(1)
-        self._shares = volume.new_tensor(_SHARES)
+        self._shares = torch.tensor(_SHARES, device=volume.device)
 
     def __call__(self, where: Tensor) -> Tensor:
         """Around some voxels, int64 (n, 3), the eight points (n, 8, channels) as `product` has

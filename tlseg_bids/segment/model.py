@@ -53,7 +53,7 @@ class Model:
     K) float32 each: probabilities over the card's box, for the heads that have them, in their
     order; `atlas` keeps them, `seen` and `surveyed` what segmenter and settler make of them, at the
     sizes that were asked for. `placer` finds the brain where the card leaves that to another model.
-    `crew` shares out the windows of a scan, and whatever else is done to it.
+    `crew` shares out the windows of a scan, and whatever else is done to it, on `device`.
     """
 
     card: ModelCard
@@ -90,8 +90,8 @@ class Model:
         }
 
     @cached_property
-    def brain(self) -> np.ndarray | None:
-        """Where the card's grid shows brain in hardly any head not: bool (I, J, K).
+    def brain(self) -> Tensor | None:
+        """Where the card's grid shows brain in hardly any head not: bool (I, J, K), on `device`.
 
         None where the card has no atlas of the template's protocol.
         """
@@ -100,12 +100,7 @@ class Model:
         options = self.card.preprocess
         size = np.round(np.diff(options["box_mm"])[:, 0] / options["spacing_mm"]).astype(int)
         air = F.interpolate(atlas[:, :1].float(), tuple(size.tolist()), mode="trilinear")[0, 0]
-        return (air < MOST_AIR).cpu().numpy()
-
-    @property
-    def windows(self) -> Crew:
-        """Who shares out windows: on a GPU they go one after the other."""
-        return self.crew if self.device.type == "cpu" else ALONE
+        return air < MOST_AIR
 
     @property
     def frame_head(self) -> int | None:
@@ -141,7 +136,7 @@ def load_model(
     device : str
         A torch device.
     crew : Crew
-        The threads for a scan.
+        The threads for a scan; on another device than the CPU it is one.
     placer : Model, optional
         The model that the card is placed by; loaded if it is not given.
 
@@ -157,6 +152,7 @@ def load_model(
         )  # fmt: skip
     heads = tuple(card.protocol_of(name) for name in card.heads)
     place = torch.device(device)
+    crew = crew if place == crew.device else Crew(device=place)
     finder = placing_card(card)
     if finder is not None:
         check_complete(card.preprocess, card.path or card.name)

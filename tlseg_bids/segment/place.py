@@ -16,7 +16,7 @@ from tlseg_bids.zoo.assemble import LOCATOR, SETTLER
 from tlseg_bids.zoo.settings import check_complete
 
 
-def locate(model: Model) -> Callable[[np.ndarray], np.ndarray]:
+def locate(model: Model) -> Callable[[Tensor], np.ndarray]:
     """The card's locator as a function: image (I, J, K) to probabilities (channels, i, j, k).
 
     Raises
@@ -31,9 +31,8 @@ def locate(model: Model) -> Callable[[np.ndarray], np.ndarray]:
         )  # fmt: skip
     check_complete(model.card.preprocess, model.card.path or model.card.name)
 
-    def run(image: np.ndarray) -> np.ndarray:
-        tensor = torch.from_numpy(np.ascontiguousarray(image, np.float32))[None, None]
-        logits = logits_of(model, LOCATOR, tensor, None)
+    def run(image: Tensor) -> np.ndarray:
+        logits = logits_of(model, LOCATOR, image[None, None], None)
         return F.softmax(logits.float(), 1)[0].cpu().numpy()
 
     return run
@@ -53,7 +52,7 @@ def survey(model: Model, prepared: Prepared) -> Prediction:
         In the protocol of the template, at the settler's own resolution.
     """
     network = model.networks[SETTLER]
-    image = torch.from_numpy(prepared.image)[None]
+    image = prepared.image[None]
     with torch.inference_mode():
         features, added = _of_atlas(model, [n // network.stem for n in image.shape[2:]])
         logits, _ = network.body(image.to(model.device), features, detail=False)

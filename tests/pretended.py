@@ -1,0 +1,187 @@
+"""A device that is not there: what runs on it shows that nothing is mixed with the processor's.
+
+`device()` gives PyTorch one whose tensors say that they lie elsewhere while their numbers lie in
+tensors of the processor, which compute them. As on a GPU, an operation on tensors of both raises,
+and so does reading one as an array before it was brought back. What is carried between the two
+places, and what lies there, is counted, and what is asked of it can be looked up in PyTorch's table
+of kernels. What it cannot show is how fast a GPU is, and how it rounds.
+
+PyTorch's own name for a device without a backend of its own here, ``lazy``, stands for it;
+`torch.inference_mode` is `torch.no_grad` meanwhile, as tensors that wrap others cannot be made in
+it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchgen
+import yaml
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+DEVICE = torch.device("lazy:0")
+CARRIES = ("aten::_to_copy", "aten::copy_")
+"""Operations that may take tensors of two places."""
+COMPARES = "aten::_has_compatible_shallow_copy_type"
+
+
+@dataclass
+class Counted:
+    """Bytes of every tensor that was brought there, and back, in their order; what the tensors of
+    the device took at most, all together; and how often it was asked for something, by its name in
+    PyTorch's table of kernels."""
+
+    there: list[int] = field(default_factory=list)
+    back: list[int] = field(default_factory=list)
+    most: int = 0
+    asked: Counter = field(default_factory=Counter)
+    _held: dict[int, int] = field(default_factory=dict)
+    _owners: Counter = field(default_factory=Counter)
+
+    def hold(self, tensor: Far) -> Far:
+        """Count a tensor until it is forgotten; those that share their memory once."""
+        memory = tensor.near.untyped_storage()
+        key = memory.data_ptr()
+        self._held[key] = memory.nbytes()
+        self._owners[key] += 1
+        self.most = max(self.most, sum(self._held.values()))
+        weakref.finalize(tensor, self._forget, key)
+        return tensor
+
+    def _forget(self, key: int) -> None:
+        self._owners[key] -= 1
+        if not self._owners[key]:
+            del self._held[key], self._owners[key]
+
+
+class Far(Tensor):
+    """A tensor of the device; `near` is that of the processor in which its numbers lie."""
+
+    near: Tensor
+
+    @staticmethod
+    def __new__(cls, near: Tensor) -> Far:
+        return Tensor._make_wrapper_subclass(
+            cls, near.shape, strides=near.stride(), storage_offset=near.storage_offset(),
+            dtype=near.dtype, device=DEVICE,
+        )  # fmt: skip
+
+    def __init__(self, near: Tensor) -> None:
+        self.near = near
+
+    def __repr__(self) -> str:
+        return f"Far({self.near})"
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, _types: Any, args: Any = (), kwargs: Any = None):
+        return _run(function, args, kwargs or {}, Counted())
+
+
+class _Pretending(TorchDispatchMode):
+    def __init__(self, counted: Counted) -> None:
+        super().__init__()
+        self.counted = counted
+
+    def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None):
+        return _run(function, args, kwargs or {}, self.counted)
+
+
+def _run(function: Any, args: Any, kwargs: dict[str, Any], counted: Counted) -> Any:
+    """An operation's result, made by the processor, where its tensors or its ``device`` say."""
+    far: list[Far] = []
+    near: list[Tensor] = []
+
+    def look(value: Any) -> Any:
+        if isinstance(value, Far):
+            far.append(value)
+            return value.near
+        if isinstance(value, Tensor):
+            near.append(value)
+        return value
+
+    name, wanted = function._schema.name, kwargs.get("device")
+    own_args, own_kwargs = tree_map(look, args), tree_map(look, kwargs)
+    if name == COMPARES:
+        return False
+    if far and name not in CARRIES and (other := [tuple(t.shape) for t in near if t.dim()]):
+        raise RuntimeError(f"{name}: tensors of {other} lie on the processor, others on {DEVICE}")
+    if wanted is not None:
+        own_kwargs["device"] = torch.device("cpu")
+    found = function(*own_args, **own_kwargs)
+    if far and name.startswith("aten::") and not _is_view(function):
+        counted.asked[".".join(filter(None, (name[6:], function._schema.overload_name)))] += 1
+    if name == "aten::copy_":
+        if far and near:
+            (counted.there if isinstance(args[0], Far) else counted.back).append(near[0].nbytes)
+        return args[0]
+    there = bool(far) if wanted is None else torch.device(wanted).type == DEVICE.type
+    if name == "aten::_to_copy" and there != bool(far):
+        (counted.there if there else counted.back).append(found.nbytes)
+    known = {id(one.near): one for one in far}
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) in known:
+            return known[id(value)]
+        return counted.hold(Far(value)) if there else value
+
+    return tree_map(place, found)
+
+
+def without_kernel(asked: Iterable[str], backend: str) -> set[str]:
+    """Of some operations those for which PyTorch's own table has no kernel of a backend, as CUDA.
+
+    The table comes with PyTorch (`torchgen`). For which types of numbers there is one it does not
+    say.
+    """
+    file = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
+    entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    table = {entry["func"].partition("(")[0]: entry for entry in entries}
+
+    def served(name: str) -> bool:
+        if name.startswith("mkldnn"):
+            return False  # of the processor, whatever the table says
+        entry = table[name]
+        if "structured_delegate" in entry:
+            return served(entry["structured_delegate"])
+        if "ufunc_inner_loop" in entry or "dispatch" not in entry:
+            return True  # made for every backend; made of other operations
+        keys = ",".join(entry["dispatch"]).replace(" ", "").split(",")
+        return any(key == backend or key.startswith("Composite") for key in keys)
+
+    return {name for name in asked if not served(name)}
+
+
+def _is_view(function: Any) -> bool:
+    """Whether an operation only says where in the memory of another tensor one lies."""
+    ends = [one.alias_info for one in function._schema.returns]
+    return any(end is not None and not end.is_write for end in ends)
+
+
+@contextlib.contextmanager
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
+    """While it is open there is `DEVICE`, in this thread; what is carried to and from it."""
+    real, counted = torch.autocast, Counted()
+
+    def autocast(kind: str, *how: Any, **more: Any) -> Any:
+        return contextlib.nullcontext() if kind == DEVICE.type else real(kind, *how, **more)
+
+    with monkeypatch.context() as patch, _Pretending(counted):
+        patch.setattr(torch, "autocast", autocast)
+        patch.setattr(torch, "inference_mode", torch.no_grad)
+        torch._C._set_only_lift_cpu_tensors(True)
+        try:
+            yield counted
+        finally:
+            torch._C._set_only_lift_cpu_tensors(False)

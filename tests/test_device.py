@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from tlseg_bids.postprocess import ProbabilityField, probability_maps, to_native
 from tlseg_bids.preprocess.geometry import interpolated, resample
 from tlseg_bids.preprocess.intensity import robust_scale, scaled
 from tlseg_bids.segment.answer import Ask, segment
-from tlseg_bids.segment.model import Model, load_model
+from tlseg_bids.segment.model import Model, Models, load_model
 from tlseg_bids.volume import Grid, Volume, load_scan
 from tlseg_bids.zoo.registry import find_card, load_cards
 from tlseg_bids.zoo.weights import load_weights
@@ -201,3 +204,23 @@ def test_a_scan_goes_through_the_program_there(tmp_path: Path, monkeypatch):
         assert np.isclose(*images, atol=0.01).mean() > 0.999, one.name
     (sidecar,) = found.glob("*aseg_dseg.json")
     assert json.loads(sidecar.read_text())["Device"] == str(THERE)
+
+
+def test_a_gpu_is_one_scans_at_a_time_and_the_cpu_everyones():
+    models, order, meeting = Models(), [], threading.Barrier(2, timeout=10)
+
+    def take(device: str) -> None:
+        with models.turn(device):
+            order.append(f"{device} begins")
+            if device == "cpu":
+                meeting.wait()  # breaks unless both are in their turn
+            time.sleep(0.05)
+            order.append(f"{device} ends")
+
+    for device in ("cuda:0", "cpu"):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(take, [device] * 2))
+    assert order[:4] == ["cuda:0 begins", "cuda:0 ends"] * 2
+    assert order[4:] == ["cpu begins"] * 2 + ["cpu ends"] * 2
+    with models.turn("cuda:0"), models.turn("cuda:1"):
+        pass

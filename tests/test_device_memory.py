@@ -10,8 +10,10 @@ import torch
 
 from tests import toy
 from tests.datasets import make_dataset
+from tlseg_bids import app
 from tlseg_bids.cli.run import main
 from tlseg_bids.plan import make
+from tlseg_bids.postprocess import to_native
 from tlseg_bids.segment import model
 
 GPU = "cuda:0"
@@ -69,6 +71,34 @@ def test_a_scan_that_the_gpu_has_no_memory_for_is_labelled_on_the_cpu(dataset, m
     tried.clear()
     assert run(dataset) == 0
     assert tried == [], "the result is finished, whichever device it came from"
+
+
+def test_labels_that_the_gpu_has_no_memory_to_bring_back_are_brought_back_on_the_cpu(
+    dataset, monkeypatch, caplog
+):
+    assert run(dataset, "plain") == 0
+    known, asked = model.load_model, []
+
+    def full_at_first(*given, **more):
+        asked.append(given)
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return to_native(*given, **more)
+
+    monkeypatch.setattr(make, "choose_device", lambda *_: (GPU, ()))
+    monkeypatch.setattr(model, "load_model", lambda *given: known(*given[:2]))
+    monkeypatch.setattr(app, "to_native", full_at_first)
+    assert run(dataset) == 0
+    assert len(asked) == 2
+    found, plain = sidecar(dataset), sidecar(dataset, "plain")
+    told = (
+        "cuda:0 had not enough memory to bring the labels of this scan to its own voxels, which "
+        "was done on the CPU: end other programs on the GPU"
+    )
+    assert told in found["Warnings"]
+    assert f"sub-01_T1w.nii.gz: {told}" in caplog.text
+    assert found["Device"] == GPU
+    assert found["QualityControl"] == plain["QualityControl"]
 
 
 def test_another_error_of_the_gpu_is_told_and_not_tried_again(dataset, monkeypatch, capsys):

@@ -136,7 +136,7 @@ def test_a_wanted_skip_is_no_failure(setting):
     assert exit_code(setting.run(well)) == 1
 
 
-def test_scans_stand_side_by_side_unless_they_share_a_gpu_or_a_worker(tmp_path, monkeypatch):
+def test_scans_stand_side_by_side_unless_they_share_a_worker(tmp_path, monkeypatch):
     plan = Setting(tmp_path).plan
     asked = config(tmp_path / "raw", nprocs=4)
     monkeypatch.setattr(app, "available_memory_gib", lambda: 64.0)
@@ -146,5 +146,5 @@ def test_scans_stand_side_by_side_unless_they_share_a_gpu_or_a_worker(tmp_path, 
     monkeypatch.setattr(app, "available_memory_gib", lambda: 64.0)
     assert app.share_out(replace(asked, executor="dask"), plan).threads == 4
     on_gpu = Plan(tuple(replace(job, device="cuda") for job in plan.jobs))
-    assert app.share_out(asked, on_gpu).threads == 4
+    assert app.share_out(asked, on_gpu).threads == 2
     assert app.share_out(asked, Plan(())).threads == 4

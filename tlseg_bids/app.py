@@ -47,6 +47,10 @@ NO_ROOM = (
     "{} had not enough memory for this scan, which was labelled on the CPU: end other programs on "
     "the GPU, or give --device cpu"
 )
+NO_ROOM_BACK = (
+    "{} had not enough memory to bring the labels of this scan to its own voxels, which was done "
+    "on the CPU: end other programs on the GPU"
+)
 CHECK_SCAN = "check that the scan shows a whole brain and that its header's orientation is right"
 
 
@@ -98,8 +102,8 @@ def group(config: Config) -> int:
 
 
 def share_out(config: Config, plan: Plan) -> Config:
-    """The run with CPUs for one scan; a GPU and a Dask worker label one scan at a time."""
-    local = config.executor == "local" and all(job.device == "cpu" for job in plan.jobs)
+    """The run with CPUs for one scan; a Dask worker labels one scan at a time."""
+    local = config.executor == "local"
     each_gib = max((job.memory_gib for job in plan.jobs), default=0.0)
     return config.shared_out(len(plan.jobs) if local else 1, each_gib, available_memory_gib())
 
@@ -152,12 +156,14 @@ def run_job(
     restart_peak()
     with steps("read"):
         scan, odd = load_scan(job.scan.path)
-    job, model, prepared, prediction = see(scan, job, steps, models)
-    with steps("back"):
-        segmentation = to_native(
-            prediction, scan, model.protocol, job.card.calibration, prepared.skull_stripped,
-            model.crew,
-        )  # fmt: skip
+    with models.turn(job.device):
+        job, model, prepared, prediction = see(scan, job, steps, models)
+        with steps("back"):
+            job, prediction, segmentation = bring_back(scan, job, model, prepared, prediction)
+        wanted = outputs.probabilities or job.precomputed
+        # Of what is written, the rest is made without the GPU, which is left to the next scan.
+        prediction = prediction.on_cpu() if wanted or job.spaces else None
+    with steps("back", more=True):
         if reason := implausible(segmentation.qc, skill(job.card)):
             raise ScanError(reason, "", CHECK_SCAN)
         segmentation = assess(
@@ -167,10 +173,11 @@ def run_job(
         )  # fmt: skip
     with steps("write"):
         for number, space in enumerate(job.spaces):
-            grid, there = template_frame(space.file, job, model, frames)
+            with models.turn(job.device):
+                grid, there = template_frame(space.file, job, model, frames)
             matrix = np.linalg.inv(there) @ prepared.template_from_native
-            wanted = Volume(scan.data, Grid(grid.shape, np.linalg.inv(matrix) @ grid.affine))
-            found = to_native(prediction, wanted, model.protocol, crew=model.crew)
+            target = Volume(scan.data, Grid(grid.shape, np.linalg.inv(matrix) @ grid.affine))
+            found = to_native(prediction, target, model.protocol, crew=model.crew)
             outputs.write_space(job, number, found, matrix)
         provenance = {
             "skull_stripped": prepared.skull_stripped,
@@ -182,7 +189,7 @@ def run_job(
             "peak_memory_gib": round(peak_memory_gib(), 3),
         }
         maps = None
-        if outputs.probabilities or job.precomputed:
+        if wanted:
             maps = probability_maps(prediction.probabilities, prediction.grid, scan.grid)
         files = outputs.write_scan(job, segmentation, provenance, maps)
     return Outcome(job.scan, "done", files, dict(steps.seconds), peak_memory_gib())
@@ -202,9 +209,34 @@ def see(
         if job.device == "cpu" or not no_memory(error):
             raise
     torch.cuda.empty_cache()
-    job = replace(job, device="cpu", warnings=(*job.warnings, NO_ROOM.format(job.device)))
-    LOG.warning("%s: %s", job.scan.path.name, job.warnings[-1])
+    job = replace(_warned(job, NO_ROOM), device="cpu")
     return job, *_seen(scan, job, steps, models)
+
+
+def bring_back(
+    scan: Volume, job: Job, model: Model, prepared: Prepared, prediction: Prediction
+) -> tuple[Job, Prediction, Segmentation]:
+    """The labels on the scan's own grid; on the CPU if a GPU lacks memory for that.
+
+    The prediction that is returned lies where it was read, and the job warns as in `see`.
+    """
+    how = scan, model.protocol, job.card.calibration, prepared.skull_stripped, model.crew
+    try:
+        return job, prediction, to_native(prediction, *how)
+    except Exception as error:
+        if job.device == "cpu" or not no_memory(error):
+            raise
+    torch.cuda.empty_cache()
+    job = _warned(job, NO_ROOM_BACK)
+    prediction = prediction.on_cpu()
+    return job, prediction, to_native(prediction, *how)
+
+
+def _warned(job: Job, sentence: str) -> Job:
+    """The job with a warning that names its device, which is logged, too."""
+    job = replace(job, warnings=(*job.warnings, sentence.format(job.device)))
+    LOG.warning("%s: %s", job.scan.path.name, job.warnings[-1])
+    return job
 
 
 def _seen(

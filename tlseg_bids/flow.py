@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,13 @@ class Prediction:
     probabilities: np.ndarray | SharedRows
     grid: Grid
     age: float | None = None
+
+    def on_cpu(self) -> Prediction:
+        """The same where no GPU is needed to read it."""
+        known = self.probabilities
+        if not isinstance(known, SharedRows) or known.rows.device.type == "cpu":
+            return self
+        return replace(self, probabilities=SharedRows(known.rows.cpu(), known.index.cpu()))
 
     @property
     def channel(self) -> np.ndarray:

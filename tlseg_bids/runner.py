@@ -39,14 +39,15 @@ class Steps:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Run the block as the step `name` (one of `STEPS`)."""
+    def __call__(self, name: str, more: bool = False) -> Iterator[None]:
+        """Run the block as the step `name` (one of `STEPS`), or as `more` of it."""
         self.progress.step(self.scan, name, STEPS.index(name) + 1, len(STEPS))
         start = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[name] = round(time.monotonic() - start, 2)
+            before = self.seconds.get(name, 0.0) if more else 0.0
+            self.seconds[name] = round(before + time.monotonic() - start, 2)
 
 
 Work = Callable[[Job, Steps], Outcome]

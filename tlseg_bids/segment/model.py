@@ -169,16 +169,29 @@ def load_model(
 
 
 class Models:
-    """Models by card and device, each loaded once; may be asked from several threads."""
+    """Models by card and device, each loaded once; may be asked from several threads.
+
+    Scans side by side take turns on a GPU (`turn`), so that it holds what one of them needs, and
+    are read, judged and written meanwhile.
+    """
 
     def __init__(self, offline: bool = False, crew: Crew = ALONE) -> None:
         self._offline, self._crew, self._lock = offline, crew, Lock()
         self._loaded: dict[tuple[str, Path | None, str], Model] = {}
+        self._turns: dict[str, Lock] = {}
 
     def get(self, card: ModelCard, device: str) -> Model:
         """The model of a card; raises as `load_weights` and `load_model`."""
         with self._lock:
             return self._get(card, device)
+
+    @contextlib.contextmanager
+    def turn(self, device: str) -> Iterator[None]:
+        """While it lasts a GPU is the caller's alone; the CPU is everyone's."""
+        with self._lock:
+            own = self._turns.setdefault(device, Lock())
+        with contextlib.nullcontext() if device == "cpu" else own:
+            yield
 
     def _get(self, card: ModelCard, device: str) -> Model:
         key = (digest(card), card.path, device)  # cards may share a file of weights

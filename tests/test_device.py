@@ -16,6 +16,7 @@ import torch
 
 from tests import pretended, toy
 from tests.datasets import made_up_job, make_dataset
+from tests.scripts import load_benchmark
 from tests.small import small_scans
 from tests.test_segment import CARD, DETAILED, HALVES, tensors
 from tlseg_bids import app, placing
@@ -224,3 +225,17 @@ def test_a_gpu_is_one_scans_at_a_time_and_the_cpu_everyones():
     assert order[4:] == ["cpu begins"] * 2 + ["cpu ends"] * 2
     with models.turn("cuda:0"), models.turn("cuda:1"):
         pass
+
+
+@pytest.mark.slow
+def test_the_benchmark_counts_what_a_gpu_is_asked_for(tmp_path: Path):
+    small_scans(tmp_path, 1)
+    (path,) = tmp_path.rglob("*_T1w.nii.gz")
+    found = load_benchmark("device").pretend(path, "any")
+    assert list(found.index) == ["read", "find", "label", "back"]
+    assert found["operations"]["read"] == 0
+    assert (found["operations"][1:] > 100).all()
+    assert 100 < found["of networks with an atlas"]["label"] < found["operations"]["label"]
+    size_mib = np.prod(nib.load(path).shape) / MIB
+    assert found["MiB there"]["find"] == pytest.approx(4 * size_mib, abs=0.5)
+    assert found["MiB back"]["back"] == pytest.approx(3 * size_mib, abs=0.2)

@@ -18,6 +18,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ class Far(Tensor):
 
     def __init__(self, near: Tensor) -> None:
         self.near = near
+
+    def tolist(self) -> Any:
+        return self.near.tolist()
+
+    def __reduce_ex__(self, version: int) -> Any:
+        return self.near.__reduce_ex__(version)
 
     def __repr__(self) -> str:
         return f"Far({self.near})"
@@ -145,9 +152,7 @@ def without_kernel(asked: Iterable[str], backend: str) -> set[str]:
     The table comes with PyTorch (`torchgen`). For which types of numbers there is one it does not
     say.
     """
-    file = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
-    entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    table = {entry["func"].partition("(")[0]: entry for entry in entries}
+    table = _kernels()
 
     def served(name: str) -> bool:
         if name.startswith("mkldnn"):
@@ -163,10 +168,34 @@ def without_kernel(asked: Iterable[str], backend: str) -> set[str]:
     return {name for name in asked if not served(name)}
 
 
+@cache
+def _kernels() -> dict[str, dict[str, Any]]:
+    file = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
+    entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return {entry["func"].partition("(")[0]: entry for entry in entries}
+
+
 def _is_view(function: Any) -> bool:
     """Whether an operation only says where in the memory of another tensor one lies."""
     ends = [one.alias_info for one in function._schema.returns]
     return any(end is not None and not end.is_write for end in ends)
+
+
+class _Kind(type):
+    """Random numbers of the device are drawn by the processor's generator."""
+
+    def __call__(cls, device: Any = "cpu") -> torch.Generator:
+        return _GENERATOR("cpu" if torch.device(device).type == DEVICE.type else device)
+
+    def __instancecheck__(cls, other: Any) -> bool:
+        return isinstance(other, _GENERATOR)
+
+
+_GENERATOR = torch.Generator
+
+
+class _Generator(metaclass=_Kind):
+    pass
 
 
 @contextlib.contextmanager
@@ -180,6 +209,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
     with monkeypatch.context() as patch, _Pretending(counted):
         patch.setattr(torch, "autocast", autocast)
         patch.setattr(torch, "inference_mode", torch.no_grad)
+        patch.setattr(torch, "Generator", _Generator)
         torch._C._set_only_lift_cpu_tensors(True)
         try:
             yield counted

@@ -28,6 +28,7 @@ from tlseg_bids.zoo.weights import load_weights
 
 HERE = Path(tlseg_bids.train.__file__).parent
 RECIPES = sorted((HERE / "recipes" / "systems").glob("*.toml"))
+OURS = sorted((HERE / "recipes").glob("*.toml"))
 CARDS = sorted((HERE / "models" / "systems").glob("*.toml"))
 OF = {"monet": "monet-joint"}
 
@@ -45,6 +46,22 @@ def test_every_recipe_trains(path, data, tmp_path):
     saved = load_checkpoint(train(shrunk(recipe), data, tmp_path, _quiet))
     assert saved["step"] == 1
     assert all(torch.isfinite(value).all() for value in saved["average"].values())
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *OURS], ids=lambda path: path.stem)
+def test_every_recipe_trains_on_another_device(path, data, tmp_path, monkeypatch):
+    """Nothing is mixed with the processor's tensors, and a GPU has a kernel for all of it."""
+    recipe = shrunk(load_recipe(path))
+    if path in OURS:  # which have more levels than so small a patch has voxels for
+        features = recipe.network["features"][:3]
+        recipe = replace(recipe, network={**recipe.network, "features": features})
+    with pretended.device(monkeypatch) as counted:
+        saved = train(recipe, data, tmp_path, _quiet, device=str(pretended.DEVICE))
+    found = load_checkpoint(saved)
+    assert (found["step"], found["device"]) == (1, pretended.DEVICE.type)
+    assert all(torch.isfinite(value).all() for value in found["average"].values())
+    assert counted.asked.total() > 300
+    assert not pretended.without_kernel(counted.asked, "CUDA")
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests import pretended
 from tests.cards import small_card
 from tests.datasets import config, make_dataset
 from tlseg_bids.adapt import inspect as adapt_inspect
@@ -28,6 +29,7 @@ from tlseg_bids.cli.progress import Progress
 from tlseg_bids.errors import DataError, NoInputError, ScanError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.networks import build
+from tlseg_bids.plan import make
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess.prepare import prepare
 from tlseg_bids.segment.answer import Ask, segment
@@ -252,6 +254,19 @@ def test_a_model_is_adapted_on_a_gpu(tmp_path, base, persons):
     assert fine_tune(what, answer, Told()) == 0
     record = json.loads((what.out_dir / "models" / "lab" / "adaptation.json").read_text())
     assert record["Gain"] > 0.02, record["Reason"]
+
+
+@pytest.mark.slow
+def test_a_model_is_adapted_on_a_device_that_is_not_there(site, base, monkeypatch):
+    """Nothing is mixed with the processor's tensors, and a GPU has a kernel for all of it."""
+    what = asked(*site, base)
+    monkeypatch.setattr(make, "choose_device", lambda *_: (str(pretended.DEVICE), ()))
+    with pretended.device(monkeypatch) as counted:
+        assert fine_tune(what, answer, Told()) == 0
+    record = json.loads((what.out_dir / "models" / "lab" / "adaptation.json").read_text())
+    assert record["Kept"] and record["Gain"] > 0.02, record["Reason"]
+    assert counted.asked.total() > 10_000
+    assert not pretended.without_kernel(counted.asked, "CUDA")
 
 
 def test_one_person_is_divided_in_halves_and_a_killed_run_goes_on(tmp_path, base):

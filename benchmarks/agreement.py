@@ -1,9 +1,11 @@
 """Labels of one scan in several ways of computing them: precision, threads, device.
 
-``python benchmarks/agreement.py SCAN … [--model any] [--out TABLE.tsv]``
+``python benchmarks/agreement.py SCAN … [--model any] [--pretend] [--out TABLE.tsv]``
 
 Every scan is labelled as the program does by default with two threads, then with one thread, in
 float32, in float32 in the frame that the first way found, and on the GPU where there is one.
+With ``--pretend`` also on a device that is not there (`tests/pretended.py`), on which a GPU's mixed
+precision is made: factors of every product rounded, summed in float32, what is found rounded again.
 Printed is the Dice of each structure with the labels of the first way, for every scan: least and
 mean over structures, and which structure is the least. The table has every structure.
 """
@@ -11,13 +13,18 @@ mean over structures, and which structure is the least. The table has every stru
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests import pretended
 from tlseg_bids import app, placing
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.crew import Crew
@@ -47,6 +54,19 @@ def ways(name: str) -> dict[str, tuple[Model, Model]]:
     return found
 
 
+def pretended_ways(name: str, path: Path) -> dict[str, np.ndarray]:
+    """Labels by precision, found on a device that is not there."""
+    found = {}
+    for precision in (torch.float16, torch.bfloat16, torch.float32):
+        with pytest.MonkeyPatch.context() as patch, pretended.device(patch):
+            card = find_card(load_cards(()), name, "--model")
+            model = load_model(card, load_weights(card, True), pretended.DEVICE.type)
+            model = replace(model, precision=precision)
+            said = str(precision).removeprefix("torch.")
+            found[f"a GPU's {said}, pretended"] = labels(path, model, model)
+    return found
+
+
 def labels(path: Path, finder: Model, model: Model) -> np.ndarray:
     """As the program labels the scan, on its own grid."""
     suffix = "T2w" if "T2w" in path.name else "T1w"
@@ -64,17 +84,19 @@ def main() -> None:
     )
     parser.add_argument("scans", type=Path, nargs="+")
     parser.add_argument("--model", default="any")
+    parser.add_argument("--pretend", action="store_true")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)  # as the program does
     rows = []
     for path in asked.scans:
-        first = None
-        for way, (finder, model) in ways(asked.model).items():
-            found = labels(path, finder, model)
-            if first is None:
-                first = found
-                continue
+        known = ways(asked.model)
+        ((_, model), *_) = known.values()
+        all_labels = {way: labels(path, *pair) for way, pair in known.items()}
+        if asked.pretend:
+            all_labels |= pretended_ways(asked.model, path)
+        (_, first), *others = all_labels.items()
+        for way, found in others:
             table = model.protocol.table.iloc[1:]
             for index, name in zip(table["index"], table["name"], strict=True):
                 if (first == index).any() or (found == index).any():

@@ -33,6 +33,17 @@ from torch.utils._pytree import tree_map
 DEVICE = torch.device("lazy:0")
 CARRIES = ("aten::_to_copy", "aten::copy_")
 """Operations that may take tensors of two places."""
+LOWERED = {
+    "conv2d", "conv3d", "conv_transpose3d", "linear", "matmul", "__matmul__", "mm", "addmm", "bmm",
+    "baddbmm", "prelu",
+}  # fmt: skip
+RAISED = {"softmax", "log_softmax", "log", "exp", "sum", "cumsum", "pow", "mse_loss", "nll_loss"}
+"""What mixed precision computes in the low one, and in float32, as on CUDA:
+https://docs.pytorch.org/docs/stable/amp.html"""
+PRODUCTS = {
+    f"aten::{name}" for name in ("convolution", "convolution_backward", "mm", "addmm", "bmm")
+}  # fmt: skip
+_PRECISION: list[torch.dtype | None] = []
 COMPARES = "aten::_has_compatible_shallow_copy_type"
 
 
@@ -90,6 +101,14 @@ class Far(Tensor):
         return f"Far({self.near})"
 
     @classmethod
+    def __torch_function__(cls, function: Any, _types: Any, args: Any = (), kwargs: Any = None):
+        name, given = getattr(function, "__name__", ""), (args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            if _PRECISION and _PRECISION[-1] is not None and name in LOWERED | RAISED:
+                given = _in(_PRECISION[-1] if name in LOWERED else torch.float32, given, Far)
+            return function(*given[0], **given[1])
+
+    @classmethod
     def __torch_dispatch__(cls, function: Any, _types: Any, args: Any = (), kwargs: Any = None):
         return _run(function, args, kwargs or {}, Counted())
 
@@ -124,7 +143,12 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any], counted: Counted) -> 
         raise RuntimeError(f"{name}: tensors of {other} lie on the processor, others on {DEVICE}")
     if wanted is not None:
         own_kwargs["device"] = torch.device("cpu")
-    found = function(*own_args, **own_kwargs)
+    low = {one.dtype for one in far} & {torch.bfloat16, torch.float16}
+    if low and name in PRODUCTS:  # summed in float32, and rounded once
+        wide_args, wide_kwargs = _in(torch.float32, (own_args, own_kwargs))
+        found = _in(low.pop(), function(*wide_args, **wide_kwargs))
+    else:
+        found = function(*own_args, **own_kwargs)
     if far and name.startswith("aten::") and not _is_view(function):
         counted.asked[".".join(filter(None, (name[6:], function._schema.overload_name)))] += 1
     if name == "aten::copy_":
@@ -144,6 +168,16 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any], counted: Counted) -> 
         return counted.hold(Far(value)) if there else value
 
     return tree_map(place, found)
+
+
+def _in(precision: torch.dtype, given: Any, kind: type = Tensor) -> Any:
+    """Some arguments or results, their floating-point tensors of a kind in a precision."""
+
+    def cast(value: Any) -> Any:
+        meant = isinstance(value, kind) and value.is_floating_point()
+        return value.to(precision) if meant else value
+
+    return tree_map(cast, given)
 
 
 def without_kernel(asked: Iterable[str], backend: str) -> set[str]:
@@ -203,8 +237,16 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
     """While it is open there is `DEVICE`, in this thread; what is carried to and from it."""
     real, counted = torch.autocast, Counted()
 
+    @contextlib.contextmanager
+    def mixed(precision: torch.dtype | None = None, enabled: bool = True) -> Iterator[None]:
+        _PRECISION.append(precision if enabled else None)
+        try:
+            yield
+        finally:
+            _PRECISION.pop()
+
     def autocast(kind: str, *how: Any, **more: Any) -> Any:
-        return contextlib.nullcontext() if kind == DEVICE.type else real(kind, *how, **more)
+        return mixed(*how, **more) if kind == DEVICE.type else real(kind, *how, **more)
 
     with monkeypatch.context() as patch, _Pretending(counted):
         patch.setattr(torch, "autocast", autocast)

@@ -30,7 +30,13 @@ from tlseg_bids.postprocess import ProbabilityField, probability_maps, to_native
 from tlseg_bids.preprocess.geometry import interpolated, resample
 from tlseg_bids.preprocess.intensity import robust_scale, scaled
 from tlseg_bids.segment.answer import Ask, segment
-from tlseg_bids.segment.model import Model, Models, load_model
+from tlseg_bids.segment.model import (
+    Model,
+    Models,
+    fast_precision,
+    learning_precision,
+    load_model,
+)
 from tlseg_bids.volume import Grid, Volume, load_scan
 from tlseg_bids.zoo.registry import find_card, load_cards
 from tlseg_bids.zoo.weights import load_weights
@@ -239,3 +245,35 @@ def test_the_benchmark_counts_what_a_gpu_is_asked_for(tmp_path: Path):
     size_mib = np.prod(nib.load(path).shape) / MIB
     assert found["MiB there"]["find"] == pytest.approx(4 * size_mib, abs=0.5)
     assert found["MiB back"]["back"] == pytest.approx(3 * size_mib, abs=0.2)
+
+
+def test_a_gpu_answers_in_float16_and_learns_in_bfloat16():
+    assert fast_precision(torch.device("cuda")) == torch.float16
+    model = load_model(CARD, tensors(CARD))
+    for answers, learns in (
+        (torch.float16, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.float32),
+    ):
+        assert learning_precision(replace(model, precision=answers)) == learns
+
+
+@pytest.mark.parametrize("card", [CARD, DETAILED], ids=["plain", "fine"])
+def test_what_float16_has_no_numbers_for_is_computed_again(card, monkeypatch):
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 16, 16, 16))).float()
+    scan = Volume(image[0].numpy(), Grid((16, 16, 16), np.eye(4)))
+    prepared = Prepared(image, scan.grid, scan, np.eye(4), True, ())
+    for factor, said in ((1.0, "float16"), (1e6, "float32")):
+        given = tensors(card)
+        given["segmenter.down.0.conv1.weight"] = factor * given["segmenter.down.0.conv1.weight"]
+        exact = replace(load_model(card, given), precision=torch.float32)
+        wanted = segment(exact, prepared, Ask())
+        with pretended.device(monkeypatch):
+            model = replace(load_model(card, given, THERE.type), precision=torch.float16)
+            found = segment(model, prepared, Ask())
+            probabilities = np.asarray(found.probabilities, np.float32)
+        assert found.precision == said
+        assert found.is_finite
+        np.testing.assert_allclose(
+            probabilities, np.asarray(wanted.probabilities, np.float32), atol=0.02
+        )

@@ -161,6 +161,7 @@ def run_job(
         with steps("back"):
             job, prediction, segmentation = bring_back(scan, job, model, prepared, prediction)
         wanted = outputs.probabilities or job.precomputed
+        precision = prediction.precision
         # Of what is written, the rest is made without the GPU, which is left to the next scan.
         prediction = prediction.on_cpu() if wanted or job.spaces else None
     with steps("back", more=True):
@@ -183,7 +184,7 @@ def run_job(
             "skull_stripped": prepared.skull_stripped,
             "steps": list(prepared.steps),
             "scan_warnings": [*odd, *prepared.warnings],
-            "precision": str(model.precision).removeprefix("torch."),
+            "precision": precision,
             "template_from_scan": prepared.template_from_native.round(6).tolist(),
             "seconds": dict(steps.seconds),
             "peak_memory_gib": round(peak_memory_gib(), 3),

@@ -124,12 +124,22 @@ class SharedRows:
 class Prediction:
     """Class probabilities on the model's output grid: float16 (channels, I, J, K).
 
-    `age` is what a network with an age head reads from the image, in years.
+    `age` is what a network with an age head reads from the image, in years; `precision` what was
+    multiplied was rounded to.
     """
 
     probabilities: np.ndarray | SharedRows
     grid: Grid
     age: float | None = None
+    precision: str = "float32"
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all probabilities are numbers."""
+        known = self.probabilities
+        if isinstance(known, SharedRows):
+            return bool(known.rows.isfinite().all())
+        return bool(np.isfinite(known).all())
 
     def on_cpu(self) -> Prediction:
         """The same where no GPU is needed to read it."""

@@ -15,7 +15,7 @@ from tlseg_bids.adapt.judge import Fold, held_out, visible, with_network
 from tlseg_bids.adapt.reading import Reading
 from tlseg_bids.adapt.record import asked_as_child
 from tlseg_bids.networks import build, channels_last
-from tlseg_bids.segment.model import Model
+from tlseg_bids.segment.model import Model, learning_precision
 from tlseg_bids.train.adaptation import Adaptation
 from tlseg_bids.train.dataset import Sample
 from tlseg_bids.train.draw import atlas
@@ -105,7 +105,7 @@ class Stock:
         return Parent(
             model.networks["segmenter"], tuple(protocol.name for protocol in model.heads),
             [prior[0] for prior in model.priors.values()], options["box_mm"],
-            float(options["spacing_mm"]), model.precision, mirror,
+            float(options["spacing_mm"]), learning_precision(model), mirror,
         )  # fmt: skip
 
     def _atlases(self, model: Model, samples: list[Sample], mirror: bool) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -137,7 +137,8 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
     -----
     ``merged`` in the card's strategy numbers the networks that cannot tell left from right (those
     of sagittal slices): what they find is shared out evenly between the sides. A network with an
-    age head is asked with every window of the fine answer; the mean is the scan's age.
+    age head is asked with every window of the fine answer; the mean is the scan's age. What
+    float16 has no numbers for is computed again in float32.
     """
     own = ("name", "mirror", "merged", "halves", "trim")
     strategy = {k: v for k, v in model.card.strategy.items() if k not in own}
@@ -153,7 +154,12 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
     blends = hasattr(network, "body") and not network.coarse_only
     probabilities = (_blended if blends else _plain)(model, ask, image, walk)
     age = float(np.mean(sorted(ages))) if ages else None  # windows may end in any order
-    return Prediction(probabilities, prepared.grid.coarser(factor, probabilities.shape[1:]), age)
+    grid = prepared.grid.coarser(factor, probabilities.shape[1:])
+    precision = str(model.precision).removeprefix("torch.")
+    found = Prediction(probabilities, grid, age, precision)
+    if model.precision == torch.float16 and not found.is_finite:
+        return segment(replace(model, precision=torch.float32), prepared, ask)
+    return found
 
 
 def _hearing_ages(

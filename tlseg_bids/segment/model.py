@@ -111,9 +111,13 @@ class Model:
 
 
 def fast_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively, else float32."""
+    """What is multiplied is rounded to this: on a CPU bfloat16, if it multiplies that natively.
+
+    On a GPU float16, which every one with matrix units multiplies, and which rounds eight times
+    less; what lies beyond its range is noticed (`tlseg_bids.segment.answer.segment`).
+    """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.float16
     if device.type == "cpu":
         native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
         tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
@@ -200,6 +204,11 @@ class Models:
             placer = None if finder is None else self._get(finder, device)
             self._loaded[key] = load_model(card, tensors, device, self._crew, placer)
         return self._loaded[key]
+
+
+def learning_precision(model: Model) -> torch.dtype:
+    """In which a model's child learns: gradients are too small for float16."""
+    return torch.bfloat16 if model.precision == torch.float16 else model.precision
 
 
 @contextlib.contextmanager

@@ -85,3 +85,18 @@ def test_of_a_scan_that_shows_too_little_whole_structures_are_taken():
     )
     assert count == 9
     assert displacement_mm(np.eye(4), found, given.centroids[1:]) < 0.1
+
+
+def test_the_last_digit_of_a_probability_does_not_move_the_frame():
+    """Voxels of 0.3 and 0.5 of two structures, as at a border, and what another processor rounds
+    otherwise: with a sharp limit at either, one side of a ball would count or not."""
+    given, grid = landmarks(), box_grid()
+    soft = given.atlas.probabilities.copy()
+    soft[1:] *= np.where(np.arange(40) % 2, 0.3, 0.5)[:, None, None]
+    soft[0] = 1 - soft[1:].sum(0)
+    rounding = np.random.default_rng(0).uniform(-1e-6, 1e-6, soft.shape)
+    frames = [
+        template_from_probabilities(one.astype(np.float32), grid.affine, given, grid)[0]
+        for one in (soft, soft + rounding)
+    ]
+    assert displacement_mm(*frames, given.centroids) < 1e-4

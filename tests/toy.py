@@ -21,7 +21,7 @@ from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.networks import build
 from tlseg_bids.preprocess.geometry import interpolated, resample
 from tlseg_bids.preprocess.prepare import cube, foreground_centre
-from tlseg_bids.preprocess.register import LANDMARK_PROBABILITY, centroids
+from tlseg_bids.preprocess.register import centroids, counted
 from tlseg_bids.segment.model import load_model
 from tlseg_bids.segment.place import locate
 from tlseg_bids.volume import Grid, Volume
@@ -170,5 +170,4 @@ def _template(card: ModelCard, tensors: dict[str, torch.Tensor]) -> np.ndarray:
     frame[:3, 3] = -foreground_centre(volume)
     on = cube(frame, SIDE, SPACING_MM)
     found = see(interpolated(volume, on))
-    found[0], found[found < LANDMARK_PROBABILITY] = 0, 0
-    return centroids(found, on.affine)[0]
+    return centroids(counted(found), on.affine)[0]

@@ -92,7 +92,9 @@ QUARTER_TURNS = tuple(_quarter(axis, sense) for axis in range(3) for sense in (1
 """Both ways about x, y and z: a header that exchanges two axes makes one."""
 
 
-LANDMARK_PROBABILITY = 0.3
+LANDMARK_PROBABILITY = 0.2, 0.4
+"""Between which a voxel begins to count for a centroid. With a sharp limit a rounding in the last
+digit, as another processor makes it, lets a voxel count or not, and moved frames by 0.004 mm."""
 LEAST_MM3 = 100.0
 LEAST_LANDMARKS = 6
 RESIDUAL_SCALE_MM = 6.0
@@ -130,6 +132,16 @@ def fits_a_head(matrix: np.ndarray) -> bool:
     return bool(scales[-1] >= SCALES[0] and scales[0] <= SCALES[1])
 
 
+def counted(probabilities: np.ndarray) -> np.ndarray:
+    """What each voxel counts for the centroids of the structures, (channels, I, J, K)."""
+    low, high = LANDMARK_PROBABILITY
+    kept = (probabilities - low) * (1 / (high - low))
+    np.clip(kept, 0, 1, out=kept)
+    kept *= probabilities
+    kept[0] = 0
+    return kept
+
+
 def template_from_probabilities(
     probabilities: np.ndarray, voxel_to_mm: np.ndarray, template: Landmarks,
     native: Grid | None = None,
@@ -156,9 +168,7 @@ def template_from_probabilities(
     landmarks : int
     residual_mm : float
     """
-    kept = np.where(probabilities > LANDMARK_PROBABILITY, probabilities, 0)
-    kept[0] = 0
-    points, mass = centroids(kept, voxel_to_mm)
+    points, mass = centroids(counted(probabilities), voxel_to_mm)
     found = mass > LEAST_MM3
     use = found & np.isfinite(template.centroids).all(1)
     if use.sum() < LEAST_LANDMARKS:

@@ -7,7 +7,8 @@ float32, in float32 in the frame that the first way found, and on the GPU where 
 With ``--pretend`` also on a device that is not there (`tests/pretended.py`), on which a GPU's mixed
 precision is made: factors of every product rounded, summed in float32, what is found rounded again.
 Printed is the Dice of each structure with the labels of the first way, for every scan: least and
-mean over structures, and which structure is the least. The table has every structure.
+mean over structures, and which structure is the least, and how far from the first way's the brain
+is seen. The table has every structure.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ from tlseg_bids.crew import Crew
 from tlseg_bids.flow import Job
 from tlseg_bids.metrics import dice
 from tlseg_bids.postprocess import to_native
+from tlseg_bids.preprocess.register import displacement_mm
 from tlseg_bids.segment.model import Model, load_model
 from tlseg_bids.volume import load_scan
 from tlseg_bids.zoo.registry import find_card, load_cards
 from tlseg_bids.zoo.weights import load_weights
+
+Found = tuple[np.ndarray, np.ndarray]
 
 
 def ways(name: str) -> dict[str, tuple[Model, Model]]:
@@ -54,8 +58,8 @@ def ways(name: str) -> dict[str, tuple[Model, Model]]:
     return found
 
 
-def pretended_ways(name: str, path: Path) -> dict[str, np.ndarray]:
-    """Labels by precision, found on a device that is not there."""
+def pretended_ways(name: str, path: Path) -> dict[str, Found]:
+    """Labels and frames by precision, found on a device that is not there."""
     found = {}
     for precision in (torch.float16, torch.bfloat16, torch.float32):
         with pytest.MonkeyPatch.context() as patch, pretended.device(patch):
@@ -67,14 +71,15 @@ def pretended_ways(name: str, path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def labels(path: Path, finder: Model, model: Model) -> np.ndarray:
-    """As the program labels the scan, on its own grid."""
+def labels(path: Path, finder: Model, model: Model) -> Found:
+    """As the program labels the scan, on its own grid, and where it sees the brain."""
     suffix = "T2w" if "T2w" in path.name else "T1w"
     scan = Scan(path, path.parent, {"sub": "x"}, suffix)
     job = Job(scan, model.card, "", (), (), "", model.device.type, 0.0)
     volume, _ = load_scan(path)
-    prediction = app.finely(placing.find(volume, job, finder), model)
-    return to_native(prediction, volume, model.protocol, crew=model.crew).labels.data
+    prepared = placing.find(volume, job, finder)
+    segmentation = to_native(app.finely(prepared, model), volume, model.protocol, crew=model.crew)
+    return segmentation.labels.data, prepared.template_from_native
 
 
 def main() -> None:
@@ -95,8 +100,9 @@ def main() -> None:
         all_labels = {way: labels(path, *pair) for way, pair in known.items()}
         if asked.pretend:
             all_labels |= pretended_ways(asked.model, path)
-        (_, first), *others = all_labels.items()
-        for way, found in others:
+        (_, (first, frame)), *others = all_labels.items()
+        for way, (found, seen) in others:
+            apart_mm = displacement_mm(frame, seen, model.template)
             table = model.protocol.table.iloc[1:]
             for index, name in zip(table["index"], table["name"], strict=True):
                 if (first == index).any() or (found == index).any():
@@ -105,8 +111,8 @@ def main() -> None:
             some = pd.DataFrame([row for row in rows if row["way"] == way])
             some = some[some["scan"] == path.name].set_index("name")["dice"]
             print(f"{path.name}, {way}: mean {some.mean():.4f}, least {some.min():.4f} "
-                  f"({some.idxmin()}), {(some < 0.998).sum()} of {len(some)} below 0.998",
-                  flush=True)  # fmt: skip
+                  f"({some.idxmin()}), {(some < 0.998).sum()} of {len(some)} below 0.998, "
+                  f"frame {apart_mm:.4f} mm away", flush=True)  # fmt: skip
     every = pd.DataFrame(rows)
     print(every.groupby(["way", "name"])["dice"].agg(["mean", "min"]).round(4).to_string())
     if asked.out:

@@ -4,7 +4,8 @@
 tensors of the processor, which compute them. As on a GPU, an operation on tensors of both raises,
 and so does reading one as an array before it was brought back. What is carried between the two
 places, and what lies there, is counted, and what is asked of it can be looked up in PyTorch's table
-of kernels. What it cannot show is how fast a GPU is, and how it rounds.
+of kernels. Mixed precision rounds as on a GPU. What cannot be shown is how fast one is, in which
+order it adds up, and what it does with memory beyond that of tensors.
 
 PyTorch's own name for a device without a backend of its own here, ``lazy``, stands for it;
 `torch.inference_mode` is `torch.no_grad` meanwhile, as tensors that wrap others cannot be made in
@@ -43,8 +44,11 @@ https://docs.pytorch.org/docs/stable/amp.html"""
 PRODUCTS = {
     f"aten::{name}" for name in ("convolution", "convolution_backward", "mm", "addmm", "bmm")
 }  # fmt: skip
-_PRECISION: list[torch.dtype | None] = []
+"""What is then summed in float32."""
 COMPARES = "aten::_has_compatible_shallow_copy_type"
+"""Asked of two parameters, of which one lies there and the other does not."""
+_PRECISION: list[torch.dtype | None] = []
+"""The mixed precision that was asked for last, innermost."""
 
 
 @dataclass

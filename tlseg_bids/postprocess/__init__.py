@@ -119,10 +119,11 @@ def most_probable(
     soft = np.zeros(field.channels)
 
     def fill(voxels: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-        top = probabilities.max(dim=1)
-        channel.view(-1).scatter_(0, voxels, top.indices.to(channel.dtype))
-        confidence.view(-1).scatter_(0, voxels, as_byte(top.values))
-        return probabilities.sum(0, dtype=exact)
+        with torch.inference_mode():  # a mode of each thread, and the caller's may be in it
+            top = probabilities.max(dim=1)
+            channel.view(-1).scatter_(0, voxels, top.indices.to(channel.dtype))
+            confidence.view(-1).scatter_(0, voxels, as_byte(top.values))
+            return probabilities.sum(0, dtype=exact)
 
     for found in field.each(fill, crew):
         soft += found.cpu().numpy()

@@ -118,6 +118,7 @@ def measure(path: Path, name: str, device: str, repeats: int) -> pd.DataFrame:
             spent = timed(run, device)
             if turn:
                 seconds.setdefault(step, []).append(spent)
+    most = torch.cuda.max_memory_allocated(device)
     shown = way.prepared.image[None][(..., *(slice(0, n) for n in half(way)))].contiguous()
     network = way.model.networks["segmenter"]
 
@@ -135,7 +136,7 @@ def measure(path: Path, name: str, device: str, repeats: int) -> pd.DataFrame:
         step: {"seconds": statistics.median(all_), "least": min(all_), "most": max(all_)}
         for step, all_ in seconds.items()
     }).T.round(4)  # fmt: skip
-    table["most GiB"] = torch.cuda.max_memory_allocated(device) / MIB / 1024
+    table["most GiB"] = most / MIB / 1024
     return table
 
 

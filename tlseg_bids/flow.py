@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.spaces import Space
 from tlseg_bids.volume import Grid, Volume
 from tlseg_bids.zoo.card import ModelCard
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

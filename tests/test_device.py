@@ -25,6 +25,7 @@ from tlseg_bids.cli.run import main
 from tlseg_bids.crew import Crew
 from tlseg_bids.flow import Prediction, Prepared, Segmentation
 from tlseg_bids.metrics import dice
+from tlseg_bids.networks import UNet
 from tlseg_bids.plan import make
 from tlseg_bids.postprocess import ProbabilityField, probability_maps, to_native
 from tlseg_bids.preprocess.geometry import interpolated, resample
@@ -144,29 +145,38 @@ def test_a_network_answers_there_as_here(card, fine, monkeypatch):
 @pytest.mark.slow
 def test_the_default_model_labels_a_scan_there_as_here(tmp_path: Path, monkeypatch):
     """Large is only the scan on its way there, labels and confidence on their way back, and what
-    finds the brain, three times."""
+    finds the brain, twice: the locator's look and the settler's. Neither is rounded to TF32."""
     small_scans(tmp_path, 1)
     (path,) = tmp_path.rglob("*_T1w.nii.gz")
     card = find_card(load_cards(()), "any", "--model")
     job = replace(made_up_job(Scan(path, tmp_path, {"sub": "01"}, "T1w")), card=card)
     weights = load_weights(card, True)
 
-    def run(model: Model) -> tuple[Segmentation, int]:
+    def run(model: Model) -> tuple[Segmentation, Volume]:
         scan, _ = load_scan(path)
         prepared = placing.find(scan, job, model)
         answer = app.finely(prepared, model)
         return to_native(answer, scan, model.protocol, card.calibration, True, model.crew), scan
 
     here, scan = run(replace(load_model(card, weights), precision=torch.float32))
+    encode, tf32 = UNet._encode, {}
+
+    def noted(network: UNet, *given, **more):
+        tf32.setdefault(network, set()).add(torch.backends.cudnn.allow_tf32)
+        return encode(network, *given, **more)
+
+    monkeypatch.setattr(UNet, "_encode", noted)
     with pretended.device(monkeypatch) as counted:
         model = load_model(card, weights, THERE.type)
         assert model.landmarks.atlas is not None  # brought back once for a model
         counted.there.clear(), counted.back.clear()
         there, _ = run(model)
+    roles = {role: tf32[network] for role, network in model.networks.items()}
+    assert roles == {"locator": {False}, "settler": {False}, "segmenter": {True}}
     assert [size for size in counted.there if size > MIB / 8] == [scan.data.nbytes]
     back = [size for size in counted.back if size > MIB / 8]
     assert back[-2:] == [here.labels.data.nbytes, here.confidence.nbytes]
-    assert len(back) <= 4  # a look of the locator, one of the settler
+    assert len(back) <= 4
     assert 0.5 < counted.most / 2**30 < 2
     assert len(counted.asked) > 40
     assert not pretended.without_kernel(counted.asked, "CUDA")

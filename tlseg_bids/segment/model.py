@@ -219,11 +219,22 @@ def fast(model: Model) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def exact(model: Model) -> Iterator[None]:
+    """Without gradients, in float32: in convolutions a GPU would round to TF32, unless told not to.
+
+    See https://docs.pytorch.org/docs/stable/notes/cuda.html.
+    """
+    whole = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.inference_mode(), contextlib.nullcontext() if model.device.type == "cpu" else whole:
+        yield
+
+
 def logits_of(model: Model, role: str, image: Tensor, prior: Tensor | None, **ask: Any) -> Tensor:
     """What one of a model's networks answers, on its device.
 
     Those that find the brain compute in float32 everywhere, so that every machine sees the scan in
     the same place; they are small.
     """
-    with fast(model) if role == SEGMENTER else torch.inference_mode():
+    with fast(model) if role == SEGMENTER else exact(model):
         return model.networks[role](image.to(model.device), prior, **ask)

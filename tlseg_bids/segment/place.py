@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tlseg_bids.errors import DataError
 from tlseg_bids.flow import Prediction, Prepared
-from tlseg_bids.segment.model import Model, logits_of
+from tlseg_bids.segment.model import Model, exact, logits_of
 from tlseg_bids.zoo.assemble import LOCATOR, SETTLER
 from tlseg_bids.zoo.settings import check_complete
 
@@ -53,7 +53,7 @@ def survey(model: Model, prepared: Prepared) -> Prediction:
     """
     network = model.networks[SETTLER]
     image = prepared.image[None]
-    with torch.inference_mode():
+    with exact(model):
         features, added = _of_atlas(model, [n // network.stem for n in image.shape[2:]])
         logits, _ = network.body(image.to(model.device), features, detail=False)
         found = F.softmax(logits + added, 1)[0].cpu().numpy()

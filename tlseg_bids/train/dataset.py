@@ -219,8 +219,7 @@ def sample_centroids(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     channel = np.append(own.target, np.zeros(256 - len(own.target), int))
     folded = sample.group[channel[sample.classes.numpy()]]
     folded[sample.classes.numpy() == IGNORE] = 0
-    if sample.protocol.name != target.name:
-        folded = template_channels(sample.protocol)[folded]
+    folded = template_channels(sample.protocol)[folded]
     return label_centroids(folded, len(target), sample.world_from_voxel)
 
 
@@ -244,7 +243,9 @@ def label_centroids(
 
 
 def template_channels(protocol: LabelProtocol) -> np.ndarray:
-    """Channel of the template's protocol for each channel of another, (channels,); 0 if none."""
+    """Channel of the template's protocol for each channel of one, (channels,); 0 if none."""
+    if protocol.name == default_protocol().name:
+        return np.arange(len(protocol))
     mapping = load_mapping(f"{protocol.name}_to_{default_protocol().name}")
     return mapping.channel_matrix().argmax(0)
 

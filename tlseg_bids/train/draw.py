@@ -16,7 +16,7 @@ from tlseg_bids.train.dataset import IGNORE, Sample, load_classes
 from tlseg_bids.train.losses import soft_target
 from tlseg_bids.train.places import PLACED, Spot, draw_spot, draw_voxels, one_sided
 from tlseg_bids.train.recipe import Recipe
-from tlseg_bids.train.synth import Random, deformed_positions, example, read_classes
+from tlseg_bids.train.synth import Random, aged, deformed_positions, example, read_classes
 
 
 def atlas(
@@ -192,6 +192,7 @@ class Draw:
         positions = deformed_positions(rng, recipe.shape, corner, sides, recipe.spacing_mm)
         rules = recipe.datasets[name]
         mix = replace(recipe.mix, real=rules.get("real", 0.0), **rules.get("mix", {}))
+        positions = aged(rng, recipe.ageing, sample, positions)
         image, channels = example(rng, sample, classes, positions, recipe.spacing_mm, mix)
         parts = self._parts(rng)
         count, merged = len(sample.protocol), sample.group

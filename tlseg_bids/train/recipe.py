@@ -15,10 +15,13 @@ from tlseg_bids.errors import NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.descent import Descent
 from tlseg_bids.train.places import Places
-from tlseg_bids.train.synth import Mix, Shape
+from tlseg_bids.train.synth import Ageing, Mix, Shape
 from tlseg_bids.train.teach import Loss
 
-TABLES = {"shape": Shape, "mix": Mix, "descent": Descent, "loss": Loss, "places": Places}
+TABLES = {
+    "shape": Shape, "ageing": Ageing, "mix": Mix, "descent": Descent, "loss": Loss,
+    "places": Places,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Recipe:
     datasets: dict[str, dict[str, Any]]
     centred: float = 0.0
     shape: Shape = Shape()
+    ageing: Ageing = Ageing()
     mix: Mix = Mix()
     fold: list[int] = field(default_factory=list)
     fold_datasets: list[str] = field(default_factory=list)

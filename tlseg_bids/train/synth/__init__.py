@@ -4,13 +4,14 @@ A label map is deformed and every class receives a random intensity (Billot et a
 doi:10.1016/j.media.2023.102789), here drawn mostly near what T1w and T2w look like at each age and
 a share of it freely. Real images go through the same deformation and artefacts.
 
-`draws` holds the seed, `mix` how often each effect occurs, `shape` the deformation, `contrast` the
-intensities, `anatomy` paints, `enhance` adds contrast agent, `cuts` takes away, `scanner` acquires,
-`compose` sets the order of it all.
+`draws` holds the seed, `mix` how often each effect occurs, `shape` the deformation, `ageing` what
+grows and shrinks with age, `contrast` the intensities, `anatomy` paints, `enhance` adds contrast
+agent, `cuts` takes away, `scanner` acquires, `compose` sets the order of it all.
 """
 
 from __future__ import annotations
 
+from tlseg_bids.train.synth.ageing import Ageing, aged
 from tlseg_bids.train.synth.anatomy import paint
 from tlseg_bids.train.synth.compose import example
 from tlseg_bids.train.synth.contrast import class_means
@@ -27,11 +28,13 @@ from tlseg_bids.train.synth.shape import (
 )
 
 __all__ = [
+    "Ageing",
     "Mix",
     "Place",
     "Random",
     "Shape",
     "acquire",
+    "aged",
     "class_means",
     "deface",
     "deformed_positions",

@@ -1,14 +1,15 @@
 """Cross-validate a model: label every scan with the fold's model that never saw its subject.
 
 Usage: ``python benchmarks/crossvalidate.py DATA WORK DATASET LABELS MAPPING
-LOCATOR_0 SEGMENTER_0.pt [LOCATOR_1 SEGMENTER_1.pt …] [--description CARD.toml]``
+LOCATOR_0 SEGMENTER_0.pt [LOCATOR_1 SEGMENTER_1.pt …] [--description CARD.toml] [--known-as NAME]``
 
 DATA is the folder of the datasets, DATASET the one that is scored, LABELS its derivative with the
 reference, MAPPING the name of the mapping between the protocols, or ``none``. A locator is a
 checkpoint, or the card of a model that has it. Each pair is exported as a model of its own, with
 windows, mirror and domain as CARD.toml says (``tlseg_bids/train/models/any.toml``), and the program
-labels the subjects that its segmenter and its locator were not trained on. Prints the mean Dice
-per suffix (± standard deviation over scans and over folds) and writes WORK/dice.tsv.
+labels the subjects that its segmenter and its locator were not trained on. Where the scans are
+those of another dataset, changed (``benchmarks/ageing.py scans``), NAME is that one. Prints the
+mean Dice per suffix (± standard deviation over scans and over folds) and writes WORK/dice.tsv.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ def trained_on(file: Path, dataset: str) -> set[str]:
     return {key.split("/")[1] for key in seen if key.startswith(f"{dataset}/")}
 
 
-def held_out(data: Path, dataset: str, pair: tuple[Path, Path]) -> list[str]:
-    """Labels of the subjects of `dataset` that neither network was trained on."""
-    every = {path.name for path in (data / dataset).glob("sub-*") if path.is_dir()}
-    every -= set().union(*(trained_on(file, dataset) for file in pair))
+def held_out(folder: Path, known_as: str, pair: tuple[Path, Path]) -> list[str]:
+    """Labels of a dataset's subjects that neither network was trained on in that of a name."""
+    every = {path.name for path in folder.glob("sub-*") if path.is_dir()}
+    every -= set().union(*(trained_on(file, known_as) for file in pair))
     return sorted(subject.removeprefix("sub-") for subject in every)
 
 
@@ -56,7 +57,8 @@ def label(asked: argparse.Namespace, fold: int, pair: tuple[Path, Path]) -> Path
     command = [
         sys.executable, str(ROOT / "bids_app_entry.py"), str(data / dataset), str(out),
         "participant", "--models", str(zoo), "--model", f"fold-{fold}",
-        "--skip-bids-validation", "--participant-label", *held_out(data, dataset, pair),
+        "--skip-bids-validation", "--participant-label",
+        *held_out(data / dataset, asked.known_as or dataset, pair),
     ]  # fmt: skip
     subprocess.run(command, check=True)
     return out
@@ -73,6 +75,7 @@ def main(words: list[str]) -> int:
         parser.add_argument(name)
     parser.add_argument("files", type=Path, nargs="+", metavar="LOCATOR SEGMENTER")
     parser.add_argument("--description", type=Path, default=DESCRIPTION)
+    parser.add_argument("--known-as", metavar="NAME")
     asked = parser.parse_args(words)
     if len(asked.files) % 2:
         parser.error("every fold is a locator and a segmenter")

@@ -26,7 +26,9 @@ def test_subjects_that_either_network_has_seen_are_not_held_out(benchmark, tmp_p
     assert benchmark.trained_on(CARDS / "any.toml", "malc") == set()
     assert "sub-inf01" in benchmark.trained_on(CARDS / "any.toml", "infant")
     assert benchmark.trained_on(Path("fold.pt"), "infant") == {"sub-inf02"}
-    assert benchmark.held_out(tmp_path, "infant", pair) == ["1000", "new"]
+    assert benchmark.held_out(tmp_path / "infant", "infant", pair) == ["1000", "new"]
+    (tmp_path / "infant").rename(tmp_path / "changed")
+    assert benchmark.held_out(tmp_path / "changed", "infant", pair) == ["1000", "new"]
 
 
 def test_half_a_fold_is_refused(benchmark, tmp_path, capsys):

@@ -30,6 +30,7 @@ from tlseg_bids.train.synth import compose
 # Where a stage is called from, its name there, and what it is. None overlaps another.
 STAGES: tuple[tuple[ModuleType | type, str, str], ...] = (
     (draw, "deformed_positions", "deformation"),
+    (draw, "aged", "older or younger"),
     (compose, "read_classes", "labels read"),
     (compose, "read_image", "real image read"),
     (compose, "paint", "contrast, texture, gadolinium"),

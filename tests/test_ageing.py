@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import nibabel as nib
@@ -139,12 +138,31 @@ def test_the_table_names_every_structure_of_the_template_once():
 
 
 def test_a_recipe_asks_for_it_and_a_wrong_key_is_told(tmp_path):
-    base = Path("tlseg_bids/train/recipes/adult-t1w-6.toml").resolve()
+    base = HERE / "recipes" / "adult-t1w-6.toml"
     assert load_recipe(base).ageing == Ageing(share=0.5)
     wrong = tmp_path / "wrong.toml"
     wrong.write_text(f'base = "{base}"\n[ageing]\nshrae = 0.5\n')
     with pytest.raises(UsageError, match="shrae"):
         load_recipe(wrong)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("share = 1.5", "share is 1.5"),
+        ("way = [1.0, 0.0]", r"way is \[1.0, 0.0\]"),
+        ("way = [1.0]", r"way is \[1.0\]"),
+        ("way = [0.0, 8.0]", r"way is \[0.0, 8.0\]"),
+        ("rest = -1.0", "rest is -1.0"),
+    ],
+)
+def test_what_cannot_be_is_told(tmp_path, line, what):
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(f'base = "{HERE / "recipes" / "adult-t1w-6.toml"}"\n[ageing]\n{line}\n')
+    with pytest.raises(UsageError, match=what) as told:
+        load_recipe(wrong)
+    assert told.value.where == "[ageing] of the recipe"
+    assert told.value.hint.startswith("write")
 
 
 def test_the_way_leads_from_small_ventricles_to_large_ones(benchmark):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tlseg_bids.errors import UsageError
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.train.dataset import HERE, Sample, default_protocol, load_classes, template_channels
 from tlseg_bids.train.synth.draws import Random
@@ -48,11 +49,29 @@ class Ageing:
         less where a structure is thin.
     rest : float
         Standard deviation of what each structure does beside the way, in units of the table's.
+
+    Raises
+    ------
+    UsageError
+        If a share is none, the range is not one, or `rest` is below 0.
     """
 
     share: float = 0.0
     way: tuple[float, float] = (-0.4, 1.6)
     rest: float = 0.7
+
+    def __post_init__(self) -> None:
+        told = {
+            "share": (0 <= self.share <= 1, "write a number from 0 to 1"),
+            "way": (
+                len(self.way) == 2 and self.way[0] <= self.way[1] and max(map(abs, self.way)) <= 3,
+                "write two numbers from -3 to 3, the lower one first",
+            ),
+            "rest": (self.rest >= 0, "write 0 or more"),
+        }
+        for key, (good, hint) in told.items():
+            if not good:
+                raise UsageError(f"{key} is {getattr(self, key)!r}", "[ageing] of the recipe", hint)
 
 
 @lru_cache

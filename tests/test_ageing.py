@@ -86,7 +86,7 @@ def test_a_young_head_has_a_smaller_ventricle():
 
 def test_nothing_folds():
     table = ageing.class_growth(PROTOCOL, ageing.ways()[0] * 1.6)
-    there = ageing._home((68, 81, 72), "cpu") + ageing.shift(table, ageing.growing(head()))
+    there = ageing.places(ageing.SPACING_MM) + ageing.shift(table, ageing.growing(head()))
     steps = [torch.diff(there[axis], dim=axis) for axis in range(3)]
     assert min(float(step.min()) for step in steps) > 0.2 * ageing.SPACING_MM
 

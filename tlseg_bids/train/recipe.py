@@ -56,6 +56,8 @@ class Recipe:
         Voxel size of the patch.
     box_mm : list of [low, high]
         Template region from which patches are drawn.
+    shape, ageing, mix
+        Deformation, heads made older or younger, and how often each effect of the synthesis occurs.
     centred : float
         Share of patches around the template's origin instead of anywhere in the box.
     datasets : dict

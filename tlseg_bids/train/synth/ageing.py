@@ -114,13 +114,18 @@ def aged(rng: Random, ageing: Ageing, sample: Sample, positions: Tensor) -> Tens
     return positions + read_shift(shift(table, numbers), positions)
 
 
-def growing(sample: Sample) -> Tensor:
-    """A sample's class numbers on the grid of growth, twice as fine: uint8 (2i, 2j, 2k)."""
+def places(spacing_mm: float) -> Tensor:
+    """Template positions (3, i, j, k) in mm of the voxels of a size that fill `BOX_MM`."""
     axes = [
-        torch.arange(low + SPACING_MM / 4, high, SPACING_MM / 2, dtype=torch.float32)
+        low + spacing_mm * (torch.arange(round((high - low) / spacing_mm)) + 0.5)
         for low, high in BOX_MM
     ]
-    positions = torch.stack(torch.meshgrid(*axes, indexing="ij")).to(sample.classes.device)
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def growing(sample: Sample) -> Tensor:
+    """A sample's class numbers on the grid of growth, twice as fine: uint8 (2i, 2j, 2k)."""
+    positions = places(SPACING_MM / 2).to(sample.classes.device)
     return read_classes(sample, positions, sample.template_from_voxel)
 
 
@@ -142,7 +147,7 @@ def shift(table: Tensor, numbers: Tensor) -> Tensor:
     steps = max(1, math.ceil(float(table.abs().max()) / LARGEST_STEP))
     logs = table.to(numbers.device).index_select(0, numbers.flatten().int())
     rates = F.avg_pool3d(logs.reshape(1, 1, *numbers.shape), 2) / steps
-    home = _home(rates.shape[2:], numbers.device)
+    home = places(SPACING_MM).to(numbers.device)
     there = torch.zeros_like(home)
     for _ in range(steps):
         back = potential_flow(_read(rates, home + there)[0], SPACING_MM).neg_()
@@ -168,15 +173,6 @@ def potential_flow(divergence: Tensor, spacing: float) -> Tensor:
     square[0, 0, 0] = math.inf  # the mean of a periodic divergence is 0
     potential = torch.fft.rfftn(divergence) / -square
     return torch.stack([torch.fft.irfftn(1j * wave * potential, s=size) for wave in waves])
-
-
-def _home(size: tuple[int, ...], device: torch.device) -> Tensor:
-    """Template positions (3, i, j, k) in mm of the voxels of the grid of growth."""
-    axes = [
-        low + SPACING_MM * (torch.arange(n, dtype=torch.float32) + 0.5)
-        for (low, _), n in zip(BOX_MM, size, strict=True)
-    ]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")).to(device)
 
 
 def _read(field: Tensor, positions: Tensor) -> Tensor:

@@ -64,6 +64,13 @@ def cut(image: nib.Nifti1Image, slices: Slices, labels: bool) -> nib.Nifti1Image
     axis = next(i for i, code in enumerate(codes) if code in DIRECTIONS[slices.direction])
     voxel_mm = image.header.get_zooms()[axis]
     begin, each = (round(mm / voxel_mm) for mm in (slices.begin_mm, slices.thick_mm))
+    return thicker(image, axis, each, begin, labels)
+
+
+def thicker(
+    image: nib.Nifti1Image, axis: int, each: int, begin: int = 0, labels: bool = False
+) -> nib.Nifti1Image:
+    """`each` voxels along an axis made one, from voxel `begin` on."""
     voxels = np.moveaxis(np.asanyarray(image.dataobj), axis, 0)[begin:]
     voxels = voxels[: len(voxels) // each * each].reshape(-1, each, *voxels.shape[1:])
     thick = most_frequent(voxels) if labels else voxels.mean(1, dtype=np.float32)

@@ -26,7 +26,7 @@ BRAIN_MM3 = (2.0e5, 2.2e6)
 NO_BRAIN_MM3 = (1.0e5, 3.0e6)
 NO_BRAIN_DICE = 0.45
 """Bounds beyond which no scan of the development data lies, and noise, a ball and an upside-down
-brain do; see docs/training.md."""
+brain do; see docs/evidence.md."""
 
 
 def expected_dice(probabilities: np.ndarray) -> float:

@@ -161,69 +161,77 @@ def export(
         If a dataset states no licence, or nothing finds the brain.
     """
     segmenter, last = _basis(checkpoints["segmenter"])
-    finding = dict(description.get("preprocess", {}))
     parts = {role: _part(checkpoints[role], role) for role in ROLES if checkpoints.get(role)}
-    if "settler" in parts and "locator" not in parts:
+    standard = {"standard": last["standard"]} if last.get("standard") else {}
+    preprocess = {
+        "box_mm": segmenter.box_mm, "spacing_mm": segmenter.spacing_mm, **standard,
+        **_finding(dict(description.get("preprocess", {})), parts),
+    }  # fmt: skip
+    card = _card(description, segmenter, parts, preprocess, _data(parts, root))
+    tensors = _tensors(parts, last)
+    tensors |= make_proof(card, tensors)
+    file, there = out / card.weights.file, out / f"{card.name}.toml"
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(pack(tensors), file)
+    file.chmod(0o644)
+    card = replace(card, weights=file_entry(file, card.weights.licence, there))
+    write_card(card, there)
+    return card
+
+
+def _finding(asked: dict[str, Any], parts: dict[str, Part]) -> dict[str, Any]:
+    """How the brain is found: what the description asks for, with what the networks look at."""
+    if "locator" in parts:
+        asked.pop("placed_by", None)
+        looks = {**parts["locator"].window, "looks": 3}
+        asked = {"rounds": 6, "settled_mm": 1.5, "locator": looks, **asked}
+        if "settler" in parts:
+            spacing_mm = parts["settler"].window["spacing_mm"]
+            asked["settler"] = {"spacing_mm": spacing_mm, **asked.get("settler", {})}
+        return asked
+    if "settler" in parts:
         raise DataError(
             "a settler corrects what a locator found, and there is none", "the card's description",
             "name a locator, too, or leave the settler out",
         )  # fmt: skip
-    if "locator" in parts:
-        finding.pop("placed_by", None)
-        looks = {**parts["locator"].window, "looks": 3}
-        finding = {"rounds": 6, "settled_mm": 1.5, "locator": looks, **finding}
-        if "settler" in parts:
-            spacing_mm = parts["settler"].window["spacing_mm"]
-            finding["settler"] = {"spacing_mm": spacing_mm, **finding.get("settler", {})}
-    elif "placed_by" not in finding:
+    if "placed_by" not in asked:
         raise DataError(
             "nothing finds the brain", "the card's description", "name a locator, or in "
             "[preprocess] with placed_by a model of the program",
         )  # fmt: skip
-    data = _data(parts, root)
-    name = description["name"]
-    file = out / f"{name}.safetensors"
+    return asked
+
+
+def _card(
+    description: dict[str, Any], segmenter: Recipe, parts: dict[str, Part],
+    preprocess: dict[str, Any], data: list[dict[str, Any]],
+) -> ModelCard:  # fmt: skip
+    """The card before its weights are written, whose size and hash are not known yet."""
+    domain = {k: tuple(v) if isinstance(v, list) else v for k, v in description["domain"].items()}
     licence = " AND ".join(sorted({row["licence"] for row in data}))
-    card = ModelCard(
-        name=name,
+    template = default_protocol().name
+    return ModelCard(
+        name=description["name"],
         version=description["version"],
         status=description["status"],
         summary=description["summary"],
-        domain=Domain(**{
-            k: tuple(v) if isinstance(v, list) else v for k, v in description["domain"].items()
-        }),
+        domain=Domain(**domain),
         protocol=segmenter.protocol,
         heads=segmenter.heads,
         channels=tuple(segmenter.channels),
-        frame="" if segmenter.heads[-1] == default_protocol().name else default_protocol().name,
+        frame="" if segmenter.heads[-1] == template else template,
         networks={role: part.network for role, part in parts.items()},
         strategy=description["strategy"],
-        preprocess={
-            "box_mm": segmenter.box_mm,
-            "spacing_mm": segmenter.spacing_mm,
-            **({"standard": last["standard"]} if last.get("standard") else {}),
-            **finding,
-        },
-        weights=Weights("0" * 64, 1, licence, file=file.name),
-        training={
-            "data": data,
-            **{role: part.history for role, part in parts.items()},
-        },
+        preprocess=preprocess,
+        weights=Weights("0" * 64, 1, licence, file=f"{description['name']}.safetensors"),
+        training={"data": data, **{role: part.history for role, part in parts.items()}},
         evidence=tuple(description.get("evidence", ())),
         citations=tuple(description["citations"]),
         known_failures=tuple(description.get("known_failures", ())),
         memory=Memory(**description.get("memory", {})),
         parent=description.get("parent"),
         calibration=Calibration(**description.get("calibration", {})),
-    )  # fmt: skip
-    tensors = _tensors(parts, last)
-    tensors |= make_proof(card, tensors)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(pack(tensors), file)
-    file.chmod(0o644)
-    card = replace(card, weights=file_entry(file, licence, out / f"{name}.toml"))
-    write_card(card, out / f"{name}.toml")
-    return card
+    )
 
 
 def _tensors(parts: dict[str, Part], last: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -152,6 +152,19 @@ def differences(out: Path, least_ml: float) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis(["acquisition", "scan"])
 
 
+def laid_elsewhere(percent: pd.DataFrame) -> list[str]:
+    """A line for each kind of slices that was begun in several places."""
+    kind = percent.index.get_level_values("acquisition").str.replace(r"b[0-9p]+$", "", regex=True)
+    told = []
+    for name, rows in percent.groupby(kind):
+        places = rows.index.get_level_values("acquisition").nunique()
+        if places > 1:
+            spread = rows.groupby(level="scan").std().mean().sort_values()
+            most = ", ".join(f"{what} {sd:.1f}" for what, sd in spread.items())
+            told.append(f"{name} begun in {places} places, sd within a scan: {most} %")
+    return told
+
+
 def describe(lines: dict[str, str], percent: pd.DataFrame) -> list[str]:
     """What ``table`` prints."""
     told = []
@@ -163,7 +176,7 @@ def describe(lines: dict[str, str], percent: pd.DataFrame) -> list[str]:
         told.append(f"  volumes differ by {rows.abs().mean().mean():.1f} % in the mean")
         told += [f"  {structure}: {values.mean():+.1f} ± {values.std():.1f} %"
                  for structure, values in rows.items()]  # fmt: skip
-    return told
+    return told + laid_elsewhere(percent)
 
 
 def main(words: list[str]) -> int:

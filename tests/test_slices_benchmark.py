@@ -90,11 +90,14 @@ def labelled(out: Path, acquisition: str, dice: float, thalamus: float) -> tuple
 
 
 def test_the_table_sets_slices_beside_the_scan_as_it_is(benchmark, tmp_path, capsys):
-    rows = [labelled(tmp_path, "", 0.9, 7000.0), labelled(tmp_path, "_acq-axial5", 0.8, 5600.0)]
+    rows = [labelled(tmp_path, "", 0.9, 7000.0), labelled(tmp_path, "_acq-axial5", 0.8, 5600.0),
+            labelled(tmp_path, "_acq-axial5b2", 0.8, 7000.0)]  # fmt: skip
     table = tmp_path / "dice.tsv"
     pd.DataFrame(rows, columns=["predicted", "subcortical14", "dice"]).to_csv(table, sep="\t")
     assert benchmark.main(["table", str(tmp_path), str(table)]) == 0
-    whole, thick, mean, thalamus = capsys.readouterr().out.splitlines()
+    whole, thick, mean, thalamus, *other, places = capsys.readouterr().out.splitlines()
+    assert other[0].startswith("axial5b2: 1 scans")
+    assert places == "axial5 begun in 2 places, sd within a scan: thalamus 7.1 %"
     assert whole == "as it is: 1 scans, Dice 0.900 ± nan, of the sub-cortical 0.900 ± nan"
     assert thick == "axial5: 1 scans, Dice 0.800 ± nan, of the sub-cortical 0.800 ± nan"
     assert mean == "  volumes differ by 10.0 % in the mean"

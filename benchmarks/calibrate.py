@@ -86,7 +86,7 @@ def folds(given: argparse.Namespace, references: list[Reference]) -> list[Fold]:
     description.pop("calibration", None)  # what is fitted here is not fitted on top of it
     pairs = [(Path(one), Path(other)) for one, other in given.fold]
     dealt = {
-        r.dataset: deal([held_out(given.data, r.dataset, pair) for pair in pairs])
+        r.dataset: deal([held_out(given.data / r.dataset, r.dataset, pair) for pair in pairs])
         for r in references
     }
     out = []

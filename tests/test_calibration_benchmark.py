@@ -212,12 +212,16 @@ def test_a_calibration_is_not_fitted_on_top_of_the_description_s_own(
         return small_card()
 
     monkeypatch.setattr(calibrate, "export", export)
-    monkeypatch.setattr(calibrate, "held_out", lambda *_: ["1", "2"])
+    whose = sys.modules[calibrate.held_out.__module__]
+    monkeypatch.setattr(whose, "trained_on", lambda _, dataset: {f"sub-{dataset}3"})
+    for subject in ("malc1", "malc2", "malc3"):
+        (tmp_path / "malc" / f"sub-{subject}").mkdir(parents=True)
     file = tmp_path / "model.toml"
     file.write_text(
         'name = "x"\n[calibration]\nlevel = 0.9\n[calibration.temperature]\naseg = 0.7\n'
     )
     words = [str(tmp_path), str(tmp_path), "malc:derivatives/manual:none", "--fold", "a", "b"]
     given = calibrate.parse([*words, "--description", str(file)])
-    calibrate.folds(given, [calibrate.Reference.parse(given.reference[0])])
+    found = calibrate.folds(given, [calibrate.Reference.parse(given.reference[0])])
     assert told == [{"name": "fold-0"}]
+    assert [fold.subjects for fold in found] == [{"malc": ["malc1", "malc2"]}], "not the third"

@@ -32,6 +32,7 @@ from repeat import ENDING, volumes
 
 DIRECTIONS = {"sagittal": "RL", "coronal": "AP", "axial": "SI"}
 WHOLE = "as it is"
+NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 COMMON = ("axial-3", "axial-3-1", "axial-3-2", "axial-5", "coronal-5", "sagittal-5", "axial-7")
 
 
@@ -46,10 +47,10 @@ class Slices:
     @classmethod
     def read(cls, word: str) -> Slices:
         """What ``axial-5`` or ``axial-5-2`` says."""
-        direction, *numbers = word.split("-")
-        if direction not in DIRECTIONS or len(numbers) not in (1, 2):
+        found = re.fullmatch(rf"([a-z]+)-({NUMBER})(?:-({NUMBER}))?", word)
+        if found is None or found[1] not in DIRECTIONS:
             sys.exit(f"{word}: slices are {', '.join(DIRECTIONS)}, then -MM or -MM-BEGIN, axial-5")
-        return cls(direction, *(float(number) for number in numbers))
+        return cls(found[1], float(found[2]), float(found[3] or 0))
 
     @property
     def name(self) -> str:
@@ -64,6 +65,8 @@ def cut(image: nib.Nifti1Image, slices: Slices, labels: bool) -> nib.Nifti1Image
     axis = next(i for i, code in enumerate(codes) if code in DIRECTIONS[slices.direction])
     voxel_mm = image.header.get_zooms()[axis]
     begin, each = (round(mm / voxel_mm) for mm in (slices.begin_mm, slices.thick_mm))
+    if not 1 <= each <= image.shape[axis] - begin:
+        sys.exit(f"{slices.name}: no such slice in {image.shape[axis]} voxels of {voxel_mm:g} mm")
     return thicker(image, axis, each, begin, labels)
 
 

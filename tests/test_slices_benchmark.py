@@ -50,10 +50,16 @@ def test_a_label_is_the_most_frequent_one(benchmark):
     assert benchmark.most_frequent(labels).ravel().tolist() == [3, 5, 0]
 
 
-@pytest.mark.parametrize("word", ["oblique-3", "axial", "axial-1-2-3"])
+@pytest.mark.parametrize("word", ["oblique-3", "axial", "axial-1-2-3", "axial-1..2"])
 def test_slices_that_are_none_are_refused(benchmark, word):
     with pytest.raises(SystemExit, match=f"{word}: slices are sagittal, coronal, axial, then"):
         benchmark.Slices.read(word)
+
+
+@pytest.mark.parametrize("word", ["axial-0.2", "axial-3-4", "axial-9"])
+def test_slices_that_the_scan_does_not_hold_are_refused(benchmark, word):
+    with pytest.raises(SystemExit, match=r"axial[0-9bp]+: no such slice in 5 voxels of 1 mm"):
+        benchmark.cut(heights(), benchmark.Slices.read(word), labels=False)
 
 
 def dataset(root: Path) -> Path:

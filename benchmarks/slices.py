@@ -11,10 +11,11 @@ mean of the voxels that it replaces, a whole number of them, and its labels, in
 that fill no whole slice are dropped.
 
 ``table`` reads what ``tlseg OUT LABELLED participant`` wrote and the table of ``tlseg-evaluate
-LABELLED OUT/derivatives/labels``. A line for every SLICES: Dice of all structures and of the 14
-sub-cortical ones, mean ± standard deviation over scans; then by how many per cent the soft volumes
-of its structures of LEAST_ML (5) ml or more, both sides added, are above those of the same scan as
-it is, mean ± standard deviation over scans.
+LABELLED OUT/derivatives/labels``. A line for every SLICES, T1w and T2w apart: Dice of all
+structures and of the 14 sub-cortical ones, mean ± standard deviation over scans; then by how many
+per cent the soft volumes of its structures of LEAST_ML (5) ml or more, both sides added, are above
+those of the same scan as it is, mean ± standard deviation over scans. Where slices of one kind were
+begun in several places, the standard deviation over these within a scan follows, mean of the scans.
 """
 
 from __future__ import annotations
@@ -120,9 +121,9 @@ def visit(path: Path) -> str:
 
 
 def acquisition(name: str) -> str:
-    """What a file's name says of its slices."""
-    found = re.search(r"_acq-([a-zA-Z0-9]+)", name)
-    return found.group(1) if found else WHOLE
+    """What a file's name says of its slices and its contrast."""
+    found, suffix = re.search(r"_acq-([a-zA-Z0-9]+)", name), re.search(r"_space-(T[12]w)_", name)
+    return f"{found.group(1) if found else WHOLE}, {suffix.group(1)}"
 
 
 def agreement(table: Path) -> dict[str, str]:
@@ -143,21 +144,22 @@ def differences(out: Path, least_ml: float) -> pd.DataFrame:
     scan, a column for each structure."""
     found = {}
     for path in sorted(out.glob(f"sub-*/**/*{ENDING}")):
-        name = acquisition(path.name)
-        found[name, path.name.replace(f"_acq-{name}", "")] = volumes(path)
+        scan = re.sub(r"_acq-[a-zA-Z0-9]+", "", path.name)
+        found[acquisition(path.name), scan] = volumes(path)
     every = pd.DataFrame(found).T
-    whole = every.loc[WHOLE]
+    as_it_is = every.index.get_level_values(0).str.startswith(WHOLE)
+    whole = every[as_it_is].droplevel(0)
     kept = whole.columns[whole.mean() >= least_ml]
     rows = {
         key: 100 * (values[kept] / whole.loc[key[1], kept] - 1)
-        for key, values in every.iterrows() if key[0] != WHOLE and key[1] in whole.index
+        for key, values in every[~as_it_is].iterrows() if key[1] in whole.index
     }  # fmt: skip
     return pd.DataFrame(rows).T.rename_axis(["acquisition", "scan"])
 
 
 def laid_elsewhere(percent: pd.DataFrame) -> list[str]:
     """A line for each kind of slices that was begun in several places."""
-    kind = percent.index.get_level_values("acquisition").str.replace(r"b[0-9p]+$", "", regex=True)
+    kind = percent.index.get_level_values("acquisition").str.replace(r"b[0-9p]+,", ",", regex=True)
     told = []
     for name, rows in percent.groupby(kind):
         places = rows.index.get_level_values("acquisition").nunique()
@@ -171,9 +173,9 @@ def laid_elsewhere(percent: pd.DataFrame) -> list[str]:
 def describe(lines: dict[str, str], percent: pd.DataFrame) -> list[str]:
     """What ``table`` prints."""
     told = []
-    for name in sorted(lines, key=lambda name: (name != WHOLE, name)):
+    for name in sorted(lines, key=lambda name: (not name.startswith(WHOLE), name)):
         told.append(f"{name}: {lines[name]}")
-        if name == WHOLE:
+        if name.startswith(WHOLE):
             continue
         rows = percent.loc[name]
         told.append(f"  volumes differ by {rows.abs().mean().mean():.1f} % in the mean")

@@ -86,8 +86,10 @@ def test_scans_with_labels_are_written_as_they_are_and_in_slices(benchmark, tmp_
     assert shape == nib.load(next(out.glob("sub-1/**/*axial2_*"))).shape
 
 
-def labelled(out: Path, acquisition: str, dice: float, thalamus: float) -> tuple[str, int, float]:
-    name = f"sub-1{acquisition}_space-T1w_seg-aseg"
+def labelled(
+    out: Path, acquisition: str, dice: float, thalamus: float, suffix: str = "T1w"
+) -> tuple[str, int, float]:
+    name = f"sub-1{acquisition}_space-{suffix}_seg-aseg"
     there = out / "sub-1" / "anat"
     there.mkdir(parents=True, exist_ok=True)
     rows = {"index": [10, 49, 26], "soft_mm3": [thalamus, 7000.0, 500.0]}
@@ -97,14 +99,16 @@ def labelled(out: Path, acquisition: str, dice: float, thalamus: float) -> tuple
 
 def test_the_table_sets_slices_beside_the_scan_as_it_is(benchmark, tmp_path, capsys):
     rows = [labelled(tmp_path, "", 0.9, 7000.0), labelled(tmp_path, "_acq-axial5", 0.8, 5600.0),
-            labelled(tmp_path, "_acq-axial5b2", 0.8, 7000.0)]  # fmt: skip
+            labelled(tmp_path, "_acq-axial5b2", 0.8, 7000.0),
+            labelled(tmp_path, "", 0.7, 9000.0, "T2w")]  # fmt: skip
     table = tmp_path / "dice.tsv"
     pd.DataFrame(rows, columns=["predicted", "subcortical14", "dice"]).to_csv(table, sep="\t")
     assert benchmark.main(["table", str(tmp_path), str(table)]) == 0
-    whole, thick, mean, thalamus, *other, places = capsys.readouterr().out.splitlines()
-    assert other[0].startswith("axial5b2: 1 scans")
-    assert places == "axial5 begun in 2 places, sd within a scan: thalamus 7.1 %"
-    assert whole == "as it is: 1 scans, Dice 0.900 ± nan, of the sub-cortical 0.900 ± nan"
-    assert thick == "axial5: 1 scans, Dice 0.800 ± nan, of the sub-cortical 0.800 ± nan"
+    whole, t2w, thick, mean, thalamus, *other, places = capsys.readouterr().out.splitlines()
+    assert t2w.startswith("as it is, T2w: 1 scans, Dice 0.700")
+    assert other[0].startswith("axial5b2, T1w: 1 scans")
+    assert places == "axial5, T1w begun in 2 places, sd within a scan: thalamus 7.1 %"
+    assert whole == "as it is, T1w: 1 scans, Dice 0.900 ± nan, of the sub-cortical 0.900 ± nan"
+    assert thick == "axial5, T1w: 1 scans, Dice 0.800 ± nan, of the sub-cortical 0.800 ± nan"
     assert mean == "  volumes differ by 10.0 % in the mean"
     assert thalamus == "  thalamus: -10.0 ± nan %", "the accumbens is too small to be told"

@@ -72,12 +72,25 @@ def table_of(logs: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def older(sample: Sample, way: float) -> tuple[np.ndarray, np.ndarray]:
-    """A sample's T1w and class numbers, (I, J, K) each, on its own voxels, that far on the way."""
+def aligned(data: Path, rules: dict[str, object]) -> list[Sample]:
+    """The samples of a dataset, brought to the template of the default model."""
+    samples = load_dataset(data, data.name, rules)
+    template = load_weights(find_card(load_cards(), "any"))["template"]
+    align(samples, template.double().numpy())
+    return samples
+
+
+def own_positions(sample: Sample) -> torch.Tensor:
+    """Template positions (3, I, J, K) in mm of a sample's own voxels."""
     size = sample.classes.shape
     index = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij"))
     matrix = torch.from_numpy(sample.template_from_voxel).float()
-    here = (matrix[:3, :3] @ index.reshape(3, -1) + matrix[:3, 3:]).reshape(3, *size)
+    return (matrix[:3, :3] @ index.reshape(3, -1) + matrix[:3, 3:]).reshape(3, *size)
+
+
+def older(sample: Sample, way: float) -> tuple[np.ndarray, np.ndarray]:
+    """A sample's T1w and class numbers, (I, J, K) each, on its own voxels, that far on the way."""
+    here = own_positions(sample)
     if way:
         table = class_growth(sample.protocol, ways()[0] * way)
         here += read_shift(shift(table, growing(sample)), here)
@@ -126,9 +139,7 @@ def write_dataset(samples: list[Sample], way: float, there: Path) -> np.ndarray:
 def scans(data: Path, folder: str, protocol: str, out: Path, asked: list[float]) -> None:
     """The datasets of ``scans``, and a line for each."""
     rules = {"protocol": protocol, "labels": folder, "images": ["T1w"]}
-    samples = load_dataset(data, data.name, rules)
-    template = load_weights(find_card(load_cards(), "any"))["template"]
-    align(samples, template.double().numpy())
+    samples = aligned(data, rules)
     for way in asked:
         ratios = write_dataset(samples, way, there := out / f"way-{way:g}")
         for sidecar in data.glob("T1w.json"):

@@ -21,15 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from ageing import write
+from ageing import aligned, own_positions, write
 
-from tlseg_bids.train.dataset import align, default_protocol, load_classes, load_dataset
+from tlseg_bids.train.dataset import default_protocol, load_classes
 from tlseg_bids.train.synth.compose import example
 from tlseg_bids.train.synth.draws import Random
 from tlseg_bids.train.synth.mix import KNOWN, Mix
-from tlseg_bids.zoo.registry import find_card, load_cards
-from tlseg_bids.zoo.weights import load_weights
 
 PLAIN = Mix(
     **{**dict.fromkeys(KNOWN, 0.0), "t1w": 1.0}, skull_stripped=1.0, defaced=0.0, gadolinium=0.0,
@@ -40,19 +37,13 @@ WIDE = 1 / 3
 
 def painted(data: Path, out: Path, seed: int) -> int:
     """Write the dataset; how many scans it has."""
-    samples = load_dataset(data, data.name, {})
-    template = load_weights(find_card(load_cards(), "any"))["template"]
-    align(samples, template.double().numpy())
+    samples = aligned(data, {})
     protocol = default_protocol()
     index = protocol.table["index"].to_numpy()
     for number, sample in enumerate(samples):
-        size = sample.classes.shape
-        grid = torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij")
-        matrix = torch.from_numpy(sample.template_from_voxel).float()
-        here = matrix[:3, :3] @ torch.stack(grid).reshape(3, -1) + matrix[:3, 3:]
         spacing_mm = float(np.linalg.norm(sample.template_from_voxel[:3, 0]))
         image, channels = example(
-            Random(seed + number), sample, load_classes(protocol), here.reshape(3, *size),
+            Random(seed + number), sample, load_classes(protocol), own_positions(sample),
             spacing_mm, PLAIN,
         )  # fmt: skip
         labels = np.where(channels < len(index), index[channels.clamp(max=len(index) - 1)], 0)
@@ -84,6 +75,9 @@ def means(table: Path) -> pd.DataFrame:
 
 def compare(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
     """The lines of ``compare``."""
+    if set(before.index) != set(after.index):
+        odd = ", ".join(sorted(set(before.index) ^ set(after.index)))
+        sys.exit(f"{odd}: in one of the two tables only; label and score the same scans with both")
     order = before["ventricle"].sort_values(ascending=False).index
     count = round(len(order) * WIDE)
     lines = []

@@ -67,7 +67,8 @@ def cut(image: nib.Nifti1Image, slices: Slices, labels: bool) -> nib.Nifti1Image
     voxel_mm = image.header.get_zooms()[axis]
     begin, each = (round(mm / voxel_mm) for mm in (slices.begin_mm, slices.thick_mm))
     if not 1 <= each <= image.shape[axis] - begin:
-        sys.exit(f"{slices.name}: no such slice in {image.shape[axis]} voxels of {voxel_mm:g} mm")
+        sys.exit(f"{slices.name}: no such slice in {image.shape[axis]} voxels of {voxel_mm:g} mm, "
+                 "ask for a thickness from one voxel to all of them")  # fmt: skip
     return thicker(image, axis, each, begin, labels)
 
 
@@ -99,6 +100,10 @@ def scans(data: Path, folder: str, out: Path, asked: list[Slices]) -> int:
     maps = {visit(path): path for path in sorted(below.glob("sub-*/**/*_dseg.nii.gz"))}
     found = [path for path in sorted(data.glob("sub-*/**/anat/*_T[12]w.nii.gz"))
              if visit(path) in maps]  # fmt: skip
+    if not found:
+        sys.exit(
+            f"{below}: no label map of a T1w or T2w in {data}; name a derivative that has them"
+        )
     for path in found:
         start, folder_of = visit(path), path.parent.relative_to(data)
         for source, there in ((path, out), (maps[start], out / "derivatives" / "labels")):

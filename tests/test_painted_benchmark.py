@@ -58,3 +58,11 @@ def test_the_scans_with_the_widest_ventricles_are_told_apart(benchmark, tmp_path
     assert others == ("others, 2 scans, Dice of 14: 0.800 ± 0.000, 0.750 ± 0.071, "
                       "-0.0500 ± 0.0707")  # fmt: skip
     assert every.startswith("others, 2 scans, Dice of all: 0.800")
+
+
+def test_tables_of_different_scans_are_refused(benchmark):
+    one, other = (
+        pd.DataFrame({"ventricle": [1.0, 1.0]}, index=i) for i in (["a", "b"], ["a", "c"])
+    )
+    with pytest.raises(SystemExit, match="b, c: in one of the two tables only; label and score"):
+        benchmark.compare(one, other)

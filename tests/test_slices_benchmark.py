@@ -58,7 +58,7 @@ def test_slices_that_are_none_are_refused(benchmark, word):
 
 @pytest.mark.parametrize("word", ["axial-0.2", "axial-3-4", "axial-9"])
 def test_slices_that_the_scan_does_not_hold_are_refused(benchmark, word):
-    with pytest.raises(SystemExit, match=r"axial[0-9bp]+: no such slice in 5 voxels of 1 mm"):
+    with pytest.raises(SystemExit, match=r"axial[0-9bp]+: no such slice in 5 .* of 1 mm, ask for"):
         benchmark.cut(heights(), benchmark.Slices.read(word), labels=False)
 
 
@@ -84,6 +84,15 @@ def test_scans_with_labels_are_written_as_they_are_and_in_slices(benchmark, tmp_
     assert labels == sorted(name.replace("T1w", "seg-own_dseg") for name in written)
     shape = nib.load(next(out.glob("derivatives/labels/**/*axial2_*"))).shape
     assert shape == nib.load(next(out.glob("sub-1/**/*axial2_*"))).shape
+
+
+def test_a_dataset_without_such_labels_is_refused(benchmark, tmp_path):
+    data = dataset(tmp_path / "data")
+    with pytest.raises(
+        SystemExit, match=r"machine: no label map of a T1w or T2w in .*data; name a"
+    ):
+        benchmark.main(["scans", str(data), "machine", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def labelled(

@@ -32,9 +32,9 @@ from tlseg_bids.train.dataset import (
     align,
     default_protocol,
     load_classes,
-    load_dataset,
     template_channels,
 )
+from tlseg_bids.train.scans import load_dataset
 from tlseg_bids.train.synth.ageing import class_growth, growing, read_shift, shift, ways
 from tlseg_bids.train.synth.shape import read_classes, read_image
 from tlseg_bids.zoo.registry import find_card, load_cards

@@ -22,7 +22,8 @@ from tlseg_bids.preprocess.prepare import looks
 from tlseg_bids.preprocess.register import displacement_mm
 from tlseg_bids.segment.model import Model, load_model
 from tlseg_bids.segment.place import locate
-from tlseg_bids.train.dataset import Sample, align, load_dataset
+from tlseg_bids.train.dataset import Sample, align
+from tlseg_bids.train.scans import load_dataset
 from tlseg_bids.volume import load_scan
 from tlseg_bids.zoo.card_file import read_card
 from tlseg_bids.zoo.weights import load_weights

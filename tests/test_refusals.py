@@ -34,7 +34,7 @@ from tlseg_bids.errors import (
 from tlseg_bids.group import parameters
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 from tlseg_bids.train import loop
-from tlseg_bids.train.dataset import load_dataset
+from tlseg_bids.train.scans import load_dataset
 from tlseg_bids.zoo import bundle
 from tlseg_bids.zoo.licence import is_permissive
 

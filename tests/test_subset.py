@@ -12,10 +12,11 @@ from heads import PARCELS, PROTOCOL, tiny_recipe, write_heads, write_parcels
 
 from tlseg_bids.errors import UsageError
 from tlseg_bids.labels.protocol import load_protocol
-from tlseg_bids.train.dataset import IGNORE, Sample, load_dataset
+from tlseg_bids.train.dataset import IGNORE, Sample
 from tlseg_bids.train.draw import folded, mirror_sample
 from tlseg_bids.train.loop import Training, train
 from tlseg_bids.train.recipe import Recipe, load_checkpoint
+from tlseg_bids.train.scans import load_dataset
 from tlseg_bids.train.subset import subset, within_budget
 from tlseg_bids.train.supply import load_samples
 from tlseg_bids.train.synth.mix import Mix

@@ -13,12 +13,12 @@ from heads import PARCELS, tiny_recipe, write_heads, write_parcels
 from torch import nn
 
 from tlseg_bids.errors import DataError, UsageError
-from tlseg_bids.train.dataset import load_dataset
 from tlseg_bids.train.descent import Descent, build_optimiser, rate_at, set_rate
 from tlseg_bids.train.loop import Training, train
 from tlseg_bids.train.losses import Weights, borders, segmentation_loss
 from tlseg_bids.train.places import Places, one_sided
 from tlseg_bids.train.recipe import Recipe, load_checkpoint
+from tlseg_bids.train.scans import load_dataset
 from tlseg_bids.train.teach import Loss, frequencies, near, set_age_scale
 
 

@@ -38,6 +38,7 @@ MAX_WRAPPED_SHARE = 1e-4
 BACKGROUND_SHARE = 0.1
 CLIPPED_BRIGHT_SHARE = 0.1
 MAX_CLIPPED_SHARE = 0.02
+SAME_GRID_MM = 0.1
 NOT_AN_IMAGE = (
     ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError,
 )  # fmt: skip
@@ -87,6 +88,17 @@ class Grid:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def difference(one: Grid, other: Grid) -> str | None:
+    """How a grid differs from that of a scan, `one`; None if they are the same."""
+    if one.shape != other.shape:
+        return f"{other.shape} voxels, the scan has {one.shape}"
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in one.shape], [1], indexing="ij"))
+    apart = np.linalg.norm(((one.affine - other.affine) @ corners.reshape(4, -1))[:3], axis=0)
+    if apart.max() > SAME_GRID_MM:
+        return f"a corner lies {apart.max():.1f} mm from that of the scan"
+    return None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tlseg_bids.adapt.matching import SUFFIX, Matched, Refused, difference, entities_of, scan_name
+from tlseg_bids.adapt.matching import SUFFIX, Matched, Refused, entities_of, scan_name
 from tlseg_bids.adapt.reading import IGNORE, STRAY_SHARE, Reading, read_as
 from tlseg_bids.bids.names import without_extension
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.tables import read_table
 from tlseg_bids.errors import DataError, ScanError, TlsegError
 from tlseg_bids.labels.protocol import LabelProtocol, known_protocols, load_protocol
-from tlseg_bids.volume import Grid, Volume, load_grid, load_labels
+from tlseg_bids.volume import Grid, Volume, difference, load_grid, load_labels
 
 STRAY_AREA = 0.05
 LARGEST_INDEX = int(np.iinfo(np.int16).max)

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from tlseg_bids.adapt.reading import listed
 from tlseg_bids.bids.names import (
     DERIVATIVE_ENTITIES,
@@ -21,9 +19,8 @@ from tlseg_bids.bids.names import (
 from tlseg_bids.bids.scan import Scan, Unusable
 from tlseg_bids.errors import NoInputError, ScanError
 from tlseg_bids.flow import Skip
-from tlseg_bids.volume import Grid, load_grid
+from tlseg_bids.volume import difference, load_grid
 
-SAME_GRID_MM = 0.1
 SUFFIX = "dseg"
 
 
@@ -225,14 +222,3 @@ def _grids_apart(scan: Scan, file: Path) -> str | None:
     except ScanError as error:
         return error.what
     return difference(one, other)
-
-
-def difference(one: Grid, other: Grid) -> str | None:
-    """How a grid differs from that of a scan, `one`; None if they are the same."""
-    if one.shape != other.shape:
-        return f"{other.shape} voxels, the scan has {one.shape}"
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in one.shape], [1], indexing="ij"))
-    apart = np.linalg.norm(((one.affine - other.affine) @ corners.reshape(4, -1))[:3], axis=0)
-    if apart.max() > SAME_GRID_MM:
-        return f"a corner lies {apart.max():.1f} mm from that of the scan"
-    return None

@@ -1,25 +1,20 @@
-"""Labelled scans for training: label maps with, where there are any, their images."""
+"""What a labelled scan is to training: classes, images, and where it lies in the template."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
 
-from tlseg_bids.bids.age import AgeReader
-from tlseg_bids.bids.scan import Age
-from tlseg_bids.errors import DataError, NoInputError
+from tlseg_bids.errors import DataError
 from tlseg_bids.labels.mapping import load_mapping
 from tlseg_bids.labels.protocol import DEFAULT_PROTOCOL, LabelProtocol, load_protocol
 from tlseg_bids.preprocess.register import affine, landmark_weights
-from tlseg_bids.zoo.card import age_in_years
 
 HERE = Path(__file__).parent
 IGNORE = 255
@@ -96,7 +91,8 @@ def _own_classes(protocol: LabelProtocol, contrasts: pd.DataFrame) -> Classes:
 class Sample:
     """One labelled scan.
 
-    `classes` uint8 (I, J, K) class numbers, `IGNORE` where nothing is known; `images` float32
+    `name` is ``sub-01``, with what else tells a visit's images apart; `classes` uint8 (I, J, K)
+    class numbers, `IGNORE` where nothing is known; `images` float32
     (I, J, K) each, on the same voxels; `template_from_voxel` (4, 4); `group` (channels,): the
     merged channel that each channel of `protocol` belongs to in this scan's (partial) labels;
     `age_years` NaN where the dataset does not say it; `head`: protocol that it is learned in, where
@@ -128,85 +124,6 @@ class Sample:
         if self.taught == self.protocol.name:
             return None
         return load_mapping(f"{self.protocol.name}_to_{self.taught}").channel_matrix()
-
-
-def _canonical(path: Path) -> nib.Nifti1Image:
-    return nib.as_closest_canonical(nib.load(path))
-
-
-def _crop(classes: np.ndarray, margin: int) -> tuple[slice, ...]:
-    return tuple(
-        slice(max(int(hit.min()) - margin, 0), int(hit.max()) + 1 + margin)
-        for hit in np.nonzero(classes)
-    )
-
-
-def load_dataset(root: Path, name: str, rules: dict) -> list[Sample]:
-    """Every labelled scan of a BIDS dataset.
-
-    Parameters
-    ----------
-    root : Path
-        The dataset.
-    rules : dict
-        From the recipe: ``protocol`` (of the labels; the template's if not given), ``labels``
-        (folder of the derivative), ``merge`` (pairs of protocol
-        labels that this dataset does not tell apart, [absent, merged into]), ``ignore`` (labels
-        of which nothing is known), ``fill`` (protocol label of unlabelled voxels inside the
-        image), ``images`` (suffixes).
-
-    Raises
-    ------
-    NoInputError
-        If there is no label map.
-    """
-    protocol = load_protocol(rules["protocol"]) if "protocol" in rules else default_protocol()
-    classes = load_classes(protocol)
-    folder = root / rules.get("labels", ".")
-    files = sorted(folder.glob("sub-*/**/*_dseg.nii.gz"))
-    if not files:
-        raise NoInputError("no *_dseg.nii.gz found", folder, "set the dataset's root in the recipe")
-    channel = {int(i): c for c, i in enumerate(protocol.indices)}
-    group = np.arange(len(protocol))
-    for absent, into in rules.get("merge", []):
-        group[channel[absent]] = channel[into]
-    samples, ages = [], AgeReader(root)
-    for file in files:
-        image = _canonical(file)
-        labels = np.asarray(image.dataobj).astype(np.int32)
-        lut = np.zeros(labels.max() + 1, np.uint8)
-        for number, index in enumerate(classes.index):
-            if index < len(lut):
-                lut[index] = number
-        for index in rules.get("ignore", []):
-            if index < len(lut):
-                lut[index] = IGNORE
-        numbers = lut[labels]
-        subject = file.name.split("_")[0]
-        images, digest = {}, hashlib.sha256(file.read_bytes())
-        for suffix in rules.get("images", []):
-            path = next((root / subject).glob(f"**/{subject}_{suffix}.nii.gz"))
-            digest.update(path.read_bytes())
-            images[suffix] = np.asarray(_canonical(path).dataobj, np.float32)
-        if "fill" in rules:
-            inside = np.any([i > 0 for i in images.values()], axis=0)
-            fill = int(np.flatnonzero(classes.index == rules["fill"])[0])
-            numbers[inside & (numbers == 0)] = fill
-        box = _crop(numbers, 4)
-        shift = np.eye(4)
-        shift[:3, 3] = [s.start for s in box]
-        samples.append(Sample(
-            subject, name, torch.from_numpy(numbers[box].copy()),
-            {k: torch.from_numpy(v[box].copy()) for k, v in images.items()},
-            image.affine @ shift, group, digest.hexdigest(), protocol,
-            age_years=_years(ages.age(file, {"sub": subject.removeprefix("sub-")})),
-        ))  # fmt: skip
-    return samples
-
-
-def _years(age: Age) -> float:
-    years = age_in_years(age)
-    return math.nan if years is None else years
 
 
 def sample_centroids(sample: Sample) -> tuple[np.ndarray, np.ndarray]:

@@ -61,7 +61,7 @@ class Recipe:
     centred : float
         Share of patches around the template's origin instead of anywhere in the box.
     datasets : dict
-        Name to rules (see `dataset.load_dataset` and `subset.subset`) with ``weight`` (share of the
+        Name to rules (see `scans.load_dataset` and `subset.subset`) with ``weight`` (share of the
         draws), ``real`` (share of its draws that show the real image) and ``mix`` (values of `Mix`
         that hold for this dataset in place of the recipe's).
     channels : list of str

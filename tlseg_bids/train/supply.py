@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tlseg_bids.errors import DataError, NoInputError, UsageError
-from tlseg_bids.train.dataset import Sample, load_dataset
+from tlseg_bids.train.dataset import Sample
 from tlseg_bids.train.pack import Packed, loading_rules, read_pack, write_pack
 from tlseg_bids.train.recipe import Recipe
+from tlseg_bids.train.scans import load_dataset, subject_of
 from tlseg_bids.train.subset import subset
 
 
@@ -34,7 +35,8 @@ def load_samples(recipe: Recipe, root: Path) -> dict[str, list[Sample]]:
         found = packed.samples(name, rules) if packed else load_dataset(root / name, name, rules)
         if recipe.fold and name in recipe.fold_datasets:
             k, n = recipe.fold
-            found = [s for i, s in enumerate(found) if i % n != k]
+            held_out = sorted({subject_of(s.name) for s in found})[k::n]
+            found = [s for s in found if subject_of(s.name) not in held_out]
         samples[name] = subset(found, rules, recipe.channels)
     return samples
 

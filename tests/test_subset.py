@@ -130,8 +130,16 @@ def test_merged_labels_stay_merged_when_they_are_folded():
     matrix = np.array([[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]], np.float32)
     matrix = np.c_[matrix, np.zeros(3)]
     found, group = folded(torch.tensor([0, 1, 3, 4, IGNORE]), np.array([0, 1, 2, 1, 4]), matrix)
-    assert found.tolist() == [0, 1, 2, IGNORE, IGNORE], "the last has no counterpart"
+    assert found.tolist() == [0, 1, 1, IGNORE, IGNORE], "the last has no counterpart"
     assert group.tolist() == [0, 1, 1]
+
+
+def test_voxels_of_a_structure_that_is_merged_in_part_are_taught_as_merged():
+    """Two of three sources make one structure, and one of them is not told from background."""
+    matrix = np.array([[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]], np.float32)
+    found, group = folded(torch.tensor([0, 2, 3]), np.array([0, 0, 2, 2]), matrix)
+    assert group.tolist() == [0, 0, 0]
+    assert found.tolist() == [0, 0, 0], "no voxel is asked for a channel that answers nothing"
 
 
 def test_two_images_are_shown_as_two_channels(heads):

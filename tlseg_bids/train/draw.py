@@ -143,6 +143,12 @@ def folded(channels: Tensor, group: np.ndarray, matrix: np.ndarray) -> tuple[Ten
         Merged channel of each channel.
     matrix : ndarray, shape (new channels, channels)
         See `LabelMapping.channel_matrix`.
+
+    Returns
+    -------
+    Tensor of int64, ndarray of shape (new channels,)
+        Merged channels of the other protocol, and the merged channel of each of its channels. Where
+        one of several sources of a channel is merged with another channel's, both channels are.
     """
     into = np.full(256, IGNORE)
     into[: matrix.shape[1]] = np.where(matrix.sum(0) > 0, matrix.argmax(0), IGNORE)
@@ -150,6 +156,10 @@ def folded(channels: Tensor, group: np.ndarray, matrix: np.ndarray) -> tuple[Ten
     for source, merged in enumerate(into[group]):
         if into[source] != IGNORE and merged != IGNORE:
             new[into[source]] = new[merged]
+    while (new[new] != new).any():
+        new = new[new]
+    known = into != IGNORE
+    into[known] = new[into[known]]
     return torch.as_tensor(into, device=channels.device)[channels], new
 
 

@@ -119,6 +119,8 @@ def test_half_of_the_voxels_lie_in_structures_the_others_around_them():
     target[:, :, 8:12, 8:12, 8:12] = torch.tensor([0.0, 0, 1])[:, None, None, None]
     known = torch.ones(1, 20, 20, 20)
     known[:, 6] = 0
+    nothing = draw_voxels(Random(0), target, torch.zeros_like(known), Places("voxels", voxels=8))
+    assert nothing.shape == (8, 3), "a patch of which nothing is known teaches nothing"
     voxels = draw_voxels(Random(0), target, known, Places("voxels", voxels=200, rim=2))
     inside = target[0, 2][tuple(voxels.T)] > 0
     assert inside[:100].all() and not inside[100:].any()

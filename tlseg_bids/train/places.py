@@ -117,6 +117,7 @@ def draw_voxels(rng: Random, target: Tensor, known: Tensor, places: Places) -> T
     Parameters
     ----------
     target, known : Tensor, shapes (1, channels, I, J, K) and (1, I, J, K)
+        Where nothing is known of the whole patch, voxels that teach nothing are drawn.
     """
     inside = target[0, 1:].sum(0) > 0.5
     near = F.max_pool3d(inside[None].float(), 2 * places.rim + 1, 1, places.rim)[0] > 0
@@ -125,6 +126,8 @@ def draw_voxels(rng: Random, target: Tensor, known: Tensor, places: Places) -> T
         pool = torch.nonzero(some & (known[0] > 0))
         if not len(pool):
             pool = torch.nonzero(known[0] > 0)
+        if not len(pool):
+            pool = torch.nonzero(known[0] >= 0)
         chosen = [rng.below(len(pool)) for _ in range(places.voxels // 2)]
         found.append(pool[chosen])
     return torch.cat(found)

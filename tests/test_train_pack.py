@@ -96,6 +96,19 @@ def test_half_a_level_is_the_largest_error():
     assert (flat * step + low == 7).all()
 
 
+@pytest.mark.parametrize("lowest", [-0.3, -1.0, -3.0, -600.0, -1e5])
+def test_what_is_0_stays_0_where_values_lie_below_it(lowest):
+    image = np.zeros((24, 24, 24), np.float32)
+    image[6:18, 6:18, 6:18] = np.random.default_rng(0).normal(600, 100, (12, 12, 12))
+    image[5, 5, 5] = lowest
+    levels, low, step = quantise(image)
+    back = torch.from_numpy(levels).float() * step + low
+    assert (back[torch.from_numpy(image) == 0] == 0).all()
+    top = np.percentile(image[image > image.min()], 99.9)
+    assert np.abs(back.numpy() - image)[image <= top].max() <= step / 2 * 1.001
+    assert step <= 2 * (top - lowest) / 255
+
+
 def test_classes_are_known_by_their_labels_not_by_their_order(packed, recipe, monkeypatch):
     before = load_samples(recipe, packed)["balls"][0]
     known = packing.load_classes

@@ -166,12 +166,18 @@ def quantise(image: np.ndarray) -> tuple[np.ndarray, float, float]:
     """An image in 256 levels: (uint8, lowest value, width of a level).
 
     Half a level is the largest error below the 99.9th percentile of the voxels that are not
-    background; brighter ones are clipped to it, as the synthesis of training examples does.
+    background; brighter ones are clipped to it, as the synthesis of training examples does. Where
+    there are values below 0, 0 is a level: what lies above it is what a scan shows.
     """
     low = float(image.min())
     inside = image[image > low]
     top = float(np.percentile(inside, BRIGHTEST)) if inside.size else low + 1
     step = (top - low) / LEVELS
+    if low < 0 < top:
+        below = min(math.ceil(-low / step), LEVELS - 1)
+        # in float32, so that so many levels above the lowest value are exactly 0
+        step = float(np.float32(max(-low / below, top / (LEVELS - below))))
+        low = -below * step
     return np.clip(np.rint((image - low) / step), 0, LEVELS).astype(np.uint8), low, step
 
 

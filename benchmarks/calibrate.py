@@ -41,7 +41,7 @@ from held_out_voxels import Reference, sample
 
 from tlseg_bids.cli.evaluate import entities, label_files
 from tlseg_bids.cli.evaluate import main as evaluate
-from tlseg_bids.errors import UsageError
+from tlseg_bids.errors import NoInputError, UsageError
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 from tlseg_bids.metrics import calibration_error
 from tlseg_bids.postprocess.calibration import (
@@ -108,9 +108,20 @@ def scans_of(data: Path, dataset: str, subject: str, card: ModelCard) -> list[Pa
 
 
 def reference_of(scan: Path, folder: Path) -> Path:
-    """The reference whose entities the scan has."""
+    """The reference whose entities the scan has.
+
+    Raises
+    ------
+    NoInputError
+        If there is none.
+    """
     own = entities(scan).items()
-    return next(path for path in label_files(folder) if entities(path).items() <= own)
+    found = [path for path in label_files(folder) if entities(path).items() <= own]
+    if not found:
+        raise NoInputError(
+            f"nothing labels {scan.name}", folder, "label it, or leave the subject out of DATA"
+        )
+    return found[0]
 
 
 def samples(
@@ -202,7 +213,8 @@ def structure_rows(
             alone = len(own) == 1
             rows.append({
                 "dataset": reference.dataset, "scan": name,
-                "subject": entities(Path(name))["sub"], "suffix": entities_space(name),
+                "subject": f"{reference.dataset}/{entities(Path(name))['sub']}",
+                "suffix": entities_space(name),
                 "structure": short[channels[largest]], "index": score.index,
                 "expected": own["predicted_dice"].iloc[largest], "dice": score.dice,
                 "confidence": own["mean_confidence"].iloc[largest],
@@ -277,7 +289,7 @@ def main(given: argparse.Namespace) -> int:
     parts = every if len(every) > 1 else by_subject(every[0])
     own, heat = temperatures([samples(given, part, references) for part in parts])
     if given.temperature_only:
-        save(given, only_temperature(parts, heat))
+        save(given, only_temperature(parts, heat, given.sampled))
         return 0
     tables = [label_fold(given, f, references, t) for f, t in zip(every, own, strict=True)]
     rows = hold_out(given.work, tables)
@@ -295,12 +307,12 @@ def by_subject(fold: Fold) -> list[Fold]:
     return [replace(fold, subjects={**none, dataset: [one]}) for dataset, one in every]
 
 
-def only_temperature(parts: list[Fold], heat: float) -> Calibration:
-    """A calibration without Dice and intervals."""
+def only_temperature(parts: list[Fold], heat: float, sampled: int | None) -> Calibration:
+    """A calibration without Dice and intervals; `sampled` subjects of each part were looked at."""
     counts: dict[str, int] = {}
     for part in parts:
         for dataset, those in part.subjects.items():
-            counts[dataset] = counts.get(dataset, 0) + len(those)
+            counts[dataset] = counts.get(dataset, 0) + len(those[:sampled])
     persons = " and ".join(f"{name} ({count})" for name, count in counts.items())
     how = f"temperature on persons of {persons}, not seen by the fold that labelled them"
     return Calibration(f"{how}; benchmarks/calibrate.py", {parts[0].card.protocol: round(heat, 3)})

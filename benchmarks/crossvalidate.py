@@ -25,6 +25,7 @@ import pandas as pd
 from tlseg_bids.cli.evaluate import main as evaluate
 from tlseg_bids.train.export import export
 from tlseg_bids.train.recipe import load_checkpoint
+from tlseg_bids.train.scans import subject_of
 from tlseg_bids.zoo.card_file import read_card
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,12 +33,14 @@ DESCRIPTION = ROOT / "tlseg_bids" / "train" / "models" / "any.toml"
 
 
 def trained_on(file: Path, dataset: str) -> set[str]:
-    """Subjects of `dataset` that a checkpoint or the model of a card has seen."""
+    """Subjects of `dataset` that a checkpoint, with all it started from, or a card has seen."""
     if file.suffix == ".toml":
         rows = read_card(file).training["data"]
-        return {name for row in rows if row["dataset"] == dataset for name in row["subjects"]}
-    seen = load_checkpoint(file)["data"]
-    return {key.split("/")[1] for key in seen if key.startswith(f"{dataset}/")}
+        seen = {f"{row['dataset']}/{name}" for row in rows for name in row["subjects"]}
+    else:
+        saved = load_checkpoint(file)
+        seen = set().union(*(run["data"] for run in (*saved["lineage"], saved)))
+    return {subject_of(key.split("/")[1]) for key in seen if key.startswith(f"{dataset}/")}
 
 
 def held_out(folder: Path, known_as: str, pair: tuple[Path, Path]) -> list[str]:

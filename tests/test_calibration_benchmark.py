@@ -194,7 +194,8 @@ def test_expected_and_true_scores_meet_row_by_row(benchmarks, tmp_path: Path) ->
     assert rows["expected"].tolist() == [0.8, 0.7]
     assert rows["soft_mm3"].tolist()[0] == 100
     assert np.isnan(rows["soft_mm3"].tolist()[1])
-    assert rows[["subject", "suffix"]].iloc[0].tolist() == ["01", "T2w"]
+    told = rows[["subject", "suffix"]].iloc[0].tolist()
+    assert told == ["infant/01", "T2w"], "one label in two datasets is two persons"
     fitted = Calibration("", {}, {"THA": 0.05}, 0.9, {"THA": 0.8}, {"THA": 1.5})
     told = calibrate.apply(rows, fitted)
     assert told["predicted"].tolist()[0] == pytest.approx(0.85)

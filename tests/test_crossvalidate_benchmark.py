@@ -18,14 +18,17 @@ def benchmark() -> ModuleType:
 
 
 def test_subjects_that_either_network_has_seen_are_not_held_out(benchmark, tmp_path, monkeypatch):
-    for name in ("sub-inf01", "sub-inf02", "sub-new", "sub-1000"):
+    for name in ("sub-inf01", "sub-inf02", "sub-earlier", "sub-new", "sub-1000"):
         (tmp_path / "infant" / name).mkdir(parents=True)
-    saved = {"data": {"infant/sub-inf02": "…", "malc/sub-1000": "…"}}
+    before = {"data": {"infant/sub-earlier": "…"}}
+    now = {"infant/sub-inf02": "…", "infant/sub-inf03_ses-2": "…", "malc/sub-1000": "…"}
+    saved = {"data": now, "lineage": [before]}
     monkeypatch.setattr(benchmark, "load_checkpoint", lambda _: saved)
     pair = (CARDS / "any.toml", Path("fold.pt"))
     assert benchmark.trained_on(CARDS / "any.toml", "malc") == set()
     assert "sub-inf01" in benchmark.trained_on(CARDS / "any.toml", "infant")
-    assert benchmark.trained_on(Path("fold.pt"), "infant") == {"sub-inf02"}
+    seen = benchmark.trained_on(Path("fold.pt"), "infant")
+    assert seen == {"sub-inf02", "sub-inf03", "sub-earlier"}, "what it started from counts, too"
     assert benchmark.held_out(tmp_path / "infant", "infant", pair) == ["1000", "new"]
     (tmp_path / "infant").rename(tmp_path / "changed")
     assert benchmark.held_out(tmp_path / "changed", "infant", pair) == ["1000", "new"]

@@ -21,11 +21,12 @@ from tlseg_bids.train import losses
 from tlseg_bids.train.dataset import IGNORE, label_centroids, load_classes
 from tlseg_bids.train.draw import prior_patch
 from tlseg_bids.train.export import export
-from tlseg_bids.train.loop import train
+from tlseg_bids.train.loop import Training, train
 from tlseg_bids.train.losses import fold, segmentation_loss, soft_target
 from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
 from tlseg_bids.train.start import adopt, load_start
 from tlseg_bids.train.synth import Mix, Random, Shape, class_means, paint, strip_skull
+from tlseg_bids.train.watch import Watch
 from tlseg_bids.zoo.weights import load_weights
 
 
@@ -52,6 +53,29 @@ def test_a_run_that_was_cut_off_ends_where_an_uncut_one_does(heads, recipe, tmp_
     for part in ("network", "average"):
         for key, value in whole[part].items():
             torch.testing.assert_close(again[part][key], value)
+
+
+def test_a_run_whose_loss_is_no_number_stops_and_keeps_its_checkpoint(heads, recipe, tmp_path):
+    path = train(recipe, heads, tmp_path, _quiet, until=3)
+    before = path.read_bytes()
+
+    class Broken(Watch):
+        def step(self, run: Training) -> None:
+            run.losses.append(torch.tensor([torch.nan, 0.5]))
+
+    with pytest.raises(DataError, match=r"no number any more, at step 6.*'tiny'.*lower learning_r"):
+        train(recipe, heads, tmp_path, Broken(_quiet))
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(heads, recipe, tmp_path):
+    path = tmp_path / "tiny.pt"
+    torch.save({"network": {}}, tmp_path / "other.pt")
+    whole = (tmp_path / "other.pt").read_bytes()
+    for content in (b"", b"no checkpoint", whole[: len(whole) // 2], whole):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"no checkpoint of tlseg-train.*tiny\.pt.*start anew"):
+            train(recipe, heads, tmp_path, _quiet)
 
 
 def test_the_same_seed_gives_the_same_weights(heads, recipe, tmp_path):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tlseg_bids.bids.atomic import atomic
-from tlseg_bids.errors import UsageError
+from tlseg_bids.errors import DataError, UsageError
 from tlseg_bids.networks import build, channels_last
 from tlseg_bids.preprocess.intensity import standard_landmarks, standardise
 from tlseg_bids.train.curves import Laps, time_left, write_curve
@@ -110,7 +110,7 @@ def train(
         If there is no such device, or the checkpoint is another recipe's or of another number of
         processes.
     NoInputError, DataError
-        If data are missing or damaged, or not those of the checkpoint.
+        If data are missing or damaged, or not those of the checkpoint, or the loss is no number.
     CannotCreateError, OutputError
         If a checkpoint cannot be written; the one before is still whole.
     """
@@ -158,6 +158,7 @@ def _go_on(run: Training, path: Path, last: int, watch: Watch) -> None:
 
 def checkpoint(run: Training, path: Path) -> None:
     """Write all that is needed to go on, whole or not at all, and the curve so far."""
+    run.check_finite()
     content = run.content()
     if not run.team.first:
         return
@@ -301,6 +302,7 @@ class Training:
 
     def report(self) -> str:
         """Add a point to the curve and say it; every process has to call it."""
+        self.check_finite()
         self._tick()
         loss, dice = self.team.mean(torch.stack(self.losses).mean(0)).tolist()
         self.losses = []
@@ -314,6 +316,22 @@ class Training:
             f"{self.recipe.name} {self.step}/{self.recipe.steps} {self.seconds:.0f} s "
             f"loss {loss:.3f} dice {dice:.3f}{share}, {left} left"
         )
+
+    def check_finite(self) -> None:
+        """Every process has to call it.
+
+        Raises
+        ------
+        DataError
+            If a loss since the last report is NaN or Inf, in any process.
+        """
+        broken = bool(self.losses) and not torch.stack(self.losses)[:, 0].isfinite().all()
+        if self.team.any(broken):
+            raise DataError(
+                f"the loss is no number any more, at step {self.step}",
+                f"recipe '{self.recipe.name}'",
+                "the last checkpoint is from before: go on from it with a lower learning_rate",
+            )  # fmt: skip
 
     def _tick(self) -> None:
         now = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from tlseg_bids import __version__
-from tlseg_bids.errors import NoInputError, UsageError
+from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.descent import Descent
 from tlseg_bids.train.places import Places
@@ -22,6 +23,11 @@ TABLES = {
     "shape": Shape, "ageing": Ageing, "mix": Mix, "descent": Descent, "loss": Loss,
     "places": Places,
 }  # fmt: skip
+UNREADABLE = (
+    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
+    pickle.UnpicklingError,
+)  # fmt: skip
+"""What opening a file that is no checkpoint raises."""
 
 
 @dataclass(frozen=True)
@@ -233,11 +239,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     ------
     NoInputError
         If the file does not exist.
+    DataError
+        If it is none, or damaged.
     """
     if not path.is_file():
         raise NoInputError("no such checkpoint", path, "name the .pt file of a training run")
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    recipe = saved["recipe"]
-    recipe |= {key: TABLES[key](**value) for key, value in recipe.items() if key in TABLES}
-    saved["template"] = saved["template"].numpy()
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        recipe = saved["recipe"]
+        recipe |= {key: TABLES[key](**value) for key, value in recipe.items() if key in TABLES}
+        saved["template"] = saved["template"].numpy()
+    except UNREADABLE as error:
+        raise DataError(
+            f"this is no checkpoint of tlseg-train, or a damaged one ({_first_line(error)})",
+            path, "copy it again, or remove it to start anew",
+        ) from error  # fmt: skip
     return saved
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -55,6 +55,16 @@ def test_a_run_that_was_cut_off_ends_where_an_uncut_one_does(heads, recipe, tmp_
             torch.testing.assert_close(again[part][key], value)
 
 
+def test_dropout_of_a_resumed_run_is_that_of_an_uncut_one(heads, recipe, tmp_path):
+    network = {"network": "quicknat", "features": [4, 4], "dropout": 0.2}
+    dropping = replace(recipe, network=network)
+    whole = load_checkpoint(train(dropping, heads, tmp_path / "whole", _quiet))
+    train(dropping, heads, tmp_path / "cut", _quiet, until=3)
+    again = load_checkpoint(train(dropping, heads, tmp_path / "cut", _quiet))
+    for key, value in whole["network"].items():
+        assert torch.equal(again["network"][key], value), key
+
+
 def test_a_run_whose_loss_is_no_number_stops_and_keeps_its_checkpoint(heads, recipe, tmp_path):
     path = train(recipe, heads, tmp_path, _quiet, until=3)
     before = path.read_bytes()

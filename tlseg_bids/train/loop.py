@@ -277,6 +277,7 @@ class Training:
         share = rate_at(recipe.descent, self.step, recipe.steps, recipe.warmup)
         set_rate(self.optimiser, recipe.learning_rate * share)
         anything = open_scope(self.network, recipe.descent, self.step, recipe.steps)
+        torch.manual_seed(self.team.seed(recipe.seed + self.step))  # of dropout, alike when resumed
         self.optimiser.zero_grad(set_to_none=True)
         for batch in batches(examples, recipe.batch):
             losses = self.teach(self.network, batch)

@@ -1,4 +1,4 @@
-"""Labelled scans that training reads: what is refused, and what is left out."""
+"""Labelled scans that training reads: what is refused, what is left out, what is moved."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from heads import tiny_recipe
 
-from tlseg_bids.errors import DataError, NoInputError, ScanError
-from tlseg_bids.train.scans import load_dataset
+from tlseg_bids.errors import DataError, NoInputError, ScanError, UsageError
+from tlseg_bids.train.scans import load_dataset, moved_back
 from tlseg_bids.train.supply import load_samples
 
 SIDE = 48
@@ -119,3 +119,40 @@ def test_a_fold_leaves_out_a_subject_with_all_sessions(tmp_path):
     assert [s.name for s in samples["visits"]] == ["sub-02_ses-a", "sub-02_ses-b"]
     assert len({s.sha256 for s in samples["visits"]}) == 1, "the files are the same"
     assert [s.age_years for s in samples["visits"]] == pytest.approx([1.0, 2.0], abs=0.01)
+
+
+def test_an_image_is_moved_to_its_labels(tmp_path):
+    dataset(tmp_path)
+    beside = np.roll(scan_of(labels()), (2, -1), (0, 1))
+    turned = np.diag([-1.0, 1, 1, 1])
+    turned[0, 3] = SIDE - 1
+    write(file(tmp_path, "dseg"), labels()[::-1].copy(), turned)
+    write(file(tmp_path, "T1w"), beside[::-1].copy(), turned)
+    rules = {"images": ["T1w"], "fill": 24}
+    as_it_is = load_dataset(tmp_path, "x", rules)[0]
+    moved = load_dataset(tmp_path, "x", {**rules, "moved": {"sub-01_T1w": [2.0, -1.0, 0.0]}})[0]
+    image, classes = moved.images["T1w"].numpy(), moved.classes.numpy()
+    assert np.array_equal(classes, as_it_is.classes.numpy()), "labels stay where they are"
+    labelled = classes > 0
+    wanted = scan_of(labels())
+    corner = np.argwhere(wanted > 0)[0] - np.argwhere(image > 0)[0]
+    part = wanted[tuple(slice(c, c + n) for c, n in zip(corner, image.shape, strict=True))]
+    np.testing.assert_allclose(image[labelled], part[labelled], rtol=1e-6)
+    assert not np.array_equal(image, as_it_is.images["T1w"].numpy())
+
+
+def test_half_a_voxel_is_the_mean_of_two():
+    image = np.zeros((3, 3, 3), np.float32)
+    image[1, 1, 1], image[2, 1, 1] = 4, 8
+    found = moved_back(image, [0.43, 0, 0], [0.86, 1, 1])
+    assert found[:, 1, 1].tolist() == [2, 6, 0]
+
+
+def test_moves_that_make_no_sense_are_refused(tmp_path):
+    dataset(tmp_path)
+    rules = {"images": ["T1w"], "moved": {"sub-01_T2w": [1.0, 0.0, 0.0]}}
+    with pytest.raises(UsageError, match=r"are not there: sub-01_T2w.*datasets.x.moved.*SUFFIX"):
+        load_dataset(tmp_path, "x", rules)
+    for wrong in ([1.0, 2.0], [1.0, float("nan"), 0.0], 2.0):
+        with pytest.raises(UsageError, match=r"no way to move an image.*three numbers of mm"):
+            load_dataset(tmp_path, "x", {**rules, "moved": {"sub-01_T1w": wrong}})

@@ -29,7 +29,7 @@ INDEX = "index"
 LEVELS = 255
 BRIGHTEST = 99.9  # percentile of the voxels that are not background
 UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
-RULES = ("protocol", "labels", "merge", "ignore", "fill", "images")
+RULES = ("protocol", "labels", "merge", "ignore", "fill", "images", "moved")
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from scipy import ndimage
 
 from tlseg_bids.bids.age import AgeReader
 from tlseg_bids.bids.names import DERIVATIVE_ENTITIES, without_extension
 from tlseg_bids.bids.scan import Age
-from tlseg_bids.errors import DataError, NoInputError
+from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.dataset import IGNORE, Classes, Sample, default_protocol, load_classes
 from tlseg_bids.volume import Grid, Volume, difference, load_labels, load_volume
@@ -37,7 +38,7 @@ def load_dataset(root: Path, name: str, rules: dict[str, Any]) -> list[Sample]:
         (folder of the derivative), ``merge`` (pairs of protocol
         labels that this dataset does not tell apart, [absent, merged into]), ``ignore`` (labels
         of which nothing is known), ``fill`` (protocol label of unlabelled voxels inside the
-        image), ``images`` (suffixes).
+        image), ``images`` (suffixes), ``moved`` (see `moved_back`; by ``sub-01_T2w``).
 
     Raises
     ------
@@ -46,6 +47,8 @@ def load_dataset(root: Path, name: str, rules: dict[str, Any]) -> list[Sample]:
     ScanError, DataError
         If a file is damaged, an image does not lie on the grid of its labels, a label is negative,
         or nothing is labelled.
+    UsageError
+        If ``moved`` names an image that is not there, or is not in mm along three axes.
     """
     protocol = load_protocol(rules["protocol"]) if "protocol" in rules else default_protocol()
     classes = load_classes(protocol)
@@ -58,7 +61,7 @@ def load_dataset(root: Path, name: str, rules: dict[str, Any]) -> list[Sample]:
     group = np.arange(len(protocol))
     for absent, into in rules.get("merge", []):
         group[channel[absent]] = channel[into]
-    samples, ages = [], AgeReader(root)
+    samples, ages, moves = [], AgeReader(root), dict(rules.get("moved", {}))
     for file in files:
         labels, stem = load_labels(file), stem_of(file)
         paths = {suffix: _image(root, stem, suffix) for suffix in rules.get("images", [])}
@@ -69,6 +72,9 @@ def load_dataset(root: Path, name: str, rules: dict[str, Any]) -> list[Sample]:
             inside = np.any([i > 0 for i in images.values()], axis=0)
             fill = int(np.flatnonzero(classes.index == rules["fill"])[0])
             numbers[inside & (numbers == 0)] = fill
+        for suffix in [suffix for suffix in images if f"{stem}_{suffix}" in moves]:
+            by = moves.pop(f"{stem}_{suffix}")
+            images[suffix] = moved_back(images[suffix], by, np.linalg.norm(affine[:3, :3], axis=0))
         box = _crop(numbers)
         shift = np.eye(4)
         shift[:3, 3] = [s.start for s in box]
@@ -79,6 +85,11 @@ def load_dataset(root: Path, name: str, rules: dict[str, Any]) -> list[Sample]:
             affine @ shift, group, _hash([file, *paths.values()]), protocol,
             age_years=_years(ages.age(file, entities)),
         ))  # fmt: skip
+    if moves:
+        raise UsageError(
+            f"images that are to be moved are not there: {', '.join(moves)}",
+            f"recipe, datasets.{name}.moved", "write sub-LABEL_SUFFIX of images that it names",
+        )  # fmt: skip
     return samples
 
 
@@ -165,6 +176,35 @@ def _crop(numbers: np.ndarray) -> tuple[slice, ...]:
         slice(max(int(hit.min()) - MARGIN, 0), int(hit.max()) + 1 + MARGIN)
         for hit in np.nonzero(numbers)
     )
+
+
+def moved_back(image: np.ndarray, by_mm: Sequence[float], voxel_mm: Sequence[float]) -> np.ndarray:
+    """An image put where its labels are, (I, J, K) float32, by trilinear interpolation.
+
+    A visit's images share one label map, and where one of them was registered a little beside it, a
+    network learns a border that lies nowhere.
+
+    Parameters
+    ----------
+    image : (I, J, K)
+        In the order of RAS+.
+    by_mm : three floats
+        How far it lies beside the labels along its own axes: to the right, the front and the top.
+    voxel_mm : three floats
+        Its voxel size.
+
+    Raises
+    ------
+    UsageError
+        If `by_mm` is not three finite numbers.
+    """
+    if np.shape(by_mm) != (3,) or not np.isfinite(by_mm).all():
+        raise UsageError(
+            f"{by_mm!r} is no way to move an image", "recipe, moved of a dataset",
+            "write three numbers of mm: [x, y, z]",
+        )  # fmt: skip
+    voxels = np.divide(by_mm, voxel_mm)
+    return ndimage.shift(image, -voxels, order=1, mode="constant", cval=float(image.min()))
 
 
 def _hash(files: Iterable[Path]) -> str:

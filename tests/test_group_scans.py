@@ -22,6 +22,18 @@ def test_a_scan_without_its_sidecar_is_named_and_not_in_the_tables(tmp_path, cap
     assert sidecar.name in (tmp_path / "out" / "group.html").read_text()
 
 
+def test_an_unfinished_scan_of_a_session_that_was_not_selected_is_no_failure(
+    tmp_path, caplog
+) -> None:
+    people = [*some(2, session="newborn"), *some(2, session="m06")]
+    arguments = study(tmp_path, people, None)
+    (tmp_path / "out" / people[3].folder / f"{people[3].stem}_dseg.json").unlink()
+    assert main([*arguments, "--session-label", "newborn"]) == 0
+    assert "is not finished" not in caplog.text
+    assert main([*arguments, "--session-label", "newborn", "m06"]) == 1
+    assert f"it is not finished: there is no {people[3].stem}_dseg.json" in caplog.text
+
+
 def test_echoes_of_one_scan_are_no_repeated_scans(tmp_path) -> None:
     people = [
         Person(one.label, one.volumes * (1 + 0.1 * int(echo)), session="a", echo=echo)

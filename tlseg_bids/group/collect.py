@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ LONG = {
     "echo": "echo", "part": "part", "chunk": "chunk",
 }  # fmt: skip
 YEAR_DIGITS = 6  # half a minute
+SESSION = re.compile(r"_ses-(?P<label>[^_]+)_")
 AGAIN = "label the scan again (level participant)"
 
 
@@ -30,7 +32,7 @@ def collect(config: Config) -> Study:
     Returns
     -------
     Study
-        Label maps without a usable volumes table are in `failures`.
+        Label maps of these without a usable volumes table are in `failures`.
 
     Raises
     ------
@@ -43,9 +45,9 @@ def collect(config: Config) -> Study:
     subjects = _selected(config)
     for subject in subjects:
         scans, failed = labelled_scans(config.out_dir, subject)
-        study.failures += failed
+        study.failures += [one for one in failed if _wanted(config, _session(one.name))]
         for scan in scans:
-            if config.sessions and scan.entities.get("ses") not in config.sessions:
+            if not _wanted(config, scan.entities.get("ses")):
                 continue
             row = _row(scan, covariates)
             if isinstance(row, FailedScan):
@@ -92,6 +94,16 @@ def _selected(config: Config) -> list[str]:
     return [
         subject for subject in there if not config.participants or subject in config.participants
     ]
+
+
+def _wanted(config: Config, session: str | None) -> bool:
+    return not config.sessions or session in config.sessions
+
+
+def _session(name: str) -> str | None:
+    """Session that a file name tells."""
+    match = SESSION.search(name)
+    return match["label"] if match else None
 
 
 def _nothing(config: Config, study: Study) -> NoInputError | NothingSelectedError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.studies import Person, simulate, write_person
-from tests.test_group import COMBAT, THREE_SITES, read, study, told
+from tests.test_group import COMBAT, THREE_SITES, read, some, study, told
 from tlseg_bids.cli.run import main
 
 RESIDUAL = ("--icv-correction", "residual")
@@ -132,3 +133,44 @@ def test_the_head_size_is_scored_as_it_was_measured(tmp_path, measure) -> None:
     )
     assert of_corrected.equals(of_measured)
     assert (of_corrected["robust_z"].abs() < 10).all()
+
+
+def test_a_saved_fit_outlives_a_run_that_fits_nothing(tmp_path, caplog) -> None:
+    people, rows = simulate(30, THREE_SITES)
+    arguments = study(tmp_path, people, "\n".join(rows) + "\n")
+    out = tmp_path / "out"
+    assert main([*arguments, *RESIDUAL]) == 0
+    saved = (out / "group_parameters.json").read_bytes()
+    os.utime(out / "group_parameters.json", (0, 0))
+    assert main(arguments) == 0
+    assert not (out / "group_parameters.json").exists()
+    kept = out / "group_parameters_19700101T000000Z.json"
+    assert kept.read_bytes() == saved
+    sentence = (
+        "this run fits nothing, so group_parameters.json of an earlier run, which does not belong "
+        f"to these tables, is kept as {kept.name}; --group-parameters {kept} applies it"
+    )
+    assert sentence in caplog.text
+    assert sentence in (out / "group.html").read_text()
+    assert main([*arguments, "--group-parameters", str(kept)]) == 0
+    assert kept.read_bytes() == saved
+    caplog.clear()
+    assert main(arguments) == 0
+    assert "fits nothing" not in caplog.text
+
+
+def test_a_saved_fit_that_cannot_be_kept_is_an_error(tmp_path, capsys, monkeypatch) -> None:
+    arguments = study(tmp_path, some(3), None)
+    (tmp_path / "out" / "group_parameters.json").write_text("{}")
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == "group_parameters.json":
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    assert main(arguments) == 74
+    error = told(capsys)
+    assert "the fit of an earlier run cannot be renamed (Permission denied) – " in error
+    assert "group_parameters.json – move it yourself: this run fits nothing" in error

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
 from tlseg_bids.bids.atomic import write_json
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.config import Config
-from tlseg_bids.errors import NoInputError, UsageError
+from tlseg_bids.errors import NoInputError, OutputError, UsageError
 from tlseg_bids.group import tables
 from tlseg_bids.group.analyse import Stratum, analyse
 from tlseg_bids.group.collect import collect
@@ -20,6 +22,7 @@ from tlseg_bids.group.parameters import Parameters, as_json, read_parameters
 from tlseg_bids.group.study import TOTALS, Study, structures
 
 LOG = logging.getLogger(__name__)
+PARAMETERS = "group_parameters.json"
 FITTING = ("combat", "combat_covariates", "combat_reference", "fit_where")
 
 
@@ -107,10 +110,28 @@ def _write(
     ]  # fmt: skip
     for table in made:
         LOG.info("table: %s", tables.write_table(out, table)[0])
-    parameters = out / "group_parameters.json"
+    parameters = out / PARAMETERS
     fits = [(s.name, s.names, s.fit) for s in strata if s.fit.combat or s.fit.head]
     if fits and config.group_parameters is None:
         write_json(parameters, as_json(volume, config.fit_where, fits))
-    elif config.group_parameters is None:
-        parameters.unlink(missing_ok=True)
+    elif config.group_parameters is None and parameters.is_file():
+        study.notes.append(_set_aside(parameters))
+        LOG.warning("%s", study.notes[-1])
     LOG.info("page: %s", write_page(out, study, strata, proposals, (volume, config.command)))
+
+
+def _set_aside(parameters: Path) -> str:
+    """Rename the fit of an earlier run after the time it was made; returns the sentence on it."""
+    try:
+        made = datetime.fromtimestamp(parameters.stat().st_mtime, UTC)
+        kept = parameters.with_stem(f"{parameters.stem}_{made:%Y%m%dT%H%M%SZ}")
+        parameters.rename(kept)
+    except OSError as error:
+        raise OutputError(
+            f"the fit of an earlier run cannot be renamed ({error.strerror})", parameters,
+            "move it yourself: this run fits nothing, so that it would not belong to the tables",
+        ) from error  # fmt: skip
+    return (
+        f"this run fits nothing, so {PARAMETERS} of an earlier run, which does not belong to these "
+        f"tables, is kept as {kept.name}; --group-parameters {kept} applies it"
+    )

@@ -70,6 +70,34 @@ def test_a_covariate_that_no_scan_has_is_named(tmp_path, capsys) -> None:
     assert "the column 'weight' has no value in the scans of the fit" in told(capsys)
 
 
+def test_a_few_words_in_a_column_of_numbers_are_unknown_and_told(tmp_path, caplog) -> None:
+    people, rows = simulate(60, THREE_SITES)
+    capped = [*rows[:5], "|".join(["sub-00004", "89+", *rows[5].split("|")[2:]]), *rows[6:]]
+    arguments = study(tmp_path, people, "\n".join(capped) + "\n")
+    options = ["--combat", "site", "--combat-covariates", "age", "sex"]
+    assert main([*arguments, *options]) == 0
+    assert parameters(tmp_path / "out")["Combat"]["Terms"] == ["scale", "offset", "age", "sex=M"]
+    assert (
+        "most values of the column 'age' are numbers, but '89+' is none: ComBat takes the column "
+        "for numbers and these for unknown, so that the scans that have them are not harmonised; "
+        "write numbers there if they are known, or words everywhere if these are categories"
+        in caplog.text
+    )
+    table = read(tmp_path / "out", "group_volumes")
+    assert np.flatnonzero(table["left_thalamus_combat_mm3"].isna()).tolist() == [4]
+
+
+def test_words_with_a_few_numbers_are_categories(tmp_path, caplog) -> None:
+    people, rows = simulate(60, THREE_SITES)
+    table = [f"{row}|{('kind', 'x', 'y', '3')[0 if n == 0 else 1 + n // 2 % 3]}"
+             for n, row in enumerate(rows)]  # fmt: skip
+    arguments = study(tmp_path, people, "\n".join(table) + "\n")
+    assert main([*arguments, *COMBAT, "kind"]) == 0
+    terms = parameters(tmp_path / "out")["Combat"]["Terms"]
+    assert terms[-2:] == ["kind=x", "kind=y"]
+    assert "most values of the column" not in caplog.text
+
+
 def test_a_scan_without_intracranial_volume_costs_the_others_nothing(tmp_path, caplog) -> None:
     people, rows = simulate(60, THREE_SITES)
     arguments = study(tmp_path, people, "\n".join(rows) + "\n")

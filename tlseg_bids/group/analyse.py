@@ -9,7 +9,8 @@ import numpy as np
 
 from tlseg_bids.config import Config
 from tlseg_bids.errors import UsageError
-from tlseg_bids.group.harmonise import SiteEffects, design_of, fit_combat, site_share
+from tlseg_bids.group.design import design_of, without_words
+from tlseg_bids.group.harmonise import SiteEffects, fit_combat, site_share
 from tlseg_bids.group.headsize import FEW, HeadSize, fit_head_size
 from tlseg_bids.group.outliers import Scores, robust_scores
 from tlseg_bids.group.parameters import Fit, Parameters
@@ -204,15 +205,16 @@ def _fit_combat(
     every = study.column(config.combat, "--combat")
     sites = [every[n] for n in rows]
     names = () if config.combat_covariates == NO_COVARIATES else config.combat_covariates
-    columns = _columns(study, names, rows)
+    columns, said = without_words(_columns(study, names, rows), fit)
     told = zip(sites, *columns.values(), strict=True)
     complete = fit & np.array([all(map(known, cells)) for cells in told])
     usable = complete if complete.any() else fit  # of none, it is said what is unknown
     who = [(study.rows[n].participant, every[n]) for n in rows]
-    return fit_combat(
+    effects, notes = fit_combat(
         volumes[1], sites, columns, _first(who, usable),
         (config.combat, config.combat_reference), volumes[0],
     )  # fmt: skip
+    return effects, said + notes
 
 
 def _apply_combat(

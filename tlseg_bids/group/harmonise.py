@@ -10,7 +10,6 @@ imaging: Fortin et al. 2018, https://doi.org/10.1016/j.neuroimage.2017.11.024.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,34 +18,11 @@ import numpy as np
 import pandas as pd
 
 from tlseg_bids.errors import DataError, UsageError
-from tlseg_bids.group.study import known, listed, number
+from tlseg_bids.group.design import Covariate, covariates_of, design_of
+from tlseg_bids.group.study import known, listed
 
 MIN_SITE = 3
 FEW = 10
-
-
-@dataclass(frozen=True)
-class Covariate:
-    """A column whose effect is kept: a number, or a category with its levels (the first is 0)."""
-
-    column: str
-    levels: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> list[str]:
-        """Names of its columns in the design: ``age_years``, or ``sex=M``."""
-        return [f"{self.column}={level}" for level in self.levels[1:]] or [self.column]
-
-    def encode(self, cells: Sequence[str]) -> np.ndarray:
-        """Its columns of the design, shape (scans, columns); NaN where unknown or a new level."""
-        if not self.levels:
-            return np.array([[number(cell)] for cell in cells]).reshape(-1, 1)
-        rows = [
-            [float(cell == level) for level in self.levels[1:]]
-            if cell in self.levels else [math.nan] * len(self.levels[1:])
-            for cell in cells
-        ]  # fmt: skip
-        return np.array(rows).reshape(len(cells), -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,35 +72,6 @@ class SiteEffects:
             stays = np.where(np.isfinite(scale), values[here], np.nan)
             result[here] = stays if site == self.reference else moved
         return result
-
-
-def covariates_of(columns: Mapping[str, Sequence[str]], fit: np.ndarray) -> tuple[Covariate, ...]:
-    """How each column enters: as a number where every known cell of the fit is one.
-
-    Raises
-    ------
-    UsageError
-        If a column has one value only.
-    """
-    result = []
-    for name, cells in columns.items():
-        here = sorted({cell for cell, used in zip(cells, fit, strict=True) if used and known(cell)})
-        if len(here) < 2:
-            raise UsageError(
-                f"the column '{name}' has {'no value' if not here else 'one value only'} in the "
-                "scans of the fit", "--combat-covariates", "leave it out",
-            )  # fmt: skip
-        numeric = all(not math.isnan(number(cell)) for cell in here)
-        result.append(Covariate(name, () if numeric else tuple(here)))
-    return tuple(result)
-
-
-def design_of(
-    covariates: Sequence[Covariate], columns: Mapping[str, Sequence[str]], scans: int
-) -> np.ndarray:
-    """The design matrix of the covariates, shape (scans, columns)."""
-    parts = [covariate.encode(columns[covariate.column]) for covariate in covariates]
-    return np.concatenate([np.empty((scans, 0)), *parts], axis=1)
 
 
 def fit_combat(

@@ -12,7 +12,8 @@ import numpy as np
 from tlseg_bids import __version__
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.errors import DataError, NoInputError
-from tlseg_bids.group.harmonise import Covariate, SiteEffects
+from tlseg_bids.group.design import Covariate
+from tlseg_bids.group.harmonise import SiteEffects
 from tlseg_bids.group.headsize import FORMULAS, HeadSize
 
 FORMAT = "tlseg group parameters"

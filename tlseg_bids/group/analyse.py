@@ -15,7 +15,7 @@ from tlseg_bids.group.headsize import FEW, HeadSize, fit_head_size
 from tlseg_bids.group.outliers import Scores, robust_scores
 from tlseg_bids.group.parameters import Fit, Parameters
 from tlseg_bids.group.study import TOTALS, Study, known, listed, matrix, structures
-from tlseg_bids.group.visits import Series, series_of
+from tlseg_bids.group.visits import Series, series_of, without_time
 from tlseg_bids.report.verdict import asymmetry_percent
 
 NO_COVARIATES = ("none",)
@@ -174,12 +174,14 @@ def _stratum(
         notes.append(
             f"{lost} scans without head size or harmonised volume have no corrected volume"
         )
+    series = tuple(series_of(study.rows, rows))
+    notes += without_time(study.rows, series)
     study.notes += ["".join([*told, note]) for note in notes]
     final = _final(volumes, adjusted, _corrected(names, head))
     return Stratum(
         name, rows, names, raw, combat, adjusted, Fit(effects, head),
         robust_scores(final, _age(members)), _asymmetry(protocol, raw),
-        tuple(series_of(study.rows, rows)), site_effect,
+        series, site_effect,
     )  # fmt: skip
 
 

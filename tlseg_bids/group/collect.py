@@ -126,10 +126,9 @@ def _row(scan: LabelledScan, covariates: Covariates) -> Row | FailedScan:
     measures = _measures(scan)
     if isinstance(measures, str):
         return FailedScan(scan.dseg.name, measures, AGAIN)
-    facts, age, date, visit_days = covariates.of(scan)
+    facts, age, date, visit = covariates.of(scan)
     judgement = verdict(scan, volume_rows(scan))
-    years = np.nan if age.years is None else round(age.years, YEAR_DIGITS)
-    weeks = np.nan if age.pma_weeks is None else age.pma_weeks
+    years, weeks = round(_known(age.years), YEAR_DIGITS), _known(age.pma_weeks)
     totals = [_total(scan, name) for name in ("BrainVolume", "IntracranialVolume")]
     own = {
         **_identity(scan),
@@ -143,8 +142,12 @@ def _row(scan: LabelledScan, covariates: Covariates) -> Row | FailedScan:
     return Row(
         scan.entities["sub"], scan.entities.get("ses", ""), scan.entities, scan.suffix,
         scan.protocol.name, scan.stem, {**every, **facts, **_quality(scan)}, years, weeks, date,
-        visit_days, measures, np.array(totals), findings,
+        _known(visit.days), measures, np.array(totals), findings, _known(visit.pma_weeks),
     )  # fmt: skip
+
+
+def _known(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def cell(value: float) -> str:

@@ -45,8 +45,12 @@ class Covariates:
             if isinstance(entry, dict)
         }
 
-    def of(self, scan: LabelledScan) -> tuple[dict[Key, str], Age, float, float]:
-        """Facts, age, date in days and per-visit age in days of a labelled scan (NaN: unknown)."""
+    def of(self, scan: LabelledScan) -> tuple[dict[Key, str], Age, float, Age]:
+        """Facts, age, date in days (NaN: unknown) and per-visit age of a labelled scan.
+
+        The per-visit age is that of the scans or sessions table; it is unknown where the age is
+        from elsewhere.
+        """
         if scan.entities["sub"] != self._subject:
             self._subject, self._tables = scan.entities["sub"], {}
         tables = self._rows(scan)
@@ -55,10 +59,10 @@ class Covariates:
             _, rows = tables[source]
             facts.update(self._cells(source, rows, f"sub-{self._subject}"))
         facts.update(self._scanner(scan))
-        age, visit_days = self._age(scan, tables)
+        age, of_visit = self._age(scan, tables)
         dates = [facts.get((source, "acq_time"), "") for source in ("scans", "sessions")]
         date = next((d for d in map(date_days, dates) if not math.isnan(d)), math.nan)
-        return facts, age, date, visit_days
+        return facts, age, date, age if of_visit else Age()
 
     def notes(self) -> list[str]:
         """Sentences on what could not be found, for the whole study."""
@@ -145,14 +149,14 @@ class Covariates:
             ("scanner", f"scanner_{snake(key)}"): str(told[key]) for key in SCANNER if key in told
         }
 
-    def _age(self, scan: LabelledScan, tables) -> tuple[Age, float]:
-        """Age from the nearest table, else as it was known when the scan was labelled."""
+    def _age(self, scan: LabelledScan, tables) -> tuple[Age, bool]:
+        """Age from the nearest table, else as known at labelling; whether it is of the visit."""
         told = scan.sidecar.get("Age")
         told = told if isinstance(told, dict) else {}
         days, pma = (_positive(told.get(key)) for key in ("Days", "PostMenstrualWeeks"))
         before = Age(days, pma, str(told.get("Source") or "not given"))
         if before.source == "--age":
-            return before, math.nan
+            return before, False
         reasons = []
         for source in ("scans", "sessions", "participants"):
             table, rows = tables[source]
@@ -162,11 +166,10 @@ class Covariates:
                 continue
             if before.days is not None and age.days is not None and age.days != before.days:
                 self._other_age[f"sub-{self._subject}"] = None
-            visit = age.days if age.days is not None else 7 * (age.pma_weeks or math.nan)
-            return age, visit if source != "participants" else math.nan
+            return age, source != "participants"
         if before.days is None and before.pma_weeks is None:
-            return Age(source="; ".join(reasons) or before.source), math.nan
-        return before, math.nan
+            return Age(source="; ".join(reasons) or before.source), False
+        return before, False
 
 
 def _of_session(rows, session: str) -> list[dict[str, str]]:

@@ -91,7 +91,8 @@ CHANGE = {
     "span_years": entry("Time from the first to the last visit", "year"),
     "time_from": entry("Where the time is from", levels={
         "acq_time": "acq_time of the scans or sessions table",
-        "age": "the age that the scans or sessions table gives for each visit"}),
+        "age": "the age that the scans or sessions table gives for each visit: since birth, or "
+        "post-menstrual where that is known for all visits and the other is not"}),
     "first_mm3": entry("Volume at the first visit (after ComBat where that was asked)", MM3),
     "last_mm3": entry("Volume at the last visit", MM3),
     "rate_mm3_per_year": entry("Least-squares slope over the visits", "mm^3/year"),

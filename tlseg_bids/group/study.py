@@ -45,14 +45,16 @@ class Row:
     age_years, pma_weeks : float
         Age at the scan; NaN where unknown.
     date_days, visit_age_days : float
-        When it was made: days from ``acq_time`` (of any origin), and the age that a sessions or
-        scans table gives; NaN where unknown.
+        When it was made: days from ``acq_time`` (of any origin), and the age since birth that a
+        sessions or scans table gives; NaN where unknown.
     measures : ndarray, shape (6, labels), float64
         `MEASURES` of every label but the background, in protocol order; NaN where unknown.
     totals : ndarray, shape (2,), float64
         Brain and intracranial volume (`TOTALS`), mm³; NaN where unknown.
     reasons : tuple of str
         What the report advises to look at in the scan; that its age is not known is no such thing.
+    visit_pma_weeks : float
+        The post-menstrual age that a sessions or scans table gives; NaN where unknown.
     """
 
     participant: str
@@ -69,6 +71,7 @@ class Row:
     measures: np.ndarray
     totals: np.ndarray
     reasons: tuple[str, ...] = ()
+    visit_pma_weeks: float = math.nan
 
     @property
     def stratum(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tlseg_bids.group.study import Row
+from tlseg_bids.group.study import Row, listed
 from tlseg_bids.report.derivatives import SAME
 
 RETEST_DAYS = 30.0
@@ -53,6 +53,7 @@ def _series(rows: Sequence[Row], group: list[int]) -> Series:
     for basis, days in (
         ("acq_time", [rows[n].date_days for n in group]),
         ("age", [rows[n].visit_age_days for n in group]),
+        ("age", [7 * rows[n].visit_pma_weeks for n in group]),  # never mixed with the former
     ):
         if not any(math.isnan(day) for day in days):
             return _timed(participant, group, days, basis)
@@ -60,6 +61,32 @@ def _series(rows: Sequence[Row], group: list[int]) -> Series:
     for number in group:
         sessions.setdefault(rows[number].session, []).append(number)
     return Series(participant, tuple(map(tuple, sessions.values())))
+
+
+def without_time(rows: Sequence[Row], every: Sequence[Series]) -> list[str]:
+    """Sentences on the participants whose visits have no time on one clock."""
+    clocks: dict[str, None] = {}
+    unknown: dict[str, None] = {}
+    for series in every:
+        if series.years or len(series.visits) < 2:
+            continue
+        members = [rows[n] for visit in series.visits for n in visit]
+        ages = [(row.visit_age_days, row.visit_pma_weeks) for row in members]
+        aged = not any(math.isnan(days) and math.isnan(weeks) for days, weeks in ages)
+        (clocks if aged else unknown)[f"sub-{series.participant}"] = None
+    said = []
+    if clocks:
+        said.append(
+            f"no change is computed for {listed(clocks)}: at some visits only the age since birth "
+            "is known and at others only the post-menstrual age, which count from different days; "
+            "give acq_time, or one of the two ages for every visit, in scans.tsv or sessions.tsv"
+        )
+    if unknown:
+        said.append(
+            f"no change is computed for {listed(unknown)}, as the time of some visits is not "
+            "known; give acq_time, or the age at every visit, in scans.tsv or sessions.tsv"
+        )
+    return said
 
 
 def _timed(participant: str, group: list[int], days: list[float], basis: str) -> Series:

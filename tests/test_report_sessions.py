@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,47 @@ def test_scans_of_another_acquisition_are_not_compared(tmp_path) -> None:
     write(tmp_path, "3", more="_acq-mprage_ce-gd")
     (found,) = tables(tmp_path)
     assert (names(found), found.kind) == (["1", "2"], "T1w, acquisition mprage")
+
+
+def labelled_by(out: Path, **models: tuple[str, str, str]) -> None:
+    """Write name, version and checksum of the model into the sidecar of each session."""
+    for session, model in models.items():
+        (sidecar,) = out.rglob(f"*ses-{session}_*aseg_dseg.json")
+        told = json.loads(sidecar.read_text())
+        named = dict(zip(("Name", "Version", "Sha256"), model, strict=True))
+        sidecar.write_text(json.dumps({**told, "Model": {**told["Model"], **named}}))
+
+
+def test_no_change_is_told_between_sessions_that_different_models_labelled(tmp_path) -> None:
+    write(tmp_path, "1", "2")
+    labelled_by(tmp_path, **{"1": ("infant", "0.5.2", "ab"), "2": ("any", "0.6.3", "cd")})
+    (found,) = tables(tmp_path)
+    assert (found.basis, found.models) == ("", ("infant 0.5.2", "any 0.6.3"))
+    assert found.titles == ("session 1, T1w, infant 0.5.2", "session 2, T1w, any 0.6.3")
+    assert all(math.isnan(percent) for _, _, percent in found.rows)
+    text = words(report(tmp_path).text)
+    assert "Volumes of the sessions, T1w" in text
+    assert "Change, %" not in text
+    assert (
+        "No change is told, as the sessions were labelled by different models (infant 0.5.2, any "
+        "0.6.3): a difference between models would look like one of the brain. For a change, label "
+        "all sessions with one model that is made for all of them:" in text
+    )
+    assert "tlseg BIDS_DIR OUT_DIR participant --participant-label 01 --model NAME" in text
+
+
+def test_sessions_of_one_model_among_several_have_their_own_change(tmp_path) -> None:
+    write(tmp_path, "1", "2", "3")
+    newer = dict.fromkeys("23", ("any", "0.6.3", "cd"))
+    labelled_by(tmp_path, **{"1": ("any", "0.6.2", "ab")}, **newer)
+    every, own = tables(tmp_path)
+    assert every.models == ("any 0.6.2", "any 0.6.3")
+    assert (names(own), own.kind) == (["2", "3"], "T1w, labelled by any 0.6.3")
+    assert own.basis == "number of the session"
+
+
+def test_weights_of_another_checksum_are_another_model(tmp_path) -> None:
+    write(tmp_path, "1", "2")
+    labelled_by(tmp_path, **{"1": ("lab", "1", "ab" * 32), "2": ("lab", "1", "cd" * 32)})
+    (found,) = tables(tmp_path)
+    assert found.models == ("lab 1 (weights abababab)", "lab 1 (weights cdcdcdcd)")

@@ -12,6 +12,7 @@ from tlseg_bids.errors import UsageError
 from tlseg_bids.group.design import design_of, without_words
 from tlseg_bids.group.harmonise import SiteEffects, fit_combat, site_share
 from tlseg_bids.group.headsize import FEW, HeadSize, fit_head_size
+from tlseg_bids.group.models import notes_on_models
 from tlseg_bids.group.outliers import Scores, robust_scores
 from tlseg_bids.group.parameters import Fit, Parameters
 from tlseg_bids.group.study import TOTALS, Study, known, listed, matrix, structures
@@ -175,7 +176,7 @@ def _stratum(
             f"{lost} scans without head size or harmonised volume have no corrected volume"
         )
     series = tuple(series_of(study.rows, rows))
-    notes += without_time(study.rows, series)
+    notes += [*without_time(study.rows, series), *notes_on_models(study.rows, rows)]
     study.notes += ["".join([*told, note]) for note in notes]
     final = _final(volumes, adjusted, _corrected(names, head))
     return Stratum(

@@ -14,7 +14,7 @@ from tlseg_bids.errors import NoInputError, NothingSelectedError
 from tlseg_bids.group.covariates import Covariates
 from tlseg_bids.group.study import MEASURES, Key, Row, Study, listed, number, snake
 from tlseg_bids.report.derivatives import FailedScan, LabelledScan, labelled_scans
-from tlseg_bids.report.provenance import model_of
+from tlseg_bids.report.provenance import model_identity
 from tlseg_bids.report.verdict import verdict, volume_rows
 
 LONG = {
@@ -143,6 +143,7 @@ def _row(scan: LabelledScan, covariates: Covariates) -> Row | FailedScan:
         scan.entities["sub"], scan.entities.get("ses", ""), scan.entities, scan.suffix,
         scan.protocol.name, scan.stem, {**every, **facts, **_quality(scan)}, years, weeks, date,
         _known(visit.days), measures, np.array(totals), findings, _known(visit.pma_weeks),
+        model_identity(scan),
     )  # fmt: skip
 
 
@@ -194,9 +195,9 @@ def _identity(scan: LabelledScan) -> dict[str, str]:
 
 
 def _model(scan: LabelledScan) -> dict[str, str]:
-    model = model_of(scan)
+    name, version, _ = model_identity(scan)
     return {
-        "model": model["name"] or "n/a", "model_version": model["version"] or "n/a",
+        "model": name or "n/a", "model_version": version or "n/a",
         "content_key": str(scan.sidecar.get("ContentKey") or "n/a"),
     }  # fmt: skip
 

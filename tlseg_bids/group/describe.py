@@ -31,6 +31,10 @@ IDENTITY = {
     "suffix": entry("Suffix of the scan that was labelled", levels={
         "T1w": "T1-weighted", "T2w": "T2-weighted"}),
 }  # fmt: skip
+MODEL = {
+    "model": entry("Model that labelled the scans; those of different models are not put together"),
+    "model_version": entry("Its version; different versions count as different models"),
+}
 STRUCTURE = {
     "index": entry("Label of the structure in the label map"),
     "structure": entry("Structure, as in the column names of group_volumes.tsv"),
@@ -47,7 +51,8 @@ MEASURED = {
 ROBUST_Z = entry(
     "Distance from the median in robust standard deviations (1.4826 times the median absolute "
     "deviation), of the most processed volume in this table; among the scans nearest in age where "
-    "age is known, else among all of the same protocol and suffix", "1",
+    "age is known, else among all of the same protocol and suffix, whichever model labelled them",
+    "1",
 )  # fmt: skip
 OWN = {
     **IDENTITY,
@@ -86,6 +91,7 @@ CHANGE = {
     "scan": entry("Label map of the first scan"),
     "protocol": IDENTITY["protocol"],
     "suffix": IDENTITY["suffix"],
+    **MODEL,
     "structure": STRUCTURE["structure"],
     "visits": entry("Visits; scans within 30 days are one visit and are averaged"),
     "span_years": entry("Time from the first to the last visit", "year"),
@@ -105,6 +111,7 @@ _ICC = "intraclass correlation of single scans (https://doi.org/10.1037/0033-290
 RELIABILITY = {
     "protocol": IDENTITY["protocol"],
     "suffix": IDENTITY["suffix"],
+    **MODEL,
     "structure": STRUCTURE["structure"],
     "participants": entry("Participants with two scans within 30 days or in one session"),
     "icc_2_1": entry(f"ICC(2,1), absolute agreement: {_ICC}", "1"),

@@ -105,7 +105,7 @@ def _write(
     made = [
         tables.wide(study, strata, volume), tables.long(study, strata, volume),
         tables.outliers(study, strata), tables.change(study, strata),
-        tables.reliability(strata), tables.site_effect(strata),
+        tables.reliability(study, strata), tables.site_effect(strata),
         tables.exclusion(study, proposals),
     ]  # fmt: skip
     for table in made:

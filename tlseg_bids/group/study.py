@@ -55,6 +55,8 @@ class Row:
         What the report advises to look at in the scan; that its age is not known is no such thing.
     visit_pma_weeks : float
         The post-menstrual age that a sessions or scans table gives; NaN where unknown.
+    model : tuple of str
+        Name, version and checksum of the model that labelled it; empty where unknown.
     """
 
     participant: str
@@ -72,6 +74,7 @@ class Row:
     totals: np.ndarray
     reasons: tuple[str, ...] = ()
     visit_pma_weeks: float = math.nan
+    model: tuple[str, str, str] = ("", "", "")
 
     @property
     def stratum(self) -> str:

@@ -17,7 +17,13 @@ from tlseg_bids.group.collect import cell
 from tlseg_bids.group.exclusion import Proposal
 from tlseg_bids.group.outliers import Z_LIMIT
 from tlseg_bids.group.study import MEASURES, Row, Study, number
-from tlseg_bids.group.visits import annual_change, intraclass, retest_pairs, within_subject_cv
+from tlseg_bids.group.visits import (
+    Series,
+    annual_change,
+    intraclass,
+    retest_pairs,
+    within_subject_cv,
+)
 
 FORMULA = "=+-@"
 """A spreadsheet takes a cell that begins with one of these for a formula."""
@@ -179,6 +185,7 @@ def _change_rows(study: Study, strata: Sequence[Stratum]) -> Iterator[list[str]]
             rate, percent = annual_change(means, series.years)
             first = study.rows[series.visits[0][0]]
             head = [f"sub-{series.participant}", first.stem, first.protocol, first.suffix]
+            head += _model(first)
             tail = [str(len(series.years)), cell(series.years[-1]), series.basis]
             for f, name in enumerate(stratum.names):
                 if np.isfinite(rate[f]):
@@ -186,17 +193,32 @@ def _change_rows(study: Study, strata: Sequence[Stratum]) -> Iterator[list[str]]
                     yield [*head, name, *tail, *map(cell, numbers)]
 
 
-def reliability(strata: Sequence[Stratum]) -> Table:
-    """``group_reliability``: a row per structure of which scans were repeated."""
-    return Table("group_reliability", describe.RELIABILITY, _reliability_rows(strata))
+def reliability(study: Study, strata: Sequence[Stratum]) -> Table:
+    """``group_reliability``: a row per model and structure of which scans were repeated."""
+    return Table("group_reliability", describe.RELIABILITY, _reliability_rows(study, strata))
 
 
-def _reliability_rows(strata: Sequence[Stratum]) -> Iterator[list[str]]:
+def _model(row: Row) -> list[str]:
+    """Name and version of the model that labelled a scan."""
+    return [text_cell(part) for part in row.model[:2]]
+
+
+def _retests(
+    study: Study, strata: Sequence[Stratum]
+) -> Iterator[tuple[Stratum, list[tuple[int, int]]]]:
+    """The pairs of repeated scans of each stratum and model, where there are enough."""
     for stratum in strata:
+        models: dict[tuple[str, str, str], list[Series]] = {}
+        for series in stratum.series:
+            models.setdefault(study.rows[series.visits[0][0]].model, []).append(series)
+        for _, every in sorted(models.items()):
+            if len(pairs := retest_pairs(every)) >= MIN_RETEST:
+                yield stratum, pairs
+
+
+def _reliability_rows(study: Study, strata: Sequence[Stratum]) -> Iterator[list[str]]:
+    for stratum, pairs in _retests(study, strata):
         place = {int(n): p for p, n in enumerate(stratum.rows)}
-        pairs = retest_pairs(stratum.series)
-        if len(pairs) < MIN_RETEST:
-            continue
         scans = stratum.volumes[[[place[a], place[b]] for a, b in pairs]]
         for f, name in enumerate(stratum.names):
             scores = scans[:, :, f]
@@ -210,7 +232,8 @@ def _reliability_rows(strata: Sequence[Stratum]) -> Iterator[list[str]]:
             numbers = [v for icc in intraclass(scores) for v in (icc.value, icc.low, icc.high)]
             protocol, _, suffix = stratum.name.rpartition("_")
             yield [
-                protocol, suffix, name, str(len(pairs)), *map(cell, numbers),
+                protocol, suffix, *_model(study.rows[pairs[0][0]]), name, str(len(pairs)),
+                *map(cell, numbers),
                 cell(within_subject_cv(scores)), cell(percent),
             ]  # fmt: skip
 

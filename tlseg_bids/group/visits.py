@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Series:
-    """The scans of one participant in one stratum, with the same acquisition.
+    """The scans of one participant in one stratum, with the same acquisition and model.
 
     Parameters
     ----------
@@ -43,7 +43,8 @@ def series_of(rows: Sequence[Row], numbers: Sequence[int]) -> list[Series]:
     groups: dict[tuple[str, ...], list[int]] = {}
     for number in numbers:
         entities = rows[number].entities
-        key = (rows[number].participant, *(entities.get(name, "") for name in SAME))
+        same = (entities.get(name, "") for name in SAME)
+        key = (rows[number].participant, *rows[number].model, *same)
         groups.setdefault(key, []).append(number)
     return [_series(rows, group) for group in groups.values() if len(group) > 1]
 
@@ -129,7 +130,7 @@ def annual_change(values: np.ndarray, years: Sequence[float]) -> tuple[np.ndarra
         return rate, np.where(mean > 0, 100 * rate / mean, np.nan)
 
 
-def retest_pairs(every: Sequence[Series]) -> list[tuple[int, int]]:
+def retest_pairs(every: Iterable[Series]) -> list[tuple[int, int]]:
     """The first two scans of the first visit that has two, of every participant."""
     pairs, seen = [], set()
     for series in every:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from tlseg_bids.report.derivatives import LabelledScan
 
+Identity = tuple[str, str, str]
 QC_DIGITS = 3
+WEIGHT_DIGITS = 8
 NOT_RECORDED = "not recorded"
 DAYS_PER_YEAR = 365.25
 MODEL_FIELDS = ("Name", "Version", "Status", "Sha256", "Licence")
@@ -34,6 +38,24 @@ def model_of(scan: LabelledScan) -> dict[str, Any]:
             if isinstance(entry, dict)
         ],
     }
+
+
+def model_identity(scan: LabelledScan) -> Identity:
+    """Name, version and checksum of the model: where one differs, volumes are not comparable."""
+    model = model_of(scan)
+    return model["name"], model["version"], model["sha256"]
+
+
+def model_names(models: Iterable[Identity]) -> dict[Identity, str]:
+    """Each model for people (``any 0.6.3``), with its weights where these alone differ; sorted."""
+    every = sorted(set(models))
+    short = {one: " ".join(filter(None, one[:2])) or f"a model {NOT_RECORDED}" for one in every}
+    count = Counter(short.values())
+    return {
+        one: f"{name} (weights {one[2][:WEIGHT_DIGITS] or NOT_RECORDED})" if count[name] > 1
+        else name
+        for one, name in short.items()
+    }  # fmt: skip
 
 
 def facts_of(scan: LabelledScan) -> list[tuple[str, str]]:

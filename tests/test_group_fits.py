@@ -146,6 +146,62 @@ def test_an_intracranial_volume_that_too_few_have_is_told_as_it_is(
     )
 
 
+def two_contrasts(tmp_path: Path) -> tuple[list[str], list[Person]]:
+    """60 T1w at three sites, and of the first three people (one a site) a T2w without ICV."""
+    people, rows = simulate(60, THREE_SITES)
+    t2w = [replace(one, suffix="T2w", icv=None) for one in people[:3]]
+    return study(tmp_path, [*people, *t2w], "\n".join(rows) + "\n"), t2w
+
+
+def test_a_stratum_that_cannot_be_corrected_costs_the_others_nothing(tmp_path, caplog) -> None:
+    arguments, _ = two_contrasts(tmp_path)
+    out = tmp_path / "out"
+    assert main([*arguments, *RESIDUAL]) == 0
+    assert (
+        "aseg_T2w: not corrected for head size, so that corrected volumes are n/a, and outliers "
+        "are of uncorrected ones: no scan has an intracranial volume – --icv-correction residual – "
+        "correct by the other volume (--head-size brain), or leave the correction out"
+        in caplog.text
+    )
+    assert "aseg_T1w: not corrected" not in caplog.text
+    table = read(out, "group_volumes").set_index("suffix")["left_thalamus_adjusted"]
+    assert table["T1w"].notna().all() and table["T2w"].isna().all()
+
+    caplog.clear()
+    assert main([*arguments, *COMBAT, *RESIDUAL]) == 0
+    assert (
+        "aseg_T2w: not harmonised, so that harmonised and corrected volumes are n/a, and outliers, "
+        "change and agreement are of the volumes as measured: 0 sites have the 3 scans that ComBat "
+        "needs (of A: 1, B: 1, C: 1) – --combat site – widen --fit-where" in caplog.text
+    )
+    assert "not corrected for head size" not in caplog.text
+    table = read(out, "group_volumes").set_index("suffix")
+    for column in ("left_thalamus_combat_mm3", "left_thalamus_adjusted"):
+        assert table[column]["T1w"].notna().all() and table[column]["T2w"].isna().all()
+    assert table["left_thalamus_mm3"].notna().all()
+    assert "aseg_T2w: not harmonised" in (out / "group.html").read_text()
+    assert list(json.loads((out / "group_parameters.json").read_text())["Strata"]) == ["aseg_T1w"]
+
+
+def test_a_correction_that_no_stratum_can_have_is_an_error_that_names_them(
+    tmp_path, capsys
+) -> None:
+    arguments, t2w = two_contrasts(tmp_path)
+    for one in t2w[:2]:
+        write_person(tmp_path / "out", replace(one, icv=1.4e6))
+    assert main([*arguments, *RESIDUAL, "--participant-label", "00000", "00001"]) == 65
+    error = told(capsys).splitlines()[-1]
+    assert error.count("aseg_T") == 0  # the same in both
+    assert "2 scans with a different intracranial volume are too few for a slope" in error
+    assert main([*arguments, *RESIDUAL, "--participant-label", "00000", "00002"]) == 65
+    assert (
+        "aseg_T1w: 2 scans with a different intracranial volume are too few for a slope; "
+        "aseg_T2w: 1 scans with" in told(capsys)
+    )
+    assert main([*arguments, "--combat", "site", "--combat-covariates", "no_such"]) == 64
+    assert "tlseg: the table has no column 'no_such' – " in told(capsys)
+
+
 @pytest.mark.parametrize("measure", ["icv", "brain"])
 def test_the_head_size_is_scored_as_it_was_measured(tmp_path, measure) -> None:
     people, _ = simulate(120, THREE_SITES)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from tlseg_bids.config import Config
-from tlseg_bids.errors import UsageError
+from tlseg_bids.errors import DataError, TlsegError, UsageError
 from tlseg_bids.group.design import design_of, without_words
 from tlseg_bids.group.harmonise import SiteEffects, fit_combat, site_share
 from tlseg_bids.group.headsize import FEW, HeadSize, fit_head_size
 from tlseg_bids.group.models import notes_on_models
 from tlseg_bids.group.outliers import Scores, robust_scores
 from tlseg_bids.group.parameters import Fit, Parameters
-from tlseg_bids.group.study import TOTALS, Study, known, listed, matrix, structures
+from tlseg_bids.group.study import TOTALS, Row, Study, known, listed, matrix, structures
 from tlseg_bids.group.visits import Series, series_of, without_time
 from tlseg_bids.report.verdict import asymmetry_percent
 
 NO_COVARIATES = ("none",)
+LEFT_OUT = {
+    "combat": "not harmonised, so that harmonised and corrected volumes are n/a, and outliers, "
+    "change and agreement are of the volumes as measured",
+    "head": "not corrected for head size, so that corrected volumes are n/a, and outliers are of "
+    "uncorrected ones",
+}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +86,26 @@ class Stratum:
         return _corrected(self.names, self.fit.head)
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A stratum before anything is computed; `fit` marks the scans that may be fitted on."""
+
+    name: str
+    rows: np.ndarray
+    names: tuple[str, ...]
+    raw: np.ndarray
+    fit: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A correction that a stratum cannot have; `step` is a field of `Fit`."""
+
+    step: str
+    stratum: str
+    error: TlsegError
+
+
 def _corrected(names: Sequence[str], head: HeadSize | None) -> list[int]:
     gone = {"icv": ("icv",), "brain": TOTALS}[head.measure] if head else ()
     return [f for f, name in enumerate(names) if name not in gone]
@@ -101,7 +129,8 @@ def analyse(study: Study, config: Config, given: Parameters | None) -> list[Stra
     UsageError
         If an option names a column, value or site that is not there.
     DataError
-        If there is too little to fit.
+        If there is too little to fit in every stratum; a stratum that alone cannot be fitted goes
+        without, with a sentence.
     """
     fit = fit_rows(study, config.fit_where)
     if (config.combat is None) != (not config.combat_covariates):
@@ -109,10 +138,16 @@ def analyse(study: Study, config: Config, given: Parameters | None) -> list[Stra
             "--combat needs --combat-covariates, and the other way round", "the command line",
             "name the columns whose effect ComBat keeps, such as age_years sex, or write none",
         )  # fmt: skip
-    return [
-        _stratum(study, config, name, np.array(numbers), fit[numbers], given)
-        for name, numbers in study.strata().items()
-    ]
+    measure = f"{given.volume if given else config.volume}_mm3"
+    refused: list[_Refusal] = []
+    strata = []
+    for name, numbers in study.strata().items():
+        members = [study.rows[n] for n in numbers]
+        names = (*structures(study.protocols[members[0].protocol]), *TOTALS)
+        part = _Part(name, np.array(numbers), names, matrix(members, measure), fit[numbers])
+        strata.append(_stratum(study, config, part, given, refused))
+    _check_refused(strata, refused)
+    return strata
 
 
 def fit_rows(study: Study, conditions: Sequence[str]) -> np.ndarray:
@@ -140,36 +175,26 @@ def fit_rows(study: Study, conditions: Sequence[str]) -> np.ndarray:
 
 
 def _stratum(
-    study: Study, config: Config, name: str, rows: np.ndarray, fit: np.ndarray,
-    given: Parameters | None,
-) -> Stratum:  # fmt: skip
+    study: Study, config: Config, part: _Part, given: Parameters | None, refused: list[_Refusal]
+) -> Stratum:
+    name, rows, names, raw = part.name, part.rows, part.names, part.raw
     members = [study.rows[n] for n in rows]
-    protocol = study.protocols[members[0].protocol]
-    names = (*structures(protocol), *TOTALS)
-    raw = matrix(members, f"{given.volume if given else config.volume}_mm3")
-    told = [] if len(study.strata()) == 1 else [f"{name}: "]
-    done = given.fit(name, names) if given else Fit()
-    if given and done is None:
-        study.notes.append(f"{''.join(told)}the parameters hold no fit of {name}; nothing applied")
-    done = done or Fit()
-    effects, notes = done.combat, []
+    done, notes = _saved(part, given)
+    effects = done.combat
     if config.combat is not None:
-        effects, notes = _fit_combat(study, config, rows, (names, raw), fit)
+        effects, said = _tried("combat", part, refused, lambda: _fit_combat(study, config, part))
+        notes += said
     combat = site_effect = None
     if effects is not None:
         combat, site_effect, said = _apply_combat(study, effects, rows, raw)
         notes += said
     volumes = raw if combat is None else combat
     head = done.head
-    if config.icv_correction != "none":
-        size = volumes[:, names.index(config.head_size)]
-        usable = fit & np.isfinite(size)
-        first = _first([row.participant for row in members], usable)
-        head = fit_head_size(
-            config.icv_correction, config.head_size, volumes, size, first, combat is not None
-        )
-        if 0 < head.scans < FEW:
-            notes.append(f"the correction for head size was fitted on {head.scans} scans only")
+    if config.icv_correction != "none" and (config.combat is None) == (effects is None):
+        head, said = _tried(
+            "head", part, refused, lambda: _fit_head(config, part, members, volumes)
+        )  # fmt: skip
+        notes += said
     adjusted = head.apply(volumes, volumes[:, names.index(head.measure)]) if head else None
     if adjusted is not None and (lost := int(np.isnan(adjusted[:, 0]).sum())):
         notes.append(
@@ -177,13 +202,58 @@ def _stratum(
         )
     series = tuple(series_of(study.rows, rows))
     notes += [*without_time(study.rows, series), *notes_on_models(study.rows, rows)]
-    study.notes += ["".join([*told, note]) for note in notes]
+    several = len(study.strata()) > 1
+    study.notes += [f"{name}: {note}" if several else note for note in notes]
     final = _final(volumes, adjusted, _corrected(names, head))
     return Stratum(
         name, rows, names, raw, combat, adjusted, Fit(effects, head),
-        robust_scores(final, _age(members)), _asymmetry(protocol, raw),
+        robust_scores(final, _age(members)), _asymmetry(study.protocols[members[0].protocol], raw),
         series, site_effect,
     )  # fmt: skip
+
+
+def _saved(part: _Part, given: Parameters | None) -> tuple[Fit, list[str]]:
+    """What saved parameters hold for a stratum."""
+    done = given.fit(part.name, part.names) if given else Fit()
+    if done is None:
+        return Fit(), [f"the parameters hold no fit of {part.name}; nothing applied"]
+    return done, []
+
+
+def _tried(
+    step: str, part: _Part, refused: list[_Refusal], fit: Callable[[], tuple[T, list[str]]]
+) -> tuple[T | None, list[str]]:
+    """What `fit` gives; else nothing and a sentence on why this stratum goes without."""
+    try:
+        return fit()
+    except (DataError, UsageError) as error:
+        refused.append(_Refusal(step, part.name, error))
+        return None, [f"{LEFT_OUT[step]}: {error}"]
+
+
+def _check_refused(strata: Sequence[Stratum], refused: Sequence[_Refusal]) -> None:
+    """Raise what was refused if no stratum got what was asked for."""
+    for step in LEFT_OUT:
+        own = [one for one in refused if one.step == step]
+        if not own or any(getattr(stratum.fit, step) for stratum in strata):
+            continue
+        first = own[0].error
+        if len({one.error.what for one in own}) == 1 and len(own) == len(strata):
+            raise first
+        what = "; ".join(f"{one.stratum}: {one.error.what}" for one in own)
+        raise type(first)(what, first.where, first.hint)
+
+
+def _fit_head(
+    config: Config, part: _Part, members: Sequence[Row], volumes: np.ndarray
+) -> tuple[HeadSize, list[str]]:
+    size = volumes[:, part.names.index(config.head_size)]
+    first = _first([row.participant for row in members], part.fit & np.isfinite(size))
+    harmonised = config.combat is not None
+    head = fit_head_size(config.icv_correction, config.head_size, volumes, size, first, harmonised)
+    few = 0 < head.scans < FEW
+    notes = [f"the correction for head size was fitted on {head.scans} scans only"] if few else []
+    return head, notes
 
 
 def _first(keys: Sequence[object], usable: np.ndarray) -> np.ndarray:
@@ -201,10 +271,8 @@ def _columns(study: Study, names: Sequence[str], rows: np.ndarray) -> dict[str, 
     return {name: [column[n] for n in rows] for name, column in cells.items()}
 
 
-def _fit_combat(
-    study: Study, config: Config, rows: np.ndarray,
-    volumes: tuple[Sequence[str], np.ndarray], fit: np.ndarray,
-) -> tuple[SiteEffects, list[str]]:  # fmt: skip
+def _fit_combat(study: Study, config: Config, part: _Part) -> tuple[SiteEffects, list[str]]:
+    rows, fit = part.rows, part.fit
     every = study.column(config.combat, "--combat")
     sites = [every[n] for n in rows]
     names = () if config.combat_covariates == NO_COVARIATES else config.combat_covariates
@@ -214,8 +282,8 @@ def _fit_combat(
     usable = complete if complete.any() else fit  # of none, it is said what is unknown
     who = [(study.rows[n].participant, every[n]) for n in rows]
     effects, notes = fit_combat(
-        volumes[1], sites, columns, _first(who, usable),
-        (config.combat, config.combat_reference), volumes[0],
+        part.raw, sites, columns, _first(who, usable),
+        (config.combat, config.combat_reference), part.names,
     )  # fmt: skip
     return effects, said + notes
 

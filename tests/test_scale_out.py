@@ -74,6 +74,10 @@ def test_the_array_script_says_how_it_is_used(tmp_path):
     assert refused.stderr.startswith("usage: sbatch --array=1-N ")
 
 
+def test_the_tables_follow_an_array_in_which_a_scan_failed():
+    assert set(re.findall(r"--dependency=(\w+):", CLUSTER)) == {"afterany"}
+
+
 def test_the_training_script_starts_torchrun_on_every_node(tmp_path):
     said = sbatch(
         tmp_path, "r.toml", "--data", "my data", script=TRAIN, SLURM_JOB_ID="41234",

@@ -13,13 +13,14 @@ import pytest
 from tests.datasets import config, made_up_job, make_dataset
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.runlog import RunLog
+from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.cli.progress import Progress
 from tlseg_bids.errors import DataError, NoInputError, OutputError, ScanError, UsageError
 from tlseg_bids.executors import choose_executor
 from tlseg_bids.executors import cluster as workers
 from tlseg_bids.executors.cluster import connect, read_queue_file
 from tlseg_bids.flow import Outcome, Plan
-from tlseg_bids.runner import Labour, in_threads, run_jobs
+from tlseg_bids.runner import Labour, exit_code, in_threads, run_jobs
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed (extra 'dask')")
 pytestmark = pytest.mark.dask
@@ -47,6 +48,15 @@ def failing(_):
     return work
 
 
+def upside_down(_):
+    """Work that fails on every scan."""
+
+    def work(job, steps):  # noqa: ARG001
+        raise ScanError("it is upside down", "", "turn it")
+
+    return work
+
+
 def full(_):
     """Work that finds the disk full."""
 
@@ -62,6 +72,21 @@ def deadly(_):
     def work(job, steps):  # noqa: ARG001
         if job.scan.subject == "01":
             os.kill(os.getpid(), signal.SIGKILL)
+        return Outcome(job.scan, "done")
+
+    return work
+
+
+HELD = ExitStack()
+"""Locks of another run."""
+
+
+def other_run_ends(_):
+    """Work during which the other run ends, at the second scan."""
+
+    def work(job, steps):  # noqa: ARG001
+        if job.scan.subject == "02":
+            HELD.close()
         return Outcome(job.scan, "done")
 
     return work
@@ -122,6 +147,38 @@ def test_after_the_first_failure_the_rest_can_be_left(run):
     outcomes = run(failing, stop_on_first_crash=True)
     assert outcomes[0].error == "it is upside down"
     assert "not tried" in {o.error for o in outcomes[1:]}
+
+
+@pytest.fixture
+def held(run):
+    """Another run holds the first scan."""
+    job = run.plan.jobs[0]
+    HELD.enter_context(Derivatives(run.log.folder.parent, job.scan.bids_dir).lock(job))
+    yield
+    HELD.close()
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_scan_that_another_run_ends_meanwhile_is_waited_for(run, stop):
+    outcomes = run(other_run_ends, stop_on_first_crash=stop)
+    assert [(o.status, o.error) for o in outcomes] == [("done", "")] * 3
+
+
+@pytest.mark.usefixtures("held")
+def test_a_scan_that_another_run_holds_for_long_is_tried_again_later(run, monkeypatch):
+    monkeypatch.setattr(workers, "LOCK_PATIENCE_S", 0.1)
+    outcomes = run(well, stop_on_first_crash=True)
+    assert [o.status for o in outcomes] == ["failed", "done", "done"]
+    assert outcomes[0].error.startswith("locked: sub-01_T1w.nii.gz is being processed by another")
+    assert exit_code(outcomes) == 75
+
+
+@pytest.mark.usefixtures("held")
+def test_a_scan_that_another_run_holds_is_left_after_the_first_failure(run):
+    outcomes = run(upside_down, stop_on_first_crash=True)
+    assert outcomes[0].error == "not tried"
+    assert sorted(o.error for o in outcomes[1:]) == ["it is upside down", "not tried"]
 
 
 def test_a_full_disk_ends_the_run(run):

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ from tlseg_bids.config import Config
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.flow import Job, Outcome
 from tlseg_bids.plan.device import Machine, choose_device
-from tlseg_bids.runner import Attempt, Labour, Progress, not_tried
+from tlseg_bids.runner import LOCKED, Attempt, Labour, Progress, not_tried
+from tlseg_bids.runner import PATIENCE_S as LOCK_PATIENCE_S
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -74,34 +76,44 @@ def _collect(
 ) -> Iterator[tuple[Job, Outcome]]:
     """Outcomes as they come.
 
-    Dask blames a worker's death on every job that it had been given. The blamed are tried once
-    more at the end, one by one, so that only the guilty fail.
+    Scans that another run holds come again at the end, and are then waited for. Dask blames a
+    worker's death on every job that it had been given. The blamed are tried once more after that,
+    one by one, so that only the guilty fail.
     """
     from distributed import as_completed
 
-    def submit(job: Job, name: str) -> Future:
-        return client.submit(
-            attempt_on_worker, job, labour, __version__,
-            key=f"tlseg-{labour.run_id}-{name}", resources=needs, pure=False,
-        )  # fmt: skip
+    waiting: dict[Future, Job] = {}
+    number = count()
 
-    waiting = {submit(job, str(number)): job for number, job in enumerate(jobs)}
-    blamed, stopped = [], False
+    def submit(job: Job, wait_s: float) -> Future:
+        future = client.submit(
+            attempt_on_worker, job, labour, __version__, wait_s,
+            key=f"tlseg-{labour.run_id}-{next(number)}", resources=needs, pure=False,
+        )  # fmt: skip
+        waiting[future] = job
+        return future
+
+    left = {job.scan.path: job for job in jobs}
+    held: list[Job] = []
+    blamed = []
     try:
-        for future in as_completed(list(waiting)):
-            job = waiting.pop(future)
-            if _killed(future):
-                blamed.append(job)
-                continue
-            outcome = _outcome(future, job)
-            yield job, outcome
-            stopped = outcome.status == "failed" and labour.config.stop_on_first_crash
-            if stopped:
-                break
-        for number, job in enumerate(blamed):
-            yield job, not_tried(job) if stopped else _outcome(submit(job, f"again-{number}"), job)
-        for job in list(waiting.values()):
-            yield job, not_tried(job)
+        for some, wait_s in ((jobs, 0.0), (held, LOCK_PATIENCE_S)):
+            for future in as_completed([submit(job, wait_s) for job in some]):
+                job = waiting.pop(future)
+                if _killed(future):
+                    blamed.append(job)
+                    continue
+                outcome = _outcome(future, job)
+                locked = outcome.error.startswith(LOCKED)
+                if locked and not wait_s:
+                    held.append(job)
+                    continue
+                yield left.pop(job.scan.path), outcome
+                if labour.config.stop_on_first_crash and outcome.status == "failed" and not locked:
+                    yield from ((job, not_tried(job)) for job in left.values())
+                    return
+        for job in blamed:
+            yield job, _outcome(submit(job, LOCK_PATIENCE_S), job)
     finally:
         client.cancel(list(waiting))
 
@@ -118,8 +130,10 @@ def _killed(future: Future) -> bool:
         return False
 
 
-def attempt_on_worker(job: Job, labour: Labour, version: str) -> Outcome:
+def attempt_on_worker(job: Job, labour: Labour, version: str, wait_s: float) -> Outcome:
     """Do one job in a Dask worker; what the jobs of a run share is prepared once per worker.
+
+    Another run's lock is waited for, for `wait_s` seconds.
 
     Raises
     ------
@@ -136,7 +150,7 @@ def attempt_on_worker(job: Job, labour: Labour, version: str) -> Outcome:
         if labour.run_id not in attempts:
             attempts.clear()  # the models of an earlier run
             attempts[labour.run_id] = _begin(labour, version)
-    return attempts[labour.run_id](_placed(job, labour.config))
+    return attempts[labour.run_id](_placed(job, labour.config), wait_s)
 
 
 def _begin(labour: Labour, version: str) -> Attempt:

@@ -244,6 +244,7 @@ def test_too_little_memory_is_a_sentence(place, capsys, monkeypatch):
     meminfo = place / "meminfo"
     meminfo.write_text("MemTotal: 8000000 kB\nMemAvailable: 2097152 kB\n")
     monkeypatch.setattr(resources, "MEMORY", meminfo)
+    monkeypatch.setattr(resources, "GROUP", place / "no-groups")
     words = ("bids", "out", "participant", "--nprocs", "8", "--omp-nthreads", "2")
     said = refused(capsys, 64, *words)
     assert "2.0 GiB of memory are free and 4 scans at once take about 8.0 GiB – --nprocs" in said

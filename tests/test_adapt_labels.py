@@ -419,6 +419,12 @@ def test_a_recipe_that_makes_no_sense_is_refused(tmp_path, text, sentence):
         load_adaptation(str(path))
 
 
+def test_a_recipe_below_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.toml").write_text("summary = 'x'\n")
+    assert load_adaptation("~/mine.toml").name == "mine"
+
+
 def test_a_recipe_that_is_nowhere_is_said():
     with pytest.raises(NoInputError, match=r"no recipe 'x' – --fine-tune – use auto, adapters"):
         load_adaptation("x")

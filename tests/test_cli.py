@@ -207,6 +207,11 @@ def test_the_command_line_wins_over_the_file(app, folders, tmp_path):
     config = asked(app, [*folders, "--config-file", str(file), "--participant-label", "02"])
     assert config.participants == ("02",)
     assert (config.random_seed, config.nprocs, config.offline) == (3, 2, True)
+    file.write_text('bids-filter-file = "gone.json"\n')
+    filters = tmp_path / "f.json"
+    filters.write_text('{"t1w": {"run": 1}}')
+    words = [*folders, "--config-file", str(file), "--bids-filter-file", str(filters)]
+    assert asked(app, words).filters == {"t1w": {"run": 1}}
 
 
 @pytest.mark.parametrize(

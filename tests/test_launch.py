@@ -6,13 +6,15 @@ import csv
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.datasets import make_dataset
 from tlseg_bids import resources
-from tlseg_bids.cli import launch
+from tlseg_bids.cli import launch, options
+from tlseg_bids.cli.run import make_config
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "my data: 50%, \"a\" 'b' $HOME ; & ü"
@@ -137,6 +139,57 @@ def test_every_path_of_the_command_line_is_mounted_and_absolute(place, capsys):
     assert said[said.index("--shard") + 1] == "2/8"
     again = printed(capsys, "--engine", "docker", *words[:3], "--models", "m", "--mem", "4096")
     assert again[-5:] == ["--models", f"{place}/m", "--mem-mb", "4096", "--offline"]
+
+
+def test_paths_of_a_configuration_file_arrive_as_those_of_the_command_line(
+    place, capsys, monkeypatch
+):
+    home = place / "home"
+    monkeypatch.setenv("HOME", str(home))
+    for folder in ("m", "home/more", "labels"):
+        (place / folder).mkdir(parents=True)
+    for file in ("f.json", "g.json", "home/recipe.toml"):
+        (place / file).write_text("{}")
+    (place / "c.toml").write_text(
+        'bids-filter-file = "f.json"\nmodels = ["m", "~/more"]\nlabels = "labels"\n'
+        'fine-tune = "~/recipe.toml"\nwork-dir = "w"\nbids_database_dir = "~/db"\nmem = "8G"\n'
+    )
+    words = ("--engine", "docker", "bids", "out", "participant", "--config-file", "c.toml")
+    command = printed(capsys, *words)
+    seen = {mount["source"]: "readonly" not in mount for mount in mounts(command)}
+    read = ("bids", "c.toml", "f.json", "m", "home/more", "labels", "home/recipe.toml")
+    assert seen == {
+        **{f"{place}/{name}": False for name in read},
+        **{f"{place}/{name}": True for name in ("out", "w", "home/db")},
+    }
+    said = command[command.index("tlseg") + 1 : -1]
+    here = make_config(options.parse(list(words[2:])))
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    monkeypatch.setenv("HOME", "/")
+    there = make_config(options.parse(said))
+    recipe = str(home / "recipe.toml")
+    assert there == replace(here, fine_tune=recipe)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HOME", str(home))
+    command = printed(capsys, *words, "--bids-filter-file", "g.json")
+    assert f"{place}/g.json" in command
+    assert f"{place}/f.json" not in command
+
+
+def test_filters_that_stand_in_a_configuration_file_stay_there(place, capsys):
+    (place / "c.toml").write_text('[bids-filter-file.t1w]\nsession = "01"\n')
+    command = printed(
+        capsys, "--engine", "docker", "bids", "out", "participant", "--config-file", "c.toml"
+    )
+    assert command[-3:] == ["--config-file", f"{place}/c.toml", "--offline"]
+
+
+@pytest.mark.usefixtures("place")
+def test_a_file_that_a_configuration_file_names_and_is_not_there_is_a_sentence(capsys, tmp_path):
+    (tmp_path / "c.toml").write_text('models = "gone"\n')
+    said = refused(capsys, 66, "bids", "out", "participant", "--config-file", "c.toml")
+    assert f"there is no such file or folder – {tmp_path}/gone – check the path" in said
 
 
 def test_what_an_adaptation_reads_is_mounted(place, capsys):

@@ -1,9 +1,9 @@
 """``tlseg-run``: the program in its image, with Docker, Podman, Apptainer or Singularity.
 
-Takes the command line of ``tlseg``. Every folder and file on it is mounted under its own path, the
-output under where it really lies, so that links in the derivatives (``DatasetLinks``) hold outside
-the container too: the dataset read-only, the output to write. The container has no network, a
-read-only root file system, no privileges, and works as the caller.
+Takes the command line of ``tlseg``. Every folder and file on it, and in its ``--config-file``, is
+mounted under its own path, the output under where it really lies, so that links in the derivatives
+(``DatasetLinks``) hold outside the container too: the dataset read-only, the output to write. The
+container has no network, a read-only root file system, no privileges, and works as the caller.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from tlseg_bids.errors import CannotCreateError, NoInputError, TlsegError, Usage
 ENGINES = ("docker", "podman", "apptainer", "singularity")
 IMAGE, SIF = "tlseg", "tlseg.sif"
 GPU_DEVICE = Path("/dev/nvidiactl")
+PATHS = (values.absolute, values.filters)
+"""What options that name a file or folder read it with."""
 CACHE_VARIABLE, TEMPLATES_VARIABLE = "TLSEG_CACHE", "TEMPLATEFLOW_HOME"
 TAKEN = (
     "bin", "boot", "dev", "etc", "lib", "lib64", "opt/tlseg", "opt/venv", "proc", "run/secrets",
@@ -150,16 +152,13 @@ def understand(words: Sequence[str]) -> tuple[Config, tuple[str, ...], tuple[Mou
             "run tlseg itself with --executor dask, and the workers in the image",
         )  # fmt: skip
     it = options.parser()
-    for action in it._actions:
-        if action.type:
-            _keep_text(action)
-    given = vars(it.parse_args(words))
+    given = _as_typed(it, words)
     config = replace(config, out_dir=config.out_dir.resolve())
     given["out_dir"] = str(config.out_dir)
     read = [config.bids_dir, *config.model_dirs, *config.ratings]
-    if config.fine_tune and Path(config.fine_tune).is_file():
-        given["fine_tune"] = str(values.absolute(config.fine_tune))
-        read.append(Path(given["fine_tune"]))
+    if config.fine_tune and (recipe := values.absolute(config.fine_tune)).is_file():
+        given["fine_tune"] = str(recipe)
+        read.append(recipe)
     read += [path for path in (config.group_parameters, config.labels_dir) if path is not None]
     read += [Path(given[name]) for name in ("filters", "config_file") if name in given]
     for path in read:
@@ -173,14 +172,29 @@ def understand(words: Sequence[str]) -> tuple[Config, tuple[str, ...], tuple[Mou
     return config, _emit(it, given), tuple(mounts)
 
 
+def _as_typed(it: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
+    """The command line's values as text, paths absolute, with the paths of its ``--config-file``.
+
+    The container has another working directory and another home, where those would lead astray.
+    """
+    paths = [action.dest for action in it._actions if action.type in PATHS]
+    for action in it._actions:
+        if action.type:
+            _keep_text(action)
+    given = vars(it.parse_args(words))
+    if "config_file" in given:
+        told = options.read_config_file(Path(given["config_file"]), it, given)
+        given |= {name: told[name] for name in paths if not isinstance(told.get(name, {}), dict)}
+    return given
+
+
 def _keep_text(action: argparse.Action) -> None:
     """Let an action check its value and keep what was typed; paths become absolute."""
     check: Callable[[str], Any] = action.type  # type: ignore[assignment]
 
     def keep(text: str) -> str:
         check(text)
-        is_path = check in (values.absolute, values.filters)
-        return str(values.absolute(text)) if is_path else text
+        return str(values.absolute(text)) if check in PATHS else text
 
     action.type = keep
 

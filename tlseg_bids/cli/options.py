@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import tomllib
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -271,7 +272,7 @@ def parse(argv: list[str]) -> dict[str, Any]:
             f"unknown level '{given['level']}'", "third argument", f"use {' or '.join(LEVELS)}"
         )
     file = given.pop("config_file", None)
-    return given if file is None else {**read_config_file(file, it), **given}
+    return given if file is None else {**read_config_file(file, it, given), **given}
 
 
 def with_hyphens(word: str) -> str:
@@ -280,10 +281,13 @@ def with_hyphens(word: str) -> str:
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
-def read_config_file(path: Path, it: argparse.ArgumentParser) -> dict[str, Any]:
+def read_config_file(
+    path: Path, it: argparse.ArgumentParser, given: Container[str] = ()
+) -> dict[str, Any]:
     """Values of a TOML file, checked as those of the command line are.
 
-    Keys are the long names of options without the dashes in front.
+    Keys are the long names of options without the dashes in front. What is `given` already, by its
+    name in `Config`, is not looked at: a filter file that another one replaces need not be there.
 
     Raises
     ------
@@ -305,7 +309,7 @@ def read_config_file(path: Path, it: argparse.ArgumentParser) -> dict[str, Any]:
             f"the configuration file is not TOML ({error})", path, "correct it, or leave it out"
         ) from error
     actions = file_keys(it)
-    given = {}
+    found = {}
     for key, value in table.items():
         name = key.replace("_", "-")
         if name not in actions:
@@ -314,8 +318,9 @@ def read_config_file(path: Path, it: argparse.ArgumentParser) -> dict[str, Any]:
                 f"unknown key '{key}'", path,
                 f"did you mean '{near[0]}'?" if near else f"known are {', '.join(actions)}",
             )  # fmt: skip
-        given[actions[name].dest] = _value(actions[name], value, f"{path}, {key}")
-    return given
+        if actions[name].dest not in given:
+            found[actions[name].dest] = _value(actions[name], value, f"{path}, {key}")
+    return found
 
 
 def file_keys(it: argparse.ArgumentParser) -> dict[str, argparse.Action]:

@@ -117,7 +117,7 @@ def load_adaptation(name: str) -> Adaptation:
     UsageError
         If the file is not TOML, or a key is unknown, missing or makes no sense.
     """
-    path = FOLDER / f"{name}.toml" if name in presets() else Path(name)
+    path = FOLDER / f"{name}.toml" if name in presets() else Path(name).expanduser()
     if not path.is_file():
         known = ", ".join(("auto", *presets()))
         raise NoInputError(

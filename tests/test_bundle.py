@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from tests.cards import write_model
 from tlseg_bids.cli.zoo import main
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.zoo.bundle import export_model, import_model
+from tlseg_bids.zoo.card_file import read_card, write_card
 from tlseg_bids.zoo.registry import load_cards
-from tlseg_bids.zoo.weights import load_weights
+from tlseg_bids.zoo.weights import fetch, load_weights
 
 
 @pytest.fixture
@@ -44,6 +46,28 @@ def test_a_model_goes_out_and_in(bundle, tmp_path):
     assert import_model(bundle, tmp_path / "there").name == "lab"
     assert export_model(card, tmp_path / "again.zip").read_bytes() == first
     assert [p.name for p in (tmp_path / "there").iterdir()] == ["lab"]
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+def test_weights_that_lie_elsewhere_than_the_card_go_out_and_in(tmp_path, monkeypatch, fetched):
+    monkeypatch.setenv("TLSEG_CACHE", str(tmp_path / "cache"))
+    card = write_model(tmp_path / "zoo", "lab")
+    beside = tmp_path / "zoo" / card.weights.file
+    below = beside.parent / "weights" / "x.safetensors"
+    below.parent.mkdir()
+    beside.rename(below)
+    where = {"file": None, "url": below.as_uri()} if fetched else {"file": "weights/x.safetensors"}
+    write_card(replace(card, weights=replace(card.weights, **where)), card.path)
+    card = read_card(card.path)
+    if fetched:
+        fetch(card)
+    file = export_model(card, tmp_path)
+    assert export_model(card, tmp_path / "again.zip").read_bytes() == file.read_bytes()
+    got = import_model(file, tmp_path / "there")
+    assert got.weights == replace(card.weights, file=got.weights.file)
+    assert replace(got, weights=card.weights, path=card.path) == card
+    assert (got.path.parent / got.weights.file).read_bytes() == below.read_bytes()
+    assert export_model(got, tmp_path / "third.zip").read_bytes() == file.read_bytes()
 
 
 def test_it_works_from_the_command_line(bundle, tmp_path, capsys):

@@ -12,11 +12,12 @@ import shutil
 import stat
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 from tlseg_bids.errors import CannotCreateError, DataError, NoInputError, UsageError
 from tlseg_bids.zoo.card import ModelCard
-from tlseg_bids.zoo.card_file import digest, read_card
+from tlseg_bids.zoo.card_file import digest, read_card, to_toml
 from tlseg_bids.zoo.weights import load_weights, verify
 
 CARD = "card.toml"
@@ -50,15 +51,19 @@ def export_model(card: ModelCard, target: Path) -> Path:
         raise NoInputError("the card is not on disk", card.name, "write it first")
     if target.is_dir():
         target = target / f"{card.name}.zip"
-    text = card.path.read_text(encoding="utf-8")
-    files = {CARD: text.encode(), Path(card.weights.file or weights.name).name: weights}
+    name = Path(card.weights.file or weights.name).name
+    if card.weights.file == name:
+        text = card.path.read_text(encoding="utf-8")
+    else:  # fetched, or in a folder below the card's: in the zip the two lie side by side
+        text = to_toml(replace(card, weights=replace(card.weights, file=name)))
+    files = {CARD: text.encode(), name: weights}
     files |= {table.name: table for table in sorted(card.own_tables.values())}
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in files.items():
-                entry = zipfile.ZipInfo(name, EPOCH)
+            for filename, content in files.items():
+                entry = zipfile.ZipInfo(filename, EPOCH)
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 entry.external_attr = 0o644 << 16
                 data = content if isinstance(content, bytes) else content.read_bytes()

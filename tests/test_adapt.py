@@ -40,6 +40,7 @@ from tlseg_bids.train.draw import atlas
 from tlseg_bids.volume import Grid, Volume, load_volume
 from tlseg_bids.zoo.card import Domain
 from tlseg_bids.zoo.card_file import write_card
+from tlseg_bids.zoo.licence import is_permissive
 from tlseg_bids.zoo.proof import check_proof
 from tlseg_bids.zoo.registry import load_cards
 from tlseg_bids.zoo.weights import describe, load_weights
@@ -456,6 +457,10 @@ def test_licences_are_joined():
     assert joined_licence("MIT AND CC0-1.0", ["CC0-1.0"]) == "MIT AND CC0-1.0"
     unknown = joined_licence("MIT", ["not stated: for use at the site"])
     assert unknown == "MIT AND not stated: for use at the site"
+    restricted = joined_licence("MIT OR GPL-3.0-only", ["CC-BY-NC-4.0"])
+    assert restricted == "(MIT OR GPL-3.0-only) AND CC-BY-NC-4.0"
+    assert not is_permissive(restricted)
+    assert joined_licence(restricted, ["CC-BY-NC-4.0"]) == restricted
 
 
 def test_the_domain_is_that_of_the_scans():

@@ -278,6 +278,19 @@ def test_a_model_of_data_without_a_licence_is_refused(heads, begun, tmp_path):
     assert export(said, both, heads, tmp_path / "zoo").weights.licence == "CC0-1.0"
 
 
+def test_a_restricted_part_of_the_data_restricts_a_model_of_alternatives(begun, tmp_path):
+    stated = {"a": "MIT OR GPL-3.0-only", "b": "CC-BY-NC-4.0"}
+    torch.save({**begun, "data": {f"{name}/sub-01": "0" for name in stated}, "licences": stated,
+                "template": torch.as_tensor(begun["template"]),
+                "recipe": {**begun["recipe"], **{key: {} for key in TABLES}}},
+               tmp_path / "tiny.pt")  # fmt: skip
+    (tmp_path / "model.toml").write_text(CARD)
+    both = {"locator": tmp_path / "tiny.pt", "segmenter": tmp_path / "tiny.pt"}
+    weights = export(read_description(tmp_path / "model.toml"), both, None, tmp_path).weights
+    assert weights.licence == "CC-BY-NC-4.0 AND (MIT OR GPL-3.0-only)"
+    assert not weights.permissive
+
+
 def test_what_a_card_shall_say_has_to_be_there(tmp_path):
     with pytest.raises(NoInputError, match=r"no such file.*gone.toml.*see"):
         read_description(tmp_path / "gone.toml")

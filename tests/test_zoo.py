@@ -24,6 +24,7 @@ from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.zoo import weights as weights_module
 from tlseg_bids.zoo.card import Domain, Memory, Weights
 from tlseg_bids.zoo.card_file import check_card, digest, read_card, to_toml, write_card
+from tlseg_bids.zoo.licence import all_of
 from tlseg_bids.zoo.registry import BUILTIN, find_card, load_cards, mean_score, most_robust, ranked
 from tlseg_bids.zoo.weights import cached_file, describe, fetch, load_weights, unavailable, verify
 
@@ -223,6 +224,26 @@ def test_every_reason_is_told():
 )  # fmt: skip
 def test_permissive_licences(licence, permissive):
     assert Weights("", 1, licence).permissive is permissive
+
+
+@pytest.mark.parametrize(
+    ("licences", "parts"),
+    [(["MIT", "MIT AND CC0"], ["MIT", "CC0"]),
+     (["MIT OR GPL-3.0", "CC0"], ["(MIT OR GPL-3.0)", "CC0"]),
+     (["MIT or GPL-3.0 AND CC0"], ["(MIT or GPL-3.0 AND CC0)"]),
+     (["(MIT OR GPL-3.0) AND CC0 ", "MIT AND (CC0 OR (X AND Y))"],
+      ["(MIT OR GPL-3.0)", "CC0", "MIT", "(CC0 OR (X AND Y))"]),
+     (["for research and teaching", "ORCA AND SANDIA"],
+      ["for research and teaching", "ORCA", "SANDIA"])],
+)  # fmt: skip
+def test_licences_that_hold_together(licences, parts):
+    assert all_of(licences) == tuple(parts)
+    assert all_of([" AND ".join(parts)]) == tuple(parts)
+
+
+def test_what_cannot_be_read_is_not_permissive_together_either():
+    for licence in ("MIT AND", "MIT OR", "(MIT", "MIT)", "OR MIT"):
+        assert not Weights("", 1, " AND ".join(all_of([licence, "MIT"]))).permissive, licence
 
 
 def test_memory_is_a_straight_line_in_the_voxels():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -36,6 +35,7 @@ from tlseg_bids.zoo.assemble import PROOF
 from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.card import Domain, ModelCard, age_in_years
 from tlseg_bids.zoo.card_file import file_sha256, read_card, write_card
+from tlseg_bids.zoo.licence import all_of
 from tlseg_bids.zoo.proof import make_proof
 from tlseg_bids.zoo.weights import describe
 
@@ -222,9 +222,9 @@ def dataset_name(scans: Sequence[LabelledScan], site: str) -> str:
 
 
 def joined_licence(parent: str, site: Sequence[str]) -> str:
-    """Every licence of parent and site once, joined with AND."""
-    parts = [*re.split(r"\s+AND\s+", parent.strip()), *site]
-    plain = [part for part in dict.fromkeys(parts) if part != SITE_LICENCE]
+    """Every licence of parent and site once, joined with AND; alternatives stand in brackets."""
+    parts = all_of([parent, *site])
+    plain = [part for part in parts if part != SITE_LICENCE]
     return " AND ".join([*plain, *([SITE_LICENCE] if SITE_LICENCE in parts else [])])
 
 
@@ -278,7 +278,7 @@ def _card(outcome: Outcome, weights: Any, version: str) -> ModelCard:
     dataset = dataset_name(outcome.scans, outcome.site)
     row = {
         "dataset": f"{outcome.site}: {dataset}",
-        "licence": " AND ".join(site_licences(outcome.scans)),
+        "licence": " AND ".join(all_of(site_licences(outcome.scans))),
         "subjects": {one.name: one.sha256 for one in outcome.scans},
     }
     segmenter = {

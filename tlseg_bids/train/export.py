@@ -19,6 +19,7 @@ from tlseg_bids.zoo.atlases import pack
 from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
 from tlseg_bids.zoo.card_file import SEGMENTER, read_card, write_card
+from tlseg_bids.zoo.licence import all_of
 from tlseg_bids.zoo.proof import make_proof
 from tlseg_bids.zoo.weights import describe as file_entry
 
@@ -208,7 +209,7 @@ def _card(
 ) -> ModelCard:  # fmt: skip
     """The card before its weights are written, whose size and hash are not known yet."""
     domain = {k: tuple(v) if isinstance(v, list) else v for k, v in description["domain"].items()}
-    licence = " AND ".join(sorted({row["licence"] for row in data}))
+    licence = " AND ".join(all_of(sorted({row["licence"] for row in data})))
     template = default_protocol().name
     return ModelCard(
         name=description["name"],

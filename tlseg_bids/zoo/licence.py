@@ -7,6 +7,7 @@ read as datasets write them (``CC BY 4.0``).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 PERMISSIVE = frozenset(
     {
@@ -41,6 +42,33 @@ def is_permissive(expression: str) -> bool:
     except (IndexError, ValueError):
         return False
     return allowed and not tokens
+
+
+def all_of(expressions: Iterable[str]) -> tuple[str, ...]:
+    """What several expressions ask for together, each once, to be joined with ``AND``.
+
+    An expression with alternatives stands in brackets, so that ``AND`` leaves it whole.
+
+    Examples
+    --------
+    >>> " AND ".join(all_of(["MIT OR GPL-3.0-only", "CC0-1.0 AND MIT", "CC0-1.0"]))
+    '(MIT OR GPL-3.0-only) AND CC0-1.0 AND MIT'
+    """
+    return tuple(dict.fromkeys(part for text in expressions for part in _parts(text.strip())))
+
+
+def _parts(expression: str) -> list[str]:
+    """An expression between each ``AND`` outside of brackets; with ``OR`` there, it as a whole."""
+    parts, start, depth = [], 0, 0
+    for found in _TOKEN.finditer(expression):
+        word = found[1].strip()
+        depth += (word == "(") - (word == ")")
+        if depth == 0 and word.upper() == "OR":
+            return [f"({expression})"]
+        if depth == 0 and word == "AND":
+            parts.append(expression[start : found.start()].strip())
+            start = found.end()
+    return [*parts, expression[start:].strip()]
 
 
 def _alternatives(tokens: list[str]) -> bool:

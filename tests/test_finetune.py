@@ -91,6 +91,25 @@ def test_the_scopes_are_those_of_the_paper_on_its_network():
     assert set(trainable(deep, "dense")) == {"heads.0.weight", "heads.0.bias"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "among"),
+    [
+        ({"network": "unet", "features": [4, 8],
+          "design": {"shortcut": "input", "down": "stride"}}, "down.1.match.1.weight"),
+        ({"network": "quicknat", "features": [4, 4]}, "bottom.1.bias"),
+        ({"network": "patches", "widths": [2, 2, 3], "dense": [4, 5, 6]}, "paths.0.norms.0.weight"),
+    ],
+)  # fmt: skip
+def test_every_norm_of_every_network_may_change_where_norms_may(arguments, among):
+    network = build(**arguments, out_channels=[3])
+    norms = {
+        f"{name}.{part}" for name, module in network.named_modules()
+        if "Norm" in type(module).__name__ for part in ("weight", "bias")
+    }  # fmt: skip
+    assert among in norms
+    assert set(trainable(network, "norm")) == norms
+
+
 def test_the_pull_holds_the_weights_near_the_parents(parent):
     def moved(pull: float) -> float:
         one = tuning(parent, steps=8, pull=pull, learning_rate=5e-3)

@@ -11,6 +11,7 @@ from tlseg_bids.errors import UsageError
 ANSWERING = ("heads", "details", "deeper")
 REACH = {"shallow": 1, "medium": 2, "deep": 4}
 CONVOLVES = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose3d)
+NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
 SCOPES = (
     "none", "classifier", "norm", "shallow", "medium", "deep", "decoder", "dense",
     "frozen-convolutions", "all",
@@ -57,7 +58,8 @@ def trainable(network: nn.Module, scope: str) -> dict[str, nn.Parameter]:
     ``medium`` two, ``deep`` four; the first block and whatever answers stay (Richter & Fetit 2022,
     doi:10.3389/fninf.2022.1006532). ``frozen-convolutions`` leaves every convolution of the body
     as it is, ``dense`` everything but dense layers and what answers (Kushibar et al. 2019,
-    doi:10.1038/s41598-019-43299-z).
+    doi:10.1038/s41598-019-43299-z). ``norm`` takes scale and shift of every norm, those of the
+    short cut of a residual block among them.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def trainable(network: nn.Module, scope: str) -> dict[str, nn.Parameter]:
         "none": lambda _: False,
         "classifier": answers,
         "adapters": lambda name: ".parametrizations.weight.0." in name,
-        "norm": lambda name: ".norm" in name,
+        "norm": lambda name: isinstance(owner(name), NORMS),
         "decoder": lambda name: part(name) in ("up", "more_up", "edges", *ANSWERING),
         "dense": lambda name: answers(name) or isinstance(owner(name), nn.Linear),
         "frozen-convolutions": lambda name: answers(name) or not isinstance(owner(name), CONVOLVES),

@@ -453,6 +453,42 @@ def test_the_child_is_kept_only_where_it_gains_and_forgets_nothing():
     assert not worse.kept and "better on 1 of 3" in worse.reason
 
 
+def test_a_held_out_part_without_labels_is_not_judged():
+    nan = float("nan")
+    kept = decide([0.8, nan], {1.0: [0.85, nan]}, {0: 0.8, 1.0: 0.8})
+    assert kept.kept and kept.gain == pytest.approx(0.05)
+    assert "better on 1 of 1" in kept.reason
+    assert kept.reason.endswith(" 1 held-out part shows no labelled structure and is not judged.")
+    worse = decide([0.8, nan, 0.8, 0.8, nan], {1.0: [0.9, nan, 0.7, 0.7, nan]}, {0: 0.8, 1.0: 0.8})
+    assert not worse.kept and "better on 1 of 3" in worse.reason
+    assert "2 held-out parts show no labelled structure and are not judged." in worse.reason
+    none = decide([nan, nan], {1.0: [nan, nan]}, {0: 0.8, 1.0: 0.8})
+    assert not none.kept
+    assert none.reason == (
+        "The base stays: no held-out part shows a labelled structure, so nothing can be judged; "
+        "label scans of two persons or more, or both halves of the brain."
+    )
+
+
+def test_a_half_without_labels_leaves_no_gap_in_card_and_record(tmp_path, base, monkeypatch):
+    def kept_anyway(*scores):
+        return replace(decide(*scores), kept=True, share=1.0)
+
+    monkeypatch.setattr(work, "decide", kept_anyway)
+    left = PROTOCOL.table["index"][PROTOCOL.table["hemisphere"] == "left"]
+    site = write_site(tmp_path, {"sub-00": np.where(np.isin(head(0), left), head(0), 0)})
+    what = asked(*site, base, fine_tune=recipe(tmp_path, max_steps=10))
+    assert fine_tune(what, answer, Told()) == 0
+    folder = what.out_dir / "models" / "lab"
+    record = json.loads((folder / "adaptation.json").read_text())
+    (one,) = record["HeldOut"]
+    assert one["Part"] == "sub-00_T1w left"
+    assert "1 held-out part shows no labelled structure" in record["Reason"]
+    (row,) = {card.name: card for card in load_cards((base,), what.out_dir)}["lab"].evidence
+    assert row["n"] == 1 and row["mean"] == pytest.approx(one["DiceAfter"])
+    assert "nan" not in (folder / "card.toml").read_text()
+
+
 def test_licences_are_joined():
     assert joined_licence("MIT AND CC0-1.0", ["CC0-1.0"]) == "MIT AND CC0-1.0"
     unknown = joined_licence("MIT", ["not stated: for use at the site"])

@@ -206,7 +206,7 @@ class Verdict:
     share : float
         How far from the parent's weights to the child's; 0 if the parent stays.
     gain : float
-        Mean Dice on held-out scans, child minus parent, at that share.
+        Mean Dice on held-out scans, child minus parent, at that share; NaN if none was judged.
     forgotten : float
         Mean Dice on the rehearsal set, parent minus child, at that share.
     reason : str
@@ -228,16 +228,35 @@ def decide(
     Parameters
     ----------
     base : sequence of float
-        Mean Dice of the parent on every held-out part.
+        Mean Dice of the parent on every held-out part; NaN where a part shows no labelled
+        structure, which is then not judged.
     child : dict
         Share to the child's mean Dice on the same parts.
     rehearsal : dict
         Share to mean Dice on the rehearsal set; 0 is the parent.
     """
-    gains = {share: np.subtract(found, base) for share, found in child.items()}
+    judged = ~np.isnan(base)
+    gains = {share: np.subtract(found, base)[judged] for share, found in child.items()}
     lost = {share: rehearsal[0.0] - rehearsal[share] for share in child}
-    means = {share: float(np.nanmean(found)) for share, found in gains.items()}
-    allowed = [share for share in child if lost[share] <= MOST_FORGOTTEN]
+    if not judged.any():
+        return Verdict(
+            False, 0.0, float("nan"), lost[max(lost)],
+            "The base stays: no held-out part shows a labelled structure, so nothing can be "
+            "judged; label scans of two persons or more, or both halves of the brain.",
+        )  # fmt: skip
+    verdict = _weighed(gains, lost)
+    count = int((~judged).sum())
+    if not count:
+        return verdict
+    parts = "1 held-out part shows" if count == 1 else f"{count} held-out parts show"
+    unjudged = f"{parts} no labelled structure and {'is' if count == 1 else 'are'} not judged"
+    return replace(verdict, reason=f"{verdict.reason} {unjudged}.")
+
+
+def _weighed(gains: dict[float, np.ndarray], lost: dict[float, float]) -> Verdict:
+    """The verdict on gains per held-out part and losses on the rehearsal set, both by share."""
+    means = {share: float(np.mean(found)) for share, found in gains.items()}
+    allowed = [share for share in gains if lost[share] <= MOST_FORGOTTEN]
     if not allowed:
         share = min(lost, key=lost.__getitem__)
         return Verdict(

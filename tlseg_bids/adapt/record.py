@@ -55,6 +55,7 @@ MARGIN_PX = 48
 class Tested:
     """One held-out part: Dice per channel of parent and child, and the labels for the page.
 
+    It shows a labelled structure at least; parts that show none are not judged.
     `earlier` is that of an earlier adaptation of the same name that did not learn from the scan.
     """
 

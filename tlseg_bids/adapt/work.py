@@ -293,14 +293,21 @@ class Work:
     def _tested(
         self, material: Material, fold: Fold, state: dict[str, Tensor], rival: Rival | None
     ) -> list[Tested]:
-        """Dice before and after of what a fold held out, as the program would label it."""
+        """Dice before and after of what a fold held out, as the program would label it.
+
+        Parts without a labelled structure have no Dice and are left out.
+        """
         model, found = self.stock.child(material, state), []
         for i in fold.held_out:
             one = material.inspected[i]
-            before, after = self._before(material, one), self._labels(model, one)
+            before = self._before(material, one)
+            dice = held_out_dice(before, one, fold)
+            if not dice:
+                continue
+            after = self._labels(model, one)
             found.append(Tested(
                 one.labelled, f"{one.name} {fold.side}".strip(),
-                held_out_dice(before, one, fold), held_out_dice(after, one, fold), before, after,
+                dice, held_out_dice(after, one, fold), before, after,
                 rival and rival.dice(one, self.jobs[one.name], fold),
             ))  # fmt: skip
         return found

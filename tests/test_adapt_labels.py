@@ -345,6 +345,27 @@ def test_a_correction_is_compared_with_what_was_corrected_though_the_output_is_n
     check_only_the_thalamus_counts(one)
 
 
+def test_a_structure_that_was_deleted_counts(tmp_path):
+    changed = corrected_head()
+    changed[changed == 12] = 0
+    (one,) = corrected_only(*with_output(tmp_path, changed)).usable
+    check_only_the_thalamus_counts(one)
+    assert "Left putamen" in counted(one)
+    assert one.notes[-1].endswith("Of these, deleted altogether: Left putamen.")
+
+
+def test_a_correction_that_only_deletes_cannot_be_judged(tmp_path):
+    changed = head(0)
+    changed[changed == 12] = 0
+    found, out = with_output(tmp_path, changed)
+    with pytest.raises(DataError, match=r"delete structures and change no other \(the first"):
+        corrected_only(found, out)
+    save_nifti(tmp_path / "labels/sub-01/anat/sub-01_space-T1w_seg-aseg_dseg.nii.gz", head(1))
+    both = corrected_only(collected(tmp_path / "bids", tmp_path / "labels"), out).usable
+    assert counted(both[0]) == {"Left putamen"}
+    assert len(counted(both[1])) == 10
+
+
 def test_unchanged_output_teaches_nothing(tmp_path):
     found, out = with_output(tmp_path, head(0))
     with pytest.raises(DataError, match="no label image can be used; sub-00_T1w: .*unchanged"):

@@ -2,9 +2,9 @@
 
 A label image whose sidecar says that this program made it is compared with the very output that it
 was made from, told by the content key. Structures that gained or lost voxels are what a person
-looked at; all others are merged into the background in the loss, and the parent's answer is kept
-for them. A copy of every original is kept, as a later run with the adapted model replaces the
-output itself.
+looked at, those that were deleted altogether among them; all others are merged into the background
+in the loss, and the parent's answer is kept for them. A copy of every original is kept, as a later
+run with the adapted model replaces the output itself.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def corrected_only(collected: Collected, out_dir: Path, keep: bool = False) -> C
     Raises
     ------
     DataError
-        If no label image is left, because none was changed or the originals are gone.
+        If no label image is left, because none was changed or the originals are gone; if nothing
+        but deleted structures counts, so that no Dice could be computed.
     CannotCreateError, OutputError
         If a copy cannot be written.
     """
@@ -67,6 +68,12 @@ def corrected_only(collected: Collected, out_dir: Path, keep: bool = False) -> C
         raise DataError(
             f"no label image can be used; {refused[0].name}: {refused[0].what}", "--labels",
             refused[0].hint,
+        )  # fmt: skip
+    if not any(_shows_what_counts(one) for one in usable):
+        raise DataError(
+            f"the corrections delete structures and change no other (the first is "
+            f"{usable[0].file.name}), so whether an adapted model is better cannot be judged",
+            "--labels", "correct a structure that remains, too, or add labels of another scan",
         )  # fmt: skip
     refused = (*collected.refused, *refused)
     return replace(collected, usable=tuple(usable), refused=refused)
@@ -138,18 +145,29 @@ def _restricted(one: LabelledScan, original: Path, reading: Reading) -> Labelled
             f"the corrected labels have the shape {one.channels.shape}, the original "
             f"{before.shape}", original, "save the correction on the grid of the original",
         )  # fmt: skip
-    table = np.append(reading.group, np.arange(len(reading.group), 256)).astype(np.uint8)
-    channels = changed_channels(table[before], table[one.channels])
+    whole = reading.group if reading.unmerged is None else reading.unmerged
+    table = np.append(whole, np.arange(len(whole), 256)).astype(np.uint8)
+    after = table[one.channels]
+    channels = changed_channels(table[before], after)
     if not len(channels):
         raise ScanError(
             f"{one.file.name} is the program's own output, unchanged: nothing was corrected",
             one.file, "correct it, or leave it out",
         )  # fmt: skip
-    group = np.zeros_like(reading.group)
+    group = np.zeros_like(whole)
     for channel in channels:
-        group[reading.group == channel] = channel
-    names = _listed(reading.target.table["name"].iloc[channels])
-    return with_group(one, group, f"Corrected by hand, and alone counted: {names}.")
+        group[whole == channel] = channel
+    names = reading.target.table["name"]
+    note = f"Corrected by hand, and alone counted: {_listed(names.iloc[channels])}."
+    gone = np.setdiff1d(channels, after)
+    if len(gone):
+        note += f" Of these, deleted altogether: {_listed(names.iloc[gone])}."
+    return with_group(one, group, note)
+
+
+def _shows_what_counts(one: LabelledScan) -> bool:
+    """Whether a voxel of the labels belongs to a structure that counts in this scan."""
+    return bool(one.group[one.channels[one.channels != IGNORE]].any())
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -52,6 +52,9 @@ class Reading:
         Whether `target` is not the model's protocol, so that the model needs a new head.
     notes : tuple of str
         Sentences for the report: what is merged, left out or ignored.
+    unmerged : ndarray of int, shape (channels,), or None
+        `group` before the structures that no label image shows were merged into the background;
+        None where it is the same.
     """
 
     source: LabelProtocol
@@ -60,6 +63,7 @@ class Reading:
     group: np.ndarray
     notes: tuple[str, ...] = ()
     new_head: bool = False
+    unmerged: np.ndarray | None = None
 
     def channels(self, labels: np.ndarray) -> np.ndarray:
         """Channels uint8 of an array of labels, `IGNORE` for labels that are in no table.
@@ -265,7 +269,7 @@ def _partial(reading: Reading, found: Mapping[int, int]) -> Reading:
             "no structure of the model is labelled", "--labels",
             "label structures that the model knows, or give a look-up table of your own",
         )  # fmt: skip
-    return replace(reading, group=group, notes=notes)
+    return replace(reading, group=group, notes=notes, unmerged=reading.group)
 
 
 def _own(

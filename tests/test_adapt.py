@@ -608,7 +608,7 @@ def test_a_scan_without_a_brain_for_the_model_is_all_background():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"channels": ("T1w", "T2w")}, "sees several images at once.*small.*tlseg-train"),
+        ({"channels": ("T1w", "T2w")}, "sees several images at once.*small.*tlseg-train.*--base"),
         ({"frame": "infant"}, "no head in the template's protocol 'infant'.*small"),
     ],
 )
@@ -616,6 +616,22 @@ def test_a_model_that_cannot_be_judged_is_not_adapted(change, message):
     with pytest.raises(UsageError, match=message):
         work.check_adaptable(small_card(**change))
     work.check_adaptable(small_card())
+
+
+@pytest.mark.parametrize(
+    ("segmenter", "why"),
+    [
+        ({"network": "members", "of": NETWORK, "each": [{}, {}]}, "is several networks"),
+        ({**NETWORK, "design": {"decoders": "own"}}, "has a decoder for each head"),
+        ({**NETWORK, "design": {"supervised": 1}}, "has answers of coarser levels"),
+    ],
+)
+def test_a_model_that_can_have_no_new_head_is_refused_for_labels_that_need_one(segmenter, why):
+    card = small_card(networks={"segmenter": segmenter})
+    work.check_adaptable(card)
+    with pytest.raises(UsageError, match=f"need a new head, and the model {why}, .*--base, or giv"):
+        work.check_adaptable(card, new_head=True)
+    work.check_adaptable(small_card(), new_head=True)
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,23 @@ def test_a_reset_head_has_forgotten(parent):
     assert changed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({"network": "unet", "features": [4, 8, 8], "design": {"supervised": 1}},
+         {"heads.0", "deeper.0.0"}),
+        ({"network": "members", "of": {"network": "unet", "features": [4, 8]}, "each": [{}, {}]},
+         {"members.0.heads.0", "members.1.heads.0"}),
+    ],
+)  # fmt: skip
+def test_the_first_head_is_reset_in_every_member_and_level(arguments, wanted):
+    network = build(**arguments, out_channels=[3, 5])
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    reset_head(network)
+    changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
+    assert {key.rpartition(".")[0] for key in changed} == wanted
+
+
 def test_half_way_lies_between(parent):
     one = tuning(parent)
     one.learn()

@@ -6,6 +6,7 @@ What takes time is kept in a work folder, so that a run that was cut off goes on
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,21 @@ class Asked:
     key: str
 
 
-def check_adaptable(card: ModelCard) -> None:
-    """Refuse a model that adaptation cannot judge.
+def check_adaptable(card: ModelCard, new_head: bool = False) -> None:
+    """Refuse a model that adaptation cannot judge, or that it cannot give a head that it needs.
+
+    Parameters
+    ----------
+    card : ModelCard
+        The base.
+    new_head : bool
+        Whether the labels are in a protocol of their own.
 
     Raises
     ------
     UsageError
-        If it sees several images at once, or has no head in the template's protocol.
+        If it sees several images at once, or has no head in the template's protocol; for a new
+        head, if it is several networks, has a decoder for each head or answers of coarser levels.
     """
     why = "sees several images at once" if card.channels else ""
     if card.located_in not in card.heads:
@@ -86,8 +95,26 @@ def check_adaptable(card: ModelCard) -> None:
     if why:
         raise UsageError(
             f"the model {why}, so it cannot be adapted here", card.path or card.name,
-            "go on training it with tlseg-train and --start, or choose another --model",
+            "go on training it with tlseg-train and --start, or choose another --base",
         )  # fmt: skip
+    why = _no_new_head(card.networks["segmenter"]) if new_head else ""
+    if why:
+        raise UsageError(
+            f"the labels need a new head, and the model {why}, so it cannot be given one here",
+            card.path or card.name,
+            "go on training it with tlseg-train and --start, choose another --base, or give "
+            "labels in the model's protocol",
+        )  # fmt: skip
+
+
+def _no_new_head(segmenter: Mapping[str, Any]) -> str:
+    """Why a segmenter cannot be given a new head, by what it is built from; else empty."""
+    design = segmenter.get("design", {})
+    if segmenter["network"] == "members":
+        return "is several networks"
+    if design.get("decoders") == "own":
+        return "has a decoder for each head"
+    return "has answers of coarser levels" if design.get("supervised") else ""
 
 
 class Work:
@@ -106,9 +133,9 @@ class Work:
     def __init__(self, asked: Asked, answer: Answer, progress: Progress, kept: Path) -> None:
         self.asked, self.answer, self.progress, self.kept = asked, answer, progress, kept
         self.config, self.card = asked.config, asked.jobs[0].card
-        check_adaptable(self.card)
-        self.jobs = {f"{job.scan.stem}_{job.scan.suffix}": job for job in asked.jobs}
         self.reading = asked.collected.reading
+        check_adaptable(self.card, self.reading.new_head)
+        self.jobs = {f"{job.scan.stem}_{job.scan.suffix}": job for job in asked.jobs}
         self.stock = Stock(self.card, self.reading)
         self.begun = time.monotonic()
 

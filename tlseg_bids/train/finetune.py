@@ -74,7 +74,8 @@ def grown(network: nn.Module, parent: nn.Module, sources: Tensor) -> None:
     Parameters
     ----------
     network, parent : Module
-        Segmenters with n + 1 and n heads.
+        Segmenters with n + 1 and n heads, of one network with one decoder and one level that
+        answers.
     sources : Tensor of int, shape (new channels,)
         Channel of the parent's first head that each new channel starts from; channels that share
         one share its probability.
@@ -102,9 +103,10 @@ def grown(network: nn.Module, parent: nn.Module, sources: Tensor) -> None:
 
 
 def reset_head(network: nn.Module) -> None:
-    """Random values for the first head."""
-    for part in ANSWERING:
-        for head in list(getattr(network, part, []))[:1]:
+    """Random values for the first head, of every member and every level that answers."""
+    for one in getattr(network, "members", [network]):
+        levels = [one.heads, getattr(one, "details", []), *getattr(one, "deeper", [])]
+        for head in (level[0] for level in levels if len(level)):
             nn.init.normal_(head.weight, std=0.01)
             nn.init.zeros_(head.bias)
 

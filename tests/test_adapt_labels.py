@@ -196,24 +196,62 @@ def test_a_broken_look_up_table_is_said(tmp_path):
         collected(*write_site(tmp_path / "b", {"sub-00": head(0)}, rows="index\tname\nx\ty\n"))
 
 
+ISOTROPIC = (1.0, 1.0, 1.0)
+THICK = (0.9, 0.9, 5.0)
+
+
 def test_slices_that_nobody_labelled_are_unknown():
     full = np.zeros((20, 20, 20), bool)
     full[4:16, 4:16, 4:16] = True
-    assert unknown_slices(full) == (pytest.approx(np.zeros_like(full)), "")
+    assert unknown_slices(full, ISOTROPIC) == (pytest.approx(np.zeros_like(full)), "")
     some = full.copy()
     some[:, :, np.arange(20) % 3 != 0] = False
-    unknown, note = unknown_slices(some)
+    unknown, note = unknown_slices(some, ISOTROPIC)
     assert unknown[:, :, np.arange(20) % 3 != 0].all()
     assert not unknown[:, :, [6, 9, 12, 15]].any()
     assert unknown[:, :, 0].all(), "beyond the outermost labelled slice nothing is known either"
     assert "slices along axis K" in note
     gap = full.copy()
     gap[:, 8:10] = False
-    unknown, note = unknown_slices(gap)
+    unknown, note = unknown_slices(gap, ISOTROPIC)
     assert unknown[:, 8:10].all() and not unknown[:, :8].any()
     stray = full.copy()
     stray[0, 10, 10] = True
-    assert not unknown_slices(stray)[0].any()
+    assert not unknown_slices(stray, ISOTROPIC)[0].any()
+
+
+def nuclei(left: int, right: int) -> np.ndarray:
+    """A nucleus on either side, 5 mm wide and 7 mm long, in two slices of 5 mm."""
+    labels = np.zeros((80, 90, 30), np.int16)
+    labels[20:26, 40:48, 14:16], labels[54:60, 40:48, 14:16] = left, right
+    return labels
+
+
+def test_a_whole_structure_in_two_thick_slices_leaves_background_around_it():
+    unknown, note = unknown_slices(nuclei(1, 2), THICK)
+    assert not unknown.any() and not note
+    assert unknown_slices(nuclei(1, 2), ISOTROPIC)[0][:, :, :14].all(), "2 mm are no structure"
+
+
+def test_a_gap_is_unknown_only_within_a_structure():
+    unknown, note = unknown_slices(nuclei(1, 1), THICK)
+    assert unknown[26:54].all() and not unknown[:26].any() and not unknown[54:].any()
+    assert note == "Without any label, and taken as unknown: 28 of 80 slices along axis I."
+    between = nuclei(1, 2)
+    between[38:42, 40:48, 14:16] = 3
+    assert not unknown_slices(between, THICK)[0].any()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_thick_slices_that_were_labelled_alone_say_nothing_of_the_others(count):
+    labels = np.zeros((80, 90, 30), np.int16)
+    labels[10:70, 10:80, 14 : 14 + count] = 1
+    unknown, note = unknown_slices(labels, THICK)
+    assert unknown[:, :, :14].all() and unknown[:, :, 14 + count :].all()
+    assert f"{30 - count} of 30 slices along axis K" in note
+    assert not unknown[:, :, 14].any()
+    one = np.where(np.arange(30) == 14, nuclei(1, 2), 0)
+    assert unknown_slices(one, THICK)[0][:, :, 15].all()
 
 
 # --- evidence -----------------------------------------------------------------------------------

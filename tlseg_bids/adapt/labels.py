@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from tlseg_bids.labels.protocol import LabelProtocol, known_protocols, load_prot
 from tlseg_bids.volume import Grid, Volume, difference, load_grid, load_labels
 
 STRAY_AREA = 0.05
+THIN_MM = 4.0
+FLAT = 0.25
 LARGEST_INDEX = int(np.iinfo(np.int16).max)
 
 
@@ -133,46 +136,72 @@ def look_up_table(file: Path, root: Path) -> dict[int, str] | None:
     return None
 
 
-def unknown_slices(labelled: np.ndarray) -> tuple[np.ndarray, str]:
+def unknown_slices(labels: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, str]:
     """Slices of which nothing is known, because nobody labelled them.
 
-    A slice without any label between slices with labels is unknown, not background. Where there
-    are several such gaps along an axis, or the labelled runs are one or two slices thick, the
-    labels were drawn on single slices, and the empty ones outside are unknown too. Runs that are
-    nowhere larger than `STRAY_AREA` of the largest slice are stray voxels and make no gap.
+    A slice without any label between slices that show the same structure is unknown, not
+    background. Where there are several such gaps along an axis, or the labelled runs are thin, the
+    labels were drawn on single slices, and the empty ones outside are unknown too. A run is thin if
+    it is one slice, or two that are together thinner than `THIN_MM` or than `FLAT` of the labels'
+    smaller width: two thick slices may well hold a whole structure. Runs that are nowhere larger
+    than `STRAY_AREA` of the largest slice are stray voxels and make no gap.
 
     Parameters
     ----------
-    labelled : ndarray of bool, shape (I, J, K)
-        Voxels with a structure.
+    labels : ndarray of int or bool, shape (I, J, K)
+        Above 0 where there is a structure.
+    spacing_mm : sequence of 3 float
+        Voxel size.
 
     Returns
     -------
     unknown : ndarray of bool, shape (I, J, K)
     note : str
-        What was found, empty if every slice between labelled ones is labelled.
+        What was found, empty if every slice is known.
     """
-    unknown = np.zeros(labelled.shape, bool)
+    unknown = np.zeros(labels.shape, bool)
+    places = np.nonzero(labels > 0)
+    if not len(places[0]):
+        return unknown, ""
+    found, structures = np.unique(labels[places], return_inverse=True)
+    widths = [(np.ptp(place) + 1) * mm for place, mm in zip(places, spacing_mm, strict=True)]
     notes = []
-    for axis in range(3):
-        area = labelled.sum(axis=tuple(a for a in range(3) if a != axis))
-        edges = np.flatnonzero(np.diff(np.pad(area > 0, 1).astype(int)))
-        runs = [run for run in edges.reshape(-1, 2)
-                if area[run[0] : run[1]].max() > STRAY_AREA * area.max()]  # fmt: skip
-        if not runs:
+    for axis, (size, place) in enumerate(zip(labels.shape, places, strict=True)):
+        counts = np.bincount(place * len(found) + structures, minlength=size * len(found))
+        counts = counts.reshape(size, len(found))
+        width = min(widths[:axis] + widths[axis + 1 :])
+        slices = _unknown_along(counts, spacing_mm[axis], width)
+        if not slices.any():
             continue
-        empty = area == 0
-        thin = np.median([stop - start for start, stop in runs]) <= 2
-        if len(runs) < 3 and not thin:
-            empty[: runs[0][0]] = empty[runs[-1][1] :] = False
-        if not empty.any():
-            continue
-        where = [slice(None)] * 3
-        where[axis] = empty
-        unknown[tuple(where)] = True
-        notes.append(f"{int(empty.sum())} of {len(empty)} slices along axis {'IJK'[axis]}")
+        np.moveaxis(unknown, axis, 0)[slices] = True
+        notes.append(f"{int(slices.sum())} of {size} slices along axis {'IJK'[axis]}")
     note = f"Without any label, and taken as unknown: {', '.join(notes)}." if notes else ""
     return unknown, note
+
+
+def _unknown_along(counts: np.ndarray, spacing_mm: float, width_mm: float) -> np.ndarray:
+    """True for the slices of an axis that are unknown.
+
+    `counts` (slices, structures) are voxels, `width_mm` is how far the labels reach across.
+    """
+    area = counts.sum(1)
+    edges = np.flatnonzero(np.diff(np.pad(area > 0, 1).astype(int)))
+    runs = [run for run in edges.reshape(-1, 2)
+            if area[run[0] : run[1]].max() > STRAY_AREA * area.max()]  # fmt: skip
+    gaps = [
+        slice(stop, start)
+        for (_, stop), (start, _) in pairwise(runs)
+        if (counts[:stop].any(0) & counts[start:].any(0)).any()
+    ]
+    thickness = np.median([stop - start for start, stop in runs])
+    least_mm = max(THIN_MM, FLAT * width_mm)
+    thin = thickness < 2 or (thickness == 2 and 2 * spacing_mm < least_mm)
+    if thin or len(gaps) > 1:
+        return area == 0
+    unknown = np.zeros(len(area), bool)
+    for gap in gaps:
+        unknown[gap] = area[gap] == 0
+    return unknown
 
 
 def _load(scan: Scan, file: Path, names: dict[int, str] | None, model: LabelProtocol) -> Volume:
@@ -263,7 +292,7 @@ def _reading(
 
 def _labelled(scan: Scan, file: Path, volume: Volume, reading: Reading) -> LabelledScan:
     channels = reading.channels(volume.data)
-    unknown, note = unknown_slices(volume.data > 0)
+    unknown, note = unknown_slices(volume.data, volume.grid.spacing_mm)
     channels[unknown] = IGNORE
     digest = hashlib.sha256(scan.path.read_bytes())
     digest.update(file.read_bytes())

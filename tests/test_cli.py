@@ -285,6 +285,7 @@ def test_threads_of_the_libraries_are_set(app, folders):
         (["--mem", "much"], "'much' is not an amount of memory, such as 8G"),
         (["--multi-run", "best"], "invalid choice: 'best'"),
         (["-w", ""], "the path is empty"),
+        (["-w", "~nobody-here/x"], "there is no home folder ~nobody-here; write the path in full"),
         (["--dry-run", "--reports-only"], "--dry-run and --reports-only exclude each other"),
         (["--nprocs", "1", "--omp-nthreads", "2"], "one scan would use 2 CPUs and the whole run 1"),
     ],

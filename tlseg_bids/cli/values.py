@@ -19,7 +19,12 @@ def absolute(text: str) -> Path:
     """An absolute path; links keep their names, so that a DataLad dataset stays as it is."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(
+            f"there is no home folder {Path(text).parts[0]}; write the path in full"
+        ) from None
 
 
 def participant(text: str) -> str:

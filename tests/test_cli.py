@@ -488,6 +488,19 @@ def test_filters_may_stand_in_the_configuration_file(app, folders, tmp_path):
     assert config.filters == {"t1w": {"acquisition": "mprage"}}
 
 
+def test_a_filter_with_null_is_written_as_toml_and_read_as_the_same(app, folders, tmp_path):
+    from tlseg_bids.bids import layout
+
+    (tmp_path / "f.json").write_text('{"t1w": {"acquisition": null, "run": [1, null]}, "t2w": {}}')
+    config = asked(app, [*folders, "--bids-filter-file", str(tmp_path / "f.json")])
+    (tmp_path / "run.toml").write_text(config.to_toml())
+    again = asked(app, [*folders, "--config-file", str(tmp_path / "run.toml")])
+    assert again.filters == {
+        "t1w": {"acquisition": "Query.NONE", "run": [1, "Query.NONE"]}, "t2w": {}
+    }  # fmt: skip
+    assert layout._filters(again.filters) == layout._filters(config.filters)
+
+
 # --- progress ---------------------------------------------------------------------------------
 
 

@@ -30,6 +30,8 @@ AT_ONCE = 8
 """Scans that share a process where nobody says how many: a tenth of a scan's time is Python's own
 and holds its lock, so more would wait for each other."""
 ALWAYS = ("nprocs", "device", "random_seed")
+NO_ENTITY = "Query.NONE"
+"""What a filter asks for instead of ``null``, which TOML does not have."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,10 @@ def _plain(name: str, value: Any) -> Any:
         return f"{value[0]}/{value[1]}"
     if name == "memory_gib":
         return f"{value:.12g}G"
-    if isinstance(value, tuple):
+    if value is None:
+        return NO_ENTITY
+    if isinstance(value, dict):
+        return {key: _plain(name, item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
         return [_plain(name, item) for item in value]
     return str(value) if isinstance(value, Path) else value

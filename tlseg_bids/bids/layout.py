@@ -11,13 +11,13 @@ from bids.layout import BIDSLayout, BIDSLayoutIndexer, Query
 from niworkflows.utils.bids import DEFAULT_BIDS_QUERIES, collect_data
 
 from tlseg_bids.bids.lock import hold
-from tlseg_bids.config import Config
+from tlseg_bids.config import NO_ENTITY, Config
 from tlseg_bids.errors import CannotCreateError, DataError, UsageError
 
 QUERIES = ("t1w", "t2w")
 LONG_NAMES = {"sub": "subject", "ses": "session", "acq": "acquisition", "ce": "ceagent",
               "rec": "reconstruction"}  # fmt: skip
-WORDS = {"*": Query.ANY, "Query.ANY": Query.ANY, "Query.NONE": Query.NONE,
+WORDS = {"*": Query.ANY, "Query.ANY": Query.ANY, NO_ENTITY: Query.NONE,
          "Query.OPTIONAL": Query.OPTIONAL}  # fmt: skip
 NOT_ANAT = re.compile(r"^/sub-[^/]+/(?:ses-[^/]+/)?(?!ses-)(?!anat(?:/|$))[^/]+(?:/|$)")
 TOO_DEEP = re.compile(r"^/sub-[^/]+/(?:ses-[^/]+/)?anat/[^/]+/")

@@ -639,3 +639,37 @@ def test_a_reader_that_has_enough_ends_a_table_quietly():
     asked.stdout.close()
     said = asked.stderr.read()
     assert (asked.wait(), said) == (141, "")
+
+
+PLAN = """
+import sys, types, tlseg_bids
+from tlseg_bids.cli.run import main
+app = sys.modules["tlseg_bids.app"] = tlseg_bids.app = types.ModuleType("tlseg_bids.app")
+app.participant = lambda *_: print("a scan", flush={flush}) or 0
+sys.exit(main(["bids", "out", "participant", "--dry-run"]))
+"""
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_reader_that_has_enough_of_the_plan_is_no_error_of_the_disk(flush):
+    """As in ``tlseg … --dry-run | head``, whether the lines were held back or not."""
+    asked = subprocess.Popen(
+        [sys.executable, "-c", PLAN.format(flush=flush)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    asked.stdout.close()
+    said = asked.stderr.read()
+    assert (asked.wait(), said) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_plan_for_which_the_disk_is_full_is_a_sentence(flush):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", PLAN.format(flush=flush)],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 74
+    assert "reading or writing failed (No space left on device) – check the disk" in done.stderr
+    assert "Traceback" not in done.stderr

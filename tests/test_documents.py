@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tlseg_bids import errors
 from tlseg_bids.cli.options import parser
-from tlseg_bids.cli.run import INTERRUPTED
+from tlseg_bids.cli.run import BROKEN_PIPE, INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[1]
 USAGE = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def test_every_exit_code_is_documented() -> None:
         if isinstance(kind, type) and issubclass(kind, errors.TlsegError)
     }
     told = {int(code) for code in re.findall(r"^\| (\d+) \|", USAGE, re.MULTILINE)}
-    assert told == raised | {0, INTERRUPTED}
+    assert told == raised | {0, INTERRUPTED, BROKEN_PIPE}
 
 
 def test_both_images_start_the_same_program() -> None:

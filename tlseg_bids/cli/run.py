@@ -36,6 +36,25 @@ NO_TELEMETRY = ("NO_ET", "NIPYPE_NO_ET")
 CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 
 
+def until_closed(main: Main) -> Main:
+    """A command that ends quietly where the reader of what it prints (``| head``) has enough."""
+
+    @wraps(main)
+    def quietly(argv: list[str] | None = None) -> int:
+        try:
+            code = main(argv)
+            sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                return BROKEN_PIPE
+            return report(system_error(error), Path(sys.argv[0]).name)
+        return code
+
+    return quietly
+
+
+@until_closed
 def main(argv: list[str] | None = None) -> int:
     """Run the BIDS App.
 
@@ -47,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code, as ``tlseg --help`` lists them; 130 after Ctrl-C or SIGTERM.
+        Exit code, as ``tlseg --help`` lists them; 130 after Ctrl-C or SIGTERM, 141 where nobody
+        reads any more what is printed.
     """
     verbosity = 0
     # Without memory, a library in Rust that prints a backtrace waits for itself for ever.
@@ -65,7 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     except TlsegError as error:
         return report(error, "tlseg", verbosity)
     except (OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not no_memory(error):
+        closed = isinstance(error, BrokenPipeError)
+        if closed or (isinstance(error, RuntimeError) and not no_memory(error)):
             raise
         return report(system_error(error), "tlseg", verbosity)
     except KeyboardInterrupt:
@@ -91,22 +112,6 @@ def report(error: TlsegError, program: str, verbosity: int = 0) -> int:
         traceback.print_exception(error)
     print(f"{program}: {one_line(str(error))}", file=sys.stderr)
     return error.exit_code
-
-
-def until_closed(main: Main) -> Main:
-    """A command that prints a table, and ends quietly where its reader (``| head``) has enough."""
-
-    @wraps(main)
-    def quietly(argv: list[str] | None = None) -> int:
-        try:
-            code = main(argv)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return BROKEN_PIPE
-        return code
-
-    return quietly
 
 
 def one_line(text: str) -> str:

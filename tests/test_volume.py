@@ -192,6 +192,27 @@ def test_sform_mirroring_qform_is_refused(tmp_path: Path) -> None:
     assert "disagree on which side is left" in refusal(tmp_path / "a.nii.gz")
 
 
+def with_rounded_quaternion(path: Path, sform: int) -> Path:
+    """A scan whose qform has b² + c² + d² = 1.000002, as some converters round it."""
+    save(path, noise(), AFFINE, sform)
+    raw = bytearray(path.read_bytes())
+    raw[256:268] = np.array([0.7071075, 0.7071075, 0], np.float32).tobytes()
+    path.write_bytes(raw)
+    return path
+
+
+def test_a_qform_off_by_rounding_is_told_and_the_sform_used(tmp_path: Path) -> None:
+    volume, warnings = load_scan(with_rounded_quaternion(tmp_path / "a.nii", sform=1))
+    (said,) = warnings
+    assert said.startswith("the qform cannot be read (w2 should be positive, but is -")
+    assert said.endswith("); the sform was used")
+    np.testing.assert_array_equal(volume.grid.affine, AFFINE)
+
+
+def test_a_qform_off_by_rounding_is_refused_where_it_stands_alone(tmp_path: Path) -> None:
+    assert "w2 should be positive" in refusal(with_rounded_quaternion(tmp_path / "a.nii", sform=0))
+
+
 @pytest.mark.parametrize(("value", "count"), [(np.nan, 3), (np.inf, 1)])
 def test_nan_and_inf(tmp_path: Path, value: float, count: int) -> None:
     data = noise(kind=np.float32)

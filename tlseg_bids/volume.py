@@ -5,8 +5,9 @@ Axes I, J, K are voxel indices; x, y, z are millimetres in RAS+ world space.
 `load_volume` reads a NIfTI scan and refuses, with a sentence, what cannot be segmented honestly.
 Which affine counts follows the field (nibabel, fMRIPrep, FSL): the sform if its code is set, else
 the qform. Where both are set and put a corner of the scan more than `AFFINE_TOLERANCE_MM` apart,
-the sform is used and that is said; where they disagree on what is left and what is right, or where
-neither is set, the scan is refused, because sides would be guessed.
+or a qform beside an sform cannot be read, the sform is used and that is said; where they disagree
+on what is left and what is right, or where neither is set, the scan is refused, because sides would
+be guessed.
 """
 
 from __future__ import annotations
@@ -241,14 +242,7 @@ def _check_shape(image: nib.Nifti1Image, path: Path) -> list[str]:
 
 def _check_affine(image: nib.Nifti1Image, path: Path) -> list[str]:
     """Refuse an affine that does not say where the voxels lie; warn of one that is in doubt."""
-    header = image.header
-    try:
-        sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
-    except (HeaderDataError, ValueError) as error:
-        raise ScanError(
-            f"the orientation in the header is damaged ({error})", path,
-            "convert the scan from DICOM again",
-        ) from error  # fmt: skip
+    sform, qform, warnings = _read_forms(image.header, path)
     if sform is None and qform is None:
         raise ScanError(
             "no orientation: sform and qform codes are both 0, so left and right are unknown", path,
@@ -263,7 +257,25 @@ def _check_affine(image: nib.Nifti1Image, path: Path) -> list[str]:
             f"the affine is singular, its rows are {affine[:3].tolist()}", path,
             "set a valid sform, or convert the scan from DICOM again",
         )  # fmt: skip
-    return _check_spacing(image.shape, spacing, path) + _compare_forms(image, sform, qform, path)
+    warnings += _check_spacing(image.shape, spacing, path)
+    return warnings + _compare_forms(image, sform, qform, path)
+
+
+def _read_forms(
+    header: nib.Nifti1Header, path: Path
+) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
+    """Sform and qform, None where not set; so is a qform that cannot be read beside an sform."""
+    sform = None
+    try:
+        sform = header.get_sform(coded=True)[0]
+        return sform, header.get_qform(coded=True)[0], []
+    except (HeaderDataError, ValueError) as error:
+        if sform is not None:
+            return sform, None, [f"the qform cannot be read ({error}); the sform was used"]
+        raise ScanError(
+            f"the orientation in the header is damaged ({error})", path,
+            "convert the scan from DICOM again",
+        ) from error  # fmt: skip
 
 
 def _check_spacing(shape: tuple[int, ...], spacing: np.ndarray, path: Path) -> list[str]:

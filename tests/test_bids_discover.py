@@ -27,6 +27,16 @@ def stems(found):
     return [f"{scan.stem}_{scan.suffix}" for scan in found[0]]
 
 
+def close(monkeypatch, *closed):
+    """Take the permission to read `closed`, which a test that is run as root has all the same."""
+    access = os.access
+
+    def refuses(path, mode, **options):
+        return Path(path) not in closed and access(path, mode, **options)
+
+    monkeypatch.setattr(os, "access", refuses)
+
+
 def test_entities_keep_the_order_of_the_file_name(tmp_path):
     name = "sub-01_ses-a_rec-x_acq-y_ce-gadolinium_run-01_T1w.nii.gz"
     root = make_dataset(tmp_path / "raw", [f"sub-01/ses-a/anat/{name}"])
@@ -285,7 +295,7 @@ def test_every_way_to_break_a_name_has_its_sentence(tmp_path, name, reason):
 
 def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
     root = make_dataset(tmp_path / "my raw")
-    monkeypatch.setattr(os, "access", lambda *_args: False)
+    close(monkeypatch, root / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
     (broken,) = discover(config(root))[1]
     assert broken.reason == "there is no permission to read it"
     assert broken.hint == f"run `chmod u+r sub-01/anat/sub-01_T1w.nii.gz` in '{root}'"
@@ -404,6 +414,43 @@ def test_a_dataset_without_scans(tmp_path):
         f"no T1w or T2w scan was found – {root} – check that the scans are named …_T1w.nii.gz or "
         "…_T2w.nii.gz and lie in anat folders"
     )
+
+
+@pytest.mark.parametrize(
+    ("closed", "left"),
+    [
+        ("sub-02", []),
+        ("sub-02/ses-1", ["sub-02_ses-2"]),
+        ("sub-02/ses-1/anat", ["sub-02_ses-2"]),
+    ],
+)
+@pytest.mark.parametrize("database", [None, "made before", "made now"])
+def test_a_folder_without_permission_is_a_failure_of_its_own(
+    tmp_path, monkeypatch, closed, left, database
+):
+    scans = [f"sub-0{n}/ses-{m}/anat/sub-0{n}_ses-{m}_T1w.nii.gz" for n in (1, 2) for m in (1, 2)]
+    root = make_dataset(tmp_path / "raw", scans)
+    asked = config(root, database_dir=database and tmp_path / "kept")
+    if database == "made before":
+        discover(asked)
+    close(monkeypatch, root / closed)
+    found, (unusable,) = discover(asked)
+    assert [scan.stem for scan in found] == ["sub-01_ses-1", "sub-01_ses-2", *left]
+    assert (unusable.scan.path, unusable.scan.subject) == (root / closed, "02")
+    assert unusable.reason == f"there is no permission to read the folder {closed}"
+    assert unusable.hint == (
+        "give the user who runs this read access to it, or leave the participant out"
+    )
+
+
+def test_a_session_without_permission_is_no_failure_where_another_is_asked_for(
+    tmp_path, monkeypatch
+):
+    root = make_dataset(tmp_path / "raw", SESSIONS)
+    close(monkeypatch, root / "sub-01" / "ses-1")
+    assert stems(discover(config(root, sessions=("2",)))) == ["sub-01_ses-2_acq-2_T1w"]
+    assert discover(config(root, sessions=("2",)))[1] == ()
+    assert len(discover(config(root, sessions=("1",)))[1]) == 1
 
 
 def test_a_database_is_kept_and_used_again(tmp_path):

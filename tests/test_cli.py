@@ -424,6 +424,11 @@ def test_what_the_system_refuses_is_a_sentence(app, folders, capsys):
     assert run.main(folders) == 74
     said = capsys.readouterr().err
     assert said.startswith("tlseg: reading or writing failed (Input/output error) – /data/gone – ")
+    app.answer = PermissionError(13, "Permission denied", "/data/closed")
+    assert run.main(folders) == 74
+    assert "(Permission denied) – /data/closed – give the user who runs this access" in (
+        capsys.readouterr().err
+    )
     for lacking in (MemoryError(), RuntimeError("can't start new thread")):
         app.answer = lacking
         assert run.main(folders) == 74

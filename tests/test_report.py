@@ -314,8 +314,12 @@ def test_failures_are_read_from_the_logs(tmp_path: Path) -> None:
     )
     skipped = {"Scan": "sub-01/anat/sub-01_run-2_T1w.nii.gz", "Reason": "gone", "Hint": "get it"}
     (logs / "plan_20250102T000000Z-b.json").write_text(json.dumps({"Skipped": [skipped]}))
+    (logs / "status_20250102T000000Z-c.tsv").write_text(
+        head + "2025-01-02T00:00:10+00:00\tsub-01\tfailed\tclosed\topen it\n"
+    )
     found = derivatives.recorded_failures(tmp_path, "01")
     assert [(f.name, f.error, f.hint) for f in found] == [
+        ("sub-01", "closed", "open it"),
         ("sub-01_T2w.nii.gz", "cut short", "copy it"),
         ("sub-01_run-2_T1w.nii.gz", "gone", "get it"),
     ]

@@ -10,11 +10,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tlseg_bids.bids.age import AgeReader
-from tlseg_bids.bids.files import why_unreadable
+from tlseg_bids.bids.files import closed_folders, why_unreadable
 from tlseg_bids.bids.layout import query
 from tlseg_bids.bids.names import EXTENSIONS, LABEL, BrokenName, parse_name, without_extension
 from tlseg_bids.bids.scan import Scan, Unusable
@@ -150,11 +151,24 @@ def _collect(config: Config, labels: list[str], broken_folders: list[Path]) -> F
             path for path in sorted(folder.rglob("*")) if LOOKS_STRUCTURAL.fullmatch(path.name)
         ]
     reader = _Reader(config)
-    scans, unusable = [], []
+    scans, unusable = [], list(_closed(config, labels))
     for path in paths:
         result = reader.read(path)
         (scans if isinstance(result, Scan) else unusable).append(result)
     return tuple(sorted(scans, key=_order)), tuple(sorted(unusable, key=lambda u: _order(u.scan)))
+
+
+def _closed(config: Config, labels: list[str]) -> Iterator[Unusable]:
+    """Selected folders that there is no permission to read, each as if it were a scan."""
+    sessions = {label.removeprefix("ses-") for label in config.sessions}
+    for folder in closed_folders(config.bids_dir, labels):
+        found = _nameless(folder / "anat", config.bids_dir)
+        if not sessions or found.session in sessions or folder.name.startswith("sub-"):
+            yield Unusable(
+                replace(found, path=folder),
+                f"there is no permission to read the folder {folder.relative_to(config.bids_dir)}",
+                "give the user who runs this read access to it, or leave the participant out",
+            )
 
 
 def _order(scan: Scan) -> tuple[str, str, str]:

@@ -1,13 +1,39 @@
-"""Whether a scan's file can be read at all, told from the file system without opening the image."""
+"""Whether a scan's file, or the folder that holds it, can be read at all.
+
+It is told from the file system, without opening the image.
+"""
 
 from __future__ import annotations
 
 import os
 import shlex
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 POINTER_BYTES = 64
+SCAN_FOLDERS = ("anat", "ses-*", "ses-*/anat")
+
+
+def closed_folders(root: Path, labels: Iterable[str]) -> list[Path]:
+    """Folders that could hold scans of the participants, and that there is no permission to read.
+
+    What lies in a closed folder is not listed.
+    """
+    found = []
+    for label in labels:
+        subject = root / f"sub-{label}"
+        if is_closed(subject):
+            found.append(subject)
+            continue
+        inner = (folder for pattern in SCAN_FOLDERS for folder in sorted(subject.glob(pattern)))
+        found += [folder for folder in inner if folder.is_dir() and is_closed(folder)]
+    return found
+
+
+def is_closed(folder: Path) -> bool:
+    """Whether there is no permission to list a folder or to reach what is in it."""
+    return not os.access(folder, os.R_OK | os.X_OK)
 
 
 def why_unreadable(path: Path, root: Path) -> tuple[str, str] | None:

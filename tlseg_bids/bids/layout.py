@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bids.layout import BIDSLayout, BIDSLayoutIndexer, Query
 from niworkflows.utils.bids import DEFAULT_BIDS_QUERIES, collect_data
 
+from tlseg_bids.bids.files import closed_folders
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.config import NO_ENTITY, Config
 from tlseg_bids.errors import CannotCreateError, DataError, UsageError
@@ -27,6 +29,8 @@ NOT_UTF8 = re.compile("[\udc80-\udcff]")  # such a name cannot be stored in the 
 
 def query(config: Config, labels: list[str]) -> list[Path]:
     """Paths of the T1w and T2w files of the participants `labels` that the filters select.
+
+    Folders that there is no permission to read are passed over (`closed_folders`).
 
     Raises
     ------
@@ -53,9 +57,11 @@ def query(config: Config, labels: list[str]) -> list[Path]:
             "keys are t1w and t2w, entities those of pybids (acquisition, ceagent, run, …)",
         ) from error
     paths = {Path(path) for name in QUERIES for path in found[name]}
-    if config.database_dir is not None:
-        _check_fresh(config, layout, labels)
-    return sorted(paths)
+    if config.database_dir is None:
+        return sorted(paths)
+    closed = set(closed_folders(config.bids_dir, labels))
+    _check_fresh(config, layout, labels, closed)
+    return sorted(path for path in paths if closed.isdisjoint(path.parents))
 
 
 def _filters(filters: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -102,8 +108,9 @@ def _value(value: Any) -> Any:
 
 def _layout(config: Config, labels: list[str]) -> BIDSLayout:
     """An index of file names (no metadata): of `labels`, or of everyone if it is to be kept."""
+    root = config.bids_dir
     if config.database_dir is None:
-        return _build(config.bids_dir, "|".join(map(re.escape, labels)))
+        return _build(root, "|".join(map(re.escape, labels)), closed=closed_folders(root, labels))
     try:
         config.database_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -112,11 +119,13 @@ def _layout(config: Config, labels: list[str]) -> BIDSLayout:
             "choose another --bids-database-dir",
         ) from error  # fmt: skip
     if (config.database_dir / "layout_index.sqlite").exists():
-        layout = _build(config.bids_dir, ".*", config.database_dir)
+        layout = _build(root, ".*", config.database_dir)
     else:
+        everyone = [p.name.removeprefix("sub-") for p in root.glob("sub-*") if p.is_dir()]
         with hold(config.database_dir / ".lock", "the database is being made", wait_s=600):
-            layout = _build(config.bids_dir, ".*", config.database_dir)
-    if Path(layout.root) != config.bids_dir:
+            closed = closed_folders(root, everyone)
+            layout = _build(root, ".*", config.database_dir, closed)
+    if Path(layout.root) != root:
         raise UsageError(
             f"the database is of another dataset, {layout.root}", config.database_dir,
             "choose another --bids-database-dir",
@@ -124,12 +133,18 @@ def _layout(config: Config, labels: list[str]) -> BIDSLayout:
     return layout
 
 
-def _build(root: Path, subjects: str, database: Path | None = None) -> BIDSLayout:
-    """Index the ``anat`` folders of the participants that the pattern `subjects` matches."""
+def _build(
+    root: Path, subjects: str, database: Path | None = None, closed: Iterable[Path] = ()
+) -> BIDSLayout:
+    """Index the ``anat`` folders of the participants that the pattern `subjects` matches.
+
+    The folders `closed` are left out, at which the indexer would stop.
+    """
     others = re.compile(rf"^/(?!sub-(?:{subjects})(?:/|$))")
-    indexer = BIDSLayoutIndexer(
-        validate=False, index_metadata=False, ignore=[others, NOT_ANAT, TOO_DEEP, NOT_UTF8]
-    )
+    names = (folder.relative_to(root).as_posix() for folder in closed)
+    ignore = [others, NOT_ANAT, TOO_DEEP, NOT_UTF8]
+    ignore += [re.compile(rf"^/{re.escape(name)}(?:/|$)") for name in names]
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore)
     try:
         return BIDSLayout(root, validate=False, database_path=database, indexer=indexer)
     except Exception as error:
@@ -141,8 +156,11 @@ def _build(root: Path, subjects: str, database: Path | None = None) -> BIDSLayou
         ) from error  # fmt: skip
 
 
-def _check_fresh(config: Config, layout: BIDSLayout, labels: list[str]) -> None:
-    """A kept index must know the selected participants' T1w and T2w files as they are now."""
+def _check_fresh(config: Config, layout: BIDSLayout, labels: list[str], closed: set[Path]) -> None:
+    """A kept index must know the selected participants' T1w and T2w files as they are now.
+
+    Of those in the folders `closed` nothing can be said.
+    """
     known = {
         Path(path)
         for path in layout.get(subject=labels, suffix=["T1w", "T2w"], return_type="filename")
@@ -155,7 +173,7 @@ def _check_fresh(config: Config, layout: BIDSLayout, labels: list[str]) -> None:
         for path in (config.bids_dir / f"sub-{label}").glob(pattern)
         if path.name.endswith((".nii", ".nii.gz")) and not NOT_UTF8.search(str(path))
     }
-    changed = sorted(known ^ there)
+    changed = sorted(path for path in known ^ there if closed.isdisjoint(path.parents))
     if changed:
         raise DataError(
             f"the database is out of date: {changed[0].relative_to(config.bids_dir)} was "

@@ -100,10 +100,12 @@ def system_error(error: OSError | MemoryError | RuntimeError) -> TlsegError:
         return OutputError(
             "not enough memory", "", "free some, or use a larger machine; finished scans are kept"
         )
+    hint = "check the disk or the network drive, then start again; finished scans are kept"
+    if isinstance(error, PermissionError):
+        hint = "give the user who runs this access to it, then start again; finished scans are kept"
     return OutputError(
-        f"reading or writing failed ({error.strerror or error})", error.filename or "",
-        "check the disk or the network drive, then start again; finished scans are kept",
-    )  # fmt: skip
+        f"reading or writing failed ({error.strerror or error})", error.filename or "", hint
+    )
 
 
 def report(error: TlsegError, program: str, verbosity: int = 0) -> int:

@@ -218,7 +218,7 @@ def recorded_failures(
     `known` is what `all_failures` gave, where many subjects are asked for.
     """
     failures = all_failures(out_dir) if known is None else known
-    return [failures[scan] for scan in failures if scan.startswith(f"sub-{subject}/")]
+    return [failures[scan] for scan in failures if f"{scan}/".startswith(f"sub-{subject}/")]
 
 
 def all_failures(out_dir: Path) -> dict[str, FailedScan]:

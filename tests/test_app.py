@@ -21,6 +21,7 @@ from tlseg_bids import __version__
 from tlseg_bids.bids.validate import find_validator
 from tlseg_bids.cli.run import main
 from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.zoo.registry import load_cards
 
 DESCRIPTION = {"Name": "MNI152", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
 README = "The average brain of 152 adults, at 2 mm, as a dataset for tests. " * 4
@@ -193,6 +194,22 @@ def test_a_second_run_reuses_the_scan(finished, capsys):
     assert run(bids, out, "participant", "--skip-bids-validation") == 0
     assert next(out.glob("sub-01/anat/*_dseg.nii.gz")).stat().st_mtime_ns == stamp
     assert "reused" in capsys.readouterr().err
+
+
+def test_a_second_run_cites_the_models_of_the_first_too(finished, tmp_path):
+    bids, out = finished
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    description = json.loads((copy / "dataset_description.json").read_text())
+    other = next(card for card in load_cards() if card.name == "infant")
+    description["GeneratedBy"].append({
+        "Name": "model infant", "Version": other.version,
+        "Description": f"weights with sha256 {other.weights.sha256}, {other.weights.licence}",
+    })  # fmt: skip
+    (copy / "dataset_description.json").write_text(json.dumps(description))
+    assert run(bids, copy, "participant", "--skip-bids-validation") == 0
+    text = (copy / "logs" / "CITATION.md").read_text()
+    assert "model 'any' (version" in text and "model 'infant' (version" in text
 
 
 def test_the_plan_alone_writes_nothing(finished, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import io
 import itertools
@@ -17,6 +18,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from tests.datasets import make_dataset
+from tlseg_bids import __version__
 from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.bids.scan import Age, Scan
 from tlseg_bids.bids.write import Derivatives
@@ -25,6 +28,7 @@ from tlseg_bids.flow import Job, Outcome, Plan, Refusal, Segmentation, Skip
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
 from tlseg_bids.report import derivatives
 from tlseg_bids.report.changes import changes
+from tlseg_bids.report.citation import citation
 from tlseg_bids.report.display import Display, load_display
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.mosaic import PLANES, mosaics
@@ -33,6 +37,7 @@ from tlseg_bids.report.verdict import asymmetry_percent, verdict, volume_rows
 from tlseg_bids.report.viewer import colours_of, label_colormap, viewer_data
 from tlseg_bids.volume import Grid, Volume
 from tlseg_bids.zoo.card import Domain, ModelCard, Weights
+from tlseg_bids.zoo.registry import load_cards
 
 HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)> \"quoted\" & 'so'"
 ASEG = load_protocol("aseg")
@@ -682,6 +687,35 @@ def test_methods_text_cites_in_order() -> None:
     assert "adapted from the model 'any'" in body
     assert references.count("SynthSeg") == 1
     assert "<https://example.org/x>" in references
+
+
+def test_the_citation_names_the_models_of_every_run(tmp_path: Path) -> None:
+    out = Derivatives(tmp_path / "out", make_dataset(tmp_path / "raw"))
+    cards = {one.name: one for one in load_cards()}
+    mine = card(name="mine", version="3", citations=("https://example.org/mine",))
+    weights = Weights("ab" * 32, 1, "MIT")
+    older = dataclasses.replace(cards["infant"], version="0.1", weights=weights)
+    for used in (cards["adult-t1w"], mine, older, cards["any"]):
+        out.write_root([used], {})
+        text = words(citation(out.out_dir, [used]))
+        assert (used is mine) == ("https://example.org/mine" in text)
+    assert f"tlseg {__version__}, a BIDS App" in text
+    for kept in (cards["adult-t1w"], cards["any"], older):
+        assert all(source.removeprefix("https://doi.org/") in text for source in kept.citations)
+    assert "'adult-t1w' (version 0.6.0" in text and "'any' (version" in text
+    assert f"'infant' (version 0.1, weights sha256 {'ab' * 8}…, licence MIT) gives" in text
+    assert (
+        f"The model 'mine' (version 3, weights sha256 {'cd' * 8}…, licence CC0) gave labels in an "
+        "earlier run. Its card is not at hand: cite what it names, too."
+    ) in text
+
+
+def test_the_citation_names_every_version_that_labelled(tmp_path: Path, monkeypatch) -> None:
+    out = Derivatives(tmp_path / "out", make_dataset(tmp_path / "raw"))
+    for version in ("0.8", "0.9"):
+        monkeypatch.setattr("tlseg_bids.bids.root.__version__", version)
+        out.write_root([card()], {})
+    assert "labelled with tlseg 0.9 and 0.8, a BIDS App" in citation(out.out_dir, [card()])
 
 
 def test_methods_follow_the_card() -> None:

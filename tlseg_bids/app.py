@@ -12,6 +12,7 @@ import torch
 
 from tlseg_bids import __version__
 from tlseg_bids.bids.discover import discover
+from tlseg_bids.bids.root import hold_root
 from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.bids.validate import validate
 from tlseg_bids.bids.write import Derivatives
@@ -27,6 +28,7 @@ from tlseg_bids.postprocess import probability_maps, to_native
 from tlseg_bids.postprocess.judgement import assess
 from tlseg_bids.postprocess.plausibility import judged_age_years
 from tlseg_bids.postprocess.quality import implausible
+from tlseg_bids.report.citation import citation
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.pages import Pages
 from tlseg_bids.resources import (
@@ -83,7 +85,8 @@ def participant(config: Config, progress: Progress) -> int:
         for subject in sorted({entry.scan.subject for entry in (*plan.jobs, *plan.skips)}):
             pages.write(subject)
         return 0
-    log.write_citation(methods_text(cards, __version__))
+    with hold_root(config.out_dir):
+        log.write_citation(citation(config.out_dir, cards, config.model_dirs))
 
     def record(outcome: Outcome, model: str) -> None:
         log.record(outcome, model)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -26,6 +28,8 @@ from tlseg_bids.bids.tables import read_json
 from tlseg_bids.errors import CannotCreateError, UsageError
 
 PROGRAM = "tlseg"
+MODEL = "model "
+WEIGHTS_TOLD = re.compile(r"weights with sha256 (?P<sha256>\S+), (?P<licence>.+)")
 BIDS_VERSION = "1.10.0"
 CONTAINER_VARIABLE = "TLSEG_CONTAINER"
 IGNORED = ("*.html", "figures", "group_*", "models", "logs", "compat", "*_xfm.*")
@@ -74,8 +78,7 @@ def write_root_files(
             "the output folder is the BIDS folder itself", out_dir,
             f"choose another, such as {bids_dir / 'derivatives' / PROGRAM}",
         )  # fmt: skip
-    check_inside(out_dir / "logs" / "locks", out_dir)
-    with hold(out_dir / "logs" / "locks" / "root.lock", "the root files are being written", 60):
+    with hold_root(out_dir):
         old = _existing(out_dir)
         description = _description(out_dir, bids_dir, cards, old)
         update_text(out_dir / "dataset_description.json", as_json(description))
@@ -87,6 +90,38 @@ def write_root_files(
         for name, table in protocols.items():
             update_text(out_dir / f"seg-{name}_dseg.tsv", _tsv(_protocol_rows(table)))
         _write_bidsignore(out_dir / ".bidsignore")
+
+
+def hold_root(out_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold this around writing what all runs of an output folder share.
+
+    Entering it raises `LockedError` if another run does so for more than a minute.
+    """
+    check_inside(out_dir / "logs" / "locks", out_dir)
+    return hold(out_dir / "logs" / "locks" / "root.lock", "the root files are being written", 60)
+
+
+def made_by(out_dir: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """What dataset_description.json says of all runs that labelled scans.
+
+    Returns
+    -------
+    versions : list of str
+        Of the program, the latest first.
+    models : list of dict
+        ``name``, ``version``, ``sha256`` and ``licence`` of each model, the earliest first.
+    """
+    makers = _makers(read_json(out_dir / "dataset_description.json")[0])
+    own = [maker for maker in makers if maker.get("Name") == PROGRAM]
+    versions = dict.fromkeys(str(maker["Version"]) for maker in own if "Version" in maker)
+    models = []
+    for maker in makers:
+        name = str(maker.get("Name", ""))
+        weights = WEIGHTS_TOLD.fullmatch(str(maker.get("Description", "")))
+        if name.startswith(MODEL) and weights:
+            version = str(maker.get("Version", ""))
+            models.append({"name": name[len(MODEL) :], "version": version, **weights.groupdict()})
+    return list(versions), models
 
 
 def _existing(out_dir: Path) -> dict[str, Any]:
@@ -124,10 +159,10 @@ def _description(out_dir: Path, bids_dir: Path, cards, old: dict[str, Any]) -> d
     programs = [maker for maker in _makers(old) if maker.get("Name") == PROGRAM]
     if cards or not programs:  # without cards nothing is labelled
         programs = [program, *(maker for maker in programs if maker != program)]
-    models = [maker for maker in _makers(old) if str(maker.get("Name", "")).startswith("model ")]
+    models = [maker for maker in _makers(old) if str(maker.get("Name", "")).startswith(MODEL)]
     for card in cards:
         entry = {
-            "Name": f"model {card.name}", "Version": str(card.version),
+            "Name": f"{MODEL}{card.name}", "Version": str(card.version),
             "Description": f"weights with sha256 {card.weights.sha256}, {card.weights.licence}",
         }  # fmt: skip
         if entry not in models:

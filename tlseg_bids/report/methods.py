@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tlseg_bids.zoo.card import ModelCard
+from tlseg_bids.zoo.card import Domain, ModelCard, Weights
 
 BIDS, BIDS_APPS = "10.1038/sdata.2016.44", "10.1371/journal.pcbi.1005209"
 PYBIDS, NIBABEL = "10.21105/joss.01294", "10.5281/zenodo.591597"
@@ -136,13 +136,40 @@ def methods_text(cards: Sequence[ModelCard], version: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def card_told(model: Mapping[str, str], protocol: str, **more: Any) -> ModelCard:
+    """What is told of a model whose card is not at hand.
+
+    Parameters
+    ----------
+    model : mapping
+        ``name``, ``version``, ``status``, ``sha256`` and ``licence``, empty where not told.
+    protocol : str
+        Label protocol of its output, empty where not told.
+    more
+        Further fields of the card.
+    """
+    return ModelCard(
+        name=model["name"],
+        version=model["version"] or "not given",
+        status=model["status"],
+        domain=Domain(),
+        protocol=protocol,
+        networks={},
+        strategy={},
+        preprocess={},
+        weights=Weights(model["sha256"] or "not given", 0, model["licence"] or "not given"),
+        **{"summary": "", **more},
+    )
+
+
 def _model_paragraph(card: ModelCard, cite: _Citations) -> str:
     """What one model is and how it walks a scan, told from its card alone."""
     kind = f"{card.status} " if card.status else ""
+    protocol = f"gives the labels of the protocol '{card.protocol}'"
     sentences = [
         f"The {kind}model '{card.name}' (version {card.version}, weights sha256 "
-        f"{card.weights.sha256[:16]}…, licence {card.weights.licence}) gives the labels of the "
-        f"protocol '{card.protocol}'"
+        f"{card.weights.sha256[:16]}…, licence {card.weights.licence}) "
+        f"{protocol if card.protocol else 'gave labels in an earlier run'}"
         f"{cite(s for s in [PROTOCOL_SOURCES.get(card.protocol)] if s)}."
     ]
     if card.summary:

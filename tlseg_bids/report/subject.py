@@ -26,7 +26,7 @@ from tlseg_bids.report.derivatives import (
     recorded_failures,
 )
 from tlseg_bids.report.display import Display, load_display
-from tlseg_bids.report.methods import methods
+from tlseg_bids.report.methods import card_told, methods
 from tlseg_bids.report.mosaic import COLUMNS, WIDTH_PX, Mosaic, mosaics, signed
 from tlseg_bids.report.provenance import (
     calibration_of,
@@ -44,7 +44,7 @@ from tlseg_bids.report.viewer import (
     niivue_script,
     viewer_data,
 )
-from tlseg_bids.zoo.card import Domain, ModelCard, Weights
+from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.registry import load_cards
 
 Failure = Outcome | Skip | FailedScan
@@ -252,23 +252,8 @@ def _cards_used(out_dir: Path, scans: Sequence[LabelledScan]) -> list[ModelCard]
         model = model_of(scan)
         key = (model["name"], model["sha256"])
         if model["name"] and key not in used:
-            used[key] = at_hand.get(key) or _card_told(model, scan.protocol.name)
+            used[key] = at_hand.get(key) or card_told(model, scan.protocol.name)
     return list(used.values())
-
-
-def _card_told(model: dict[str, str], protocol: str) -> ModelCard:
-    return ModelCard(
-        name=model["name"],
-        version=model["version"] or "not given",
-        status=model["status"],
-        summary="",
-        domain=Domain(),
-        protocol=protocol,
-        networks={},
-        strategy={},
-        preprocess={},
-        weights=Weights(model["sha256"] or "not given", 0, model["licence"] or "not given"),
-    )
 
 
 def _concerns(entry: Failure, subject: str) -> bool:

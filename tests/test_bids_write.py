@@ -793,6 +793,87 @@ def test_another_dataset_is_not_mixed_with(out, text, who):
     assert path.read_text() == text
 
 
+def described(folder, name, doi=None):
+    """A dataset with this Name and DatasetDOI."""
+    more = {"DatasetDOI": doi} if doi else {}
+    description = {"Name": name, "BIDSVersion": "1.10.0", **more}
+    return make_dataset(folder, texts={"dataset_description.json": description})
+
+
+def link_of(out_dir):
+    return json.loads((out_dir / "dataset_description.json").read_text())["DatasetLinks"]["raw"]
+
+
+def test_a_second_dataset_is_not_mixed_with_the_first(tmp_path):
+    one, two = described(tmp_path / "a", "one"), described(tmp_path / "b", "two")
+    Derivatives(tmp_path / "out", one).write_root([small_card()], PROTOCOLS)
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for out_dir in (tmp_path / "out", tmp_path / "link"):
+        with pytest.raises(CannotCreateError) as error:
+            Derivatives(out_dir, two).write_root([small_card()], PROTOCOLS)
+        assert str(error.value) == (
+            f"the output folder holds results of another dataset, 'one' in {one} – {out_dir} – "
+            "choose another folder for 'two', so that scans of one name do not replace each "
+            "other; if both are the same dataset, give them the same Name and DatasetDOI"
+        )
+        assert link_of(out_dir) == "../a"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (("one",), (" one ",), True),
+        (("one", "10.1/openneuro.ds1.v1.0.0"), ("one", "doi:10.1/OpenNeuro.ds1.v2.0"), True),
+        (("one", "10.1/x"), ("new name", "https://doi.org/10.1/x"), True),
+        (("one", "10.1/x"), ("one", "10.1/y"), False),
+        (("one", "10.1/x"), ("one",), True),
+        (("one", "10.1/x"), ("two",), False),
+    ],
+)
+def test_a_copy_of_the_dataset_is_known_by_its_description(tmp_path, first, second, same):
+    one, two = described(tmp_path / "a", *first), described(tmp_path / "b", *second)
+    Derivatives(tmp_path / "out", one).write_root([], {})
+    if same:
+        Derivatives(tmp_path / "out", two).write_root([], {})
+    else:
+        with pytest.raises(CannotCreateError, match="holds results of another dataset, 'one' in"):
+            Derivatives(tmp_path / "out", two).write_root([], {})
+    assert link_of(tmp_path / "out") == ("../b" if same else "../a")
+
+
+def test_a_dataset_that_was_moved_or_renamed_goes_on(tmp_path):
+    out = tmp_path / "out"
+    Derivatives(out, described(tmp_path / "a", "one")).write_root([], {})
+    Derivatives(out, described(tmp_path / "a", "better name")).write_root([], {})
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    Derivatives(out, tmp_path / "linked").write_root([], {})
+    (tmp_path / "linked").unlink()
+    moved = (tmp_path / "a").rename(tmp_path / "moved")
+    Derivatives(out, described(moved, "yet another name")).write_root([], {})
+    assert link_of(out) == "../moved"
+
+
+def test_a_path_of_a_container_at_which_another_dataset_lies_here(tmp_path):
+    inside = tmp_path / "container"
+    Derivatives(inside / "out", described(inside / "bids", "one")).write_root([], {})
+    here = tmp_path / "here"
+    here.mkdir()
+    (inside / "out").rename(here / "out")
+    described(here / "bids", "two")
+    Derivatives(here / "out", described(here / "one", "one")).write_root([], {})
+    assert link_of(here / "out") == "../one"
+
+
+@pytest.mark.parametrize("link", ["//[", "\0", "x" * 5000, "file:///%00", 3, "\ud800"])
+def test_an_odd_link_of_an_earlier_run_is_replaced(out, link):
+    out.write_root([], {})
+    path = out.out_dir / "dataset_description.json"
+    content = {**json.loads(path.read_text()), "DatasetLinks": {"raw": link}}
+    path.write_text(json.dumps(content))
+    out.write_root([], {})
+    assert link_of(out.out_dir) == "../raw"
+
+
 def test_a_bidsignore_that_cannot_be_read_is_a_sentence(out):
     path = out.out_dir / ".bidsignore"
     path.mkdir(parents=True)

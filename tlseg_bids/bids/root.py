@@ -24,6 +24,7 @@ from tlseg_bids.bids.atomic import (
     writing_failed,
 )
 from tlseg_bids.bids.lock import hold
+from tlseg_bids.bids.source import TITLE, identity_of, source_dataset
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.errors import CannotCreateError, UsageError
 
@@ -69,7 +70,7 @@ def write_root_files(
     UsageError
         If the output folder is the BIDS folder itself.
     CannotCreateError
-        If it holds another program's dataset, or cannot be made.
+        If it holds another program's dataset or results of another dataset, or cannot be made.
     LockedError
         If another run writes these files for more than a minute.
     """
@@ -80,6 +81,7 @@ def write_root_files(
         )  # fmt: skip
     with hold_root(out_dir):
         old = _existing(out_dir)
+        _check_source(out_dir, bids_dir)
         description = _description(out_dir, bids_dir, cards, old)
         update_text(out_dir / "dataset_description.json", as_json(description))
         if not (out_dir / "README.md").exists():
@@ -140,6 +142,25 @@ def _existing(out_dir: Path) -> dict[str, Any]:
     return old
 
 
+def _check_source(out_dir: Path, bids_dir: Path) -> None:
+    """Refuse results of another dataset, whose sidecars would be led astray.
+
+    One that was moved or is a copy is another only if its description says so.
+    """
+    before = source_dataset(out_dir)
+    if before is None:
+        return
+    old, new = identity_of(before), identity_of(bids_dir)
+    if old.may_be(new) or before.samefile(bids_dir):
+        return
+    raise CannotCreateError(
+        f"the output folder holds results of another dataset, '{old.name}' in {before.resolve()}",
+        out_dir,
+        f"choose another folder for '{new.name}', so that scans of one name do not replace each "
+        "other; if both are the same dataset, give them the same Name and DatasetDOI",
+    )
+
+
 def _makers(description: dict[str, Any]) -> list[dict[str, Any]]:
     makers = description.get("GeneratedBy")
     return [m for m in makers if isinstance(m, dict)] if isinstance(makers, list) else []
@@ -172,7 +193,7 @@ def _description(out_dir: Path, bids_dir: Path, cards, old: dict[str, Any]) -> d
         if isinstance(raw.get(field), str):
             source[key] = raw[field]
     return {
-        "Name": f"Structures of the brain in '{raw.get('Name', bids_dir.name)}'",
+        "Name": TITLE.format(raw.get("Name", bids_dir.name)),
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [*programs, *models],

@@ -196,7 +196,7 @@ class Derivatives:
         UsageError
             If the output folder is the BIDS folder itself.
         CannotCreateError
-            If it holds another program's dataset, or cannot be made.
+            If it holds another program's dataset or results of another dataset, or cannot be made.
         """
         write_root_files(self.out_dir, self.bids_dir, tuple(cards), protocols)
 

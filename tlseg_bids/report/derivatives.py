@@ -9,11 +9,11 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import pandas as pd
 
 from tlseg_bids.bids.names import in_standard_space
+from tlseg_bids.bids.source import dataset_links, place_of
 from tlseg_bids.bids.tables import read_json, read_table
 from tlseg_bids.errors import DataError
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
@@ -120,15 +120,6 @@ def labelled_scans(out_dir: Path, subject: str) -> tuple[list[LabelledScan], lis
     return scans, failed
 
 
-def dataset_links(out_dir: Path) -> dict[str, Path]:
-    """Name of each linked dataset → its folder, from `DatasetLinks` of the derivatives."""
-    description = out_dir / "dataset_description.json"
-    links = read_json(description)[0].get("DatasetLinks")
-    if not isinstance(links, dict):
-        return {}
-    return {str(name): _place(str(uri), out_dir) for name, uri in links.items()}
-
-
 def resolve(uri: str, out_dir: Path, links: dict[str, Path]) -> Path | None:
     """The file that a BIDS URI or a relative path means; None if it is not there.
 
@@ -139,17 +130,11 @@ def resolve(uri: str, out_dir: Path, links: dict[str, Path]) -> Path | None:
         root = out_dir if not name else links.get(name)
         path = None if root is None else root / relative
     else:
-        path = _place(uri, out_dir)
+        path = place_of(uri, out_dir)
     try:
         return path if path is not None and path.is_file() else None
     except (OSError, ValueError):  # a name that no file system accepts
         return None
-
-
-def _place(uri: str, base: Path) -> Path:
-    """The path that a ``file://`` URI, or a relative reference with %-escapes, stands for."""
-    parsed = urlparse(uri)
-    return Path(unquote(parsed.path)) if parsed.scheme == "file" else base / unquote(uri)
 
 
 def _labelled_scan(

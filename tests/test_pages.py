@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.datasets import make_dataset
 from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.flow import Outcome
 from tlseg_bids.report import pages
 from tlseg_bids.report.pages import Pages
@@ -70,3 +72,15 @@ def test_a_failure_that_is_over_leaves_the_page_though_the_scan_is_reused(tmp_pa
     RunLog(tmp_path).record(Outcome(one, "failed", error="the content is not here"))
     Pages(tmp_path, "tlseg", [one]).ended(Outcome(one, "reused"))
     assert written == [("01", [])]
+
+
+def test_a_failure_whose_scan_was_removed_leaves_the_page(tmp_path, written):
+    out, raw = tmp_path / "out", make_dataset(tmp_path / "raw", ["sub-01/anat/sub-01_T1w.nii.gz"])
+    one, gone = scan(tmp_path, "01"), scan(tmp_path, "01", "T2w")
+    Derivatives(out, raw).write_root([], {})
+    RunLog(out).record(Outcome(gone, "failed", error="it was cut"))
+    for page, expected in (("sub-01_T2w.nii.gz: it was cut", [("01", [])]), ("all is well", [])):
+        (out / "sub-01.html").write_text(page)
+        Pages(out, "tlseg", [one]).ended(Outcome(one, "reused"))
+        assert written == expected
+        written.clear()

@@ -234,6 +234,7 @@ def test_page_reads_what_the_program_writes(tmp_path: Path) -> None:
     provenance = {"seconds": {"label": 3.5}, "peak_memory_gib": 1.25, "scan_warnings": ["no units"]}
     outputs.write_scan(job, found, provenance)
     lost = Scan(path.with_name("sub-01_ses-a_run-2_T1w.nii.gz"), raw, entities, "T1w")
+    lost.path.symlink_to("nowhere")
     log = RunLog(out)
     log.write_plan(Plan((job,), (Skip(lost, "the link leads nowhere", "fetch it"),)))
     log.record(Outcome(scan, "failed", error="died", hint="again"))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.datasets import config, made_up_job, make_dataset
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.runlog import RunLog
+from tlseg_bids.bids.source import is_gone
 from tlseg_bids.bids.status import read_status
+from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.cli import status
 from tlseg_bids.errors import DataError, NoInputError
-from tlseg_bids.flow import Outcome, Plan
+from tlseg_bids.flow import Outcome, Plan, Skip
+from tlseg_bids.report.derivatives import all_failures
 
 
 @pytest.fixture
@@ -95,3 +101,90 @@ def test_a_damaged_table_is_a_sentence(tmp_path, jobs):
         DataError, match=r"the table has no column scan – .*status_.* – remove this"
     ):
         read_status(tmp_path)
+
+
+# Scans that are no longer in the dataset ----------------------------------------------------------
+
+
+@pytest.fixture
+def failed(tmp_path, jobs):
+    """An output folder in which scans 2 and 3 failed and scan 4 was not ended."""
+    out = tmp_path / "out"
+    Derivatives(out, tmp_path / "raw").write_root([], {})
+    run(out, 1, jobs, "done", "failed", "failed", error="it is torn", hint="rename it")
+    return out
+
+
+def statuses(out) -> list[str]:
+    return [scan.status for scan in read_status(out)]
+
+
+def test_a_failed_scan_that_was_renamed_or_removed_no_longer_counts(jobs, failed, capsys):
+    assert statuses(failed) == ["done", "failed", "failed", "unfinished"]
+    jobs[0].scan.path.unlink()  # its labels are there
+    path = jobs[1].scan.path
+    path.rename(path.with_name("sub-02_run-1_T1w.nii.gz"))
+    shutil.rmtree(jobs[3].scan.path.parents[1])
+    assert statuses(failed) == ["done", "removed", "failed", "removed"]
+    assert status.main([str(failed)]) == 1
+    jobs[2].scan.path.unlink()
+    capsys.readouterr()
+    assert status.main([str(failed)]) == 0
+    assert capsys.readouterr().out == "4 scans: 1 done, 3 removed\n"
+
+
+def test_a_failed_scan_whose_content_is_not_here_is_there(jobs, failed):
+    jobs[1].scan.path.unlink()
+    jobs[1].scan.path.symlink_to("../../.git/annex/objects/gone.nii.gz")
+    assert statuses(failed)[1] == "failed"
+
+
+@pytest.mark.parametrize("how", ["moved", "another", "unmounted"])
+def test_failures_count_where_the_dataset_is_not_found(tmp_path, failed, how):
+    raw = tmp_path / "raw"
+    if how == "moved":
+        raw.rename(tmp_path / "moved")
+    else:
+        shutil.rmtree(raw)
+        raw.mkdir()
+    if how == "another":
+        (raw / "dataset_description.json").write_text('{"Name": "of somebody else"}')
+    assert statuses(failed) == ["done", "failed", "failed", "unfinished"]
+
+
+def test_a_failed_scan_with_an_odd_name_is_known_by_what_the_logs_hold(tmp_path):
+    raw = make_dataset(tmp_path / "raw")
+    odd = [os.fsdecode(b"sub-01_acq-\xff_T1w.nii.gz"), "sub-01_acq-tab\there_T1w.nii.gz"]
+    for name in odd:
+        (raw / "sub-01" / "anat" / name).touch()
+    plain = discover(config(raw, participants=("01",)))
+    Derivatives(tmp_path / "out", raw).write_root([], {})
+    log = RunLog(tmp_path / "out", "20250101T000001Z-abcdef")
+    log.write_plan(Plan((), tuple(Skip(found.scan, found.reason, "") for found in plain[1])))
+    for found in plain[1]:
+        log.record(Outcome(found.scan, "failed", error=found.reason))
+    assert len(plain[1]) == 2
+    assert set(statuses(tmp_path / "out")) == {"failed"}
+    assert len(all_failures(tmp_path / "out")) >= 2
+    for name in odd:
+        (raw / "sub-01" / "anat" / name).unlink()
+    assert set(statuses(tmp_path / "out")) == {"removed"}
+    assert all_failures(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize("folder", ["sub-01", "sub-01/anat"])
+def test_a_folder_without_permission_fails_until_it_can_be_read(tmp_path, monkeypatch, folder):
+    raw = make_dataset(tmp_path / "raw")
+    assert is_gone(raw, folder)
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != raw / folder)
+    assert not is_gone(raw, folder)
+    shutil.rmtree(raw / "sub-01")
+    assert is_gone(raw, folder)
+
+
+def test_what_cannot_be_reached_is_there(tmp_path, monkeypatch):
+    def refuses(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "lstat", refuses)
+    assert not is_gone(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")

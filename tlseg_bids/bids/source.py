@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from tlseg_bids.bids.atomic import clean_cell
+from tlseg_bids.bids.files import is_closed
+from tlseg_bids.bids.names import EXTENSIONS
 from tlseg_bids.bids.tables import read_json
 
 DESCRIPTION = "dataset_description.json"
@@ -52,6 +55,50 @@ def source_dataset(out_dir: Path) -> Path | None:
     doi = first.get("DOI") if isinstance(first, dict) else None
     recorded = _identity(title["name"] if title else None, doi)
     return dataset if recorded.may_be(identity_of(dataset)) else None
+
+
+def is_gone(dataset: Path, scan: str) -> bool:
+    """Whether a failure that the logs tell of is over because its scan was renamed or removed.
+
+    A link without content, as in a DataLad dataset, is there; so is what cannot be reached. The
+    record of a folder that there was no permission to read is over once it can be read.
+
+    Parameters
+    ----------
+    dataset : Path
+        What `source_dataset` gave.
+    scan : str
+        Path below it, as the logs have it.
+    """
+    places = [dataset]
+    for part in scan.split("/"):
+        places = [found for place in places for found in _named(place, part)]
+    if scan.lower().endswith(EXTENSIONS):
+        return not places
+    return not any(is_closed(place) for place in places)
+
+
+def _named(folder: Path, name: str) -> list[Path]:
+    """What has this name in a folder; the logs hold " " or "?" for what they cannot."""
+    exact = folder / name
+    try:
+        exact.lstat()
+        return [exact]
+    except FileNotFoundError:
+        if not set(" ?") & set(name):
+            return []
+    except NotADirectoryError:
+        return []
+    except (OSError, ValueError):
+        return [exact]
+    try:
+        return [entry for entry in folder.iterdir() if _logged(entry.name) == _logged(name)]
+    except OSError:
+        return [exact]
+
+
+def _logged(name: str) -> str:
+    return clean_cell(name.replace("?", " "))
 
 
 def dataset_links(out_dir: Path) -> dict[str, Path]:

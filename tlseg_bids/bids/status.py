@@ -12,12 +12,14 @@ from pathlib import Path
 
 from tlseg_bids.bids.atomic import clean_cell
 from tlseg_bids.bids.runlog import STATUS_COLUMNS
+from tlseg_bids.bids.source import is_gone, source_dataset
 from tlseg_bids.bids.tables import read_table
 from tlseg_bids.errors import DataError, NoInputError
 
 UNFINISHED = "unfinished"
+REMOVED = "removed"
 COLUMNS = ("scan", "status", "run", "times_done", *STATUS_COLUMNS[3:], "time")
-GOOD = ("done", "reused", "skipped")
+GOOD = ("done", "reused", "skipped", REMOVED)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def read_status(out_dir: Path) -> list[ScanStatus]:
 
     ``unfinished`` is a scan of which the run that planned it last has not said what became of it:
     the run is at work, or was killed. A scan that was finished before with the same content key
-    stays finished.
+    stays finished. ``removed`` is one that failed or was not ended, and is no longer in the
+    dataset; where the dataset is not found, nothing counts as removed.
 
     Raises
     ------
@@ -80,6 +83,10 @@ def read_status(out_dir: Path) -> list[ScanStatus]:
         for row in _rows(logs / f"status_{run}.tsv"):
             done[row["scan"]] += row.get("status") == "done"
             latest[row["scan"]] = ScanStatus(row["scan"], row.get("status", ""), run, 0, row)
+    dataset = source_dataset(out_dir)
+    for scan, status in latest.items():
+        if dataset is not None and not status.good and is_gone(dataset, scan):
+            latest[scan] = replace(status, status=REMOVED)
     return [replace(status, times_done=done[scan]) for scan, status in sorted(latest.items())]
 
 

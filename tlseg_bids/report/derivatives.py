@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from tlseg_bids.bids.names import in_standard_space
-from tlseg_bids.bids.source import dataset_links, place_of
+from tlseg_bids.bids.source import dataset_links, is_gone, place_of, source_dataset
 from tlseg_bids.bids.tables import read_json, read_table
 from tlseg_bids.errors import DataError
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
@@ -208,6 +208,24 @@ def recorded_failures(
 
 def all_failures(out_dir: Path) -> dict[str, FailedScan]:
     """Every scan whose latest record in ``logs/`` is a failure or a skip, by its path, sorted.
+
+    Those that are no longer in the dataset are left out, where the dataset is found.
+    """
+    return failures_and_gone(out_dir)[0]
+
+
+def failures_and_gone(out_dir: Path) -> tuple[dict[str, FailedScan], dict[str, FailedScan]]:
+    """`all_failures`, and those that it leaves out."""
+    failures, dataset = _latest_failures(out_dir), source_dataset(out_dir)
+    there, gone = {}, {}
+    for scan, failure in failures.items():
+        over = dataset is not None and is_gone(dataset, scan)
+        (gone if over else there)[scan] = failure
+    return there, gone
+
+
+def _latest_failures(out_dir: Path) -> dict[str, FailedScan]:
+    """Of all scans of which ``logs/`` tell, whether they are in the dataset or not.
 
     Status tables and plans of all runs are read, so that a later run of other sessions does not
     hide what is still to be mended. Runs come in the order of their ids, which no clock that was

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from html import escape
 from pathlib import Path
 
 from tlseg_bids.bids.runlog import scan_name
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.flow import Outcome
-from tlseg_bids.report.derivatives import FailedScan, all_failures
+from tlseg_bids.report.derivatives import FailedScan, failures_and_gone
 from tlseg_bids.report.subject import write_subject_report
 
 LOG = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ class Pages:
     def __init__(self, out_dir: Path, command: str, scans: Iterable[Scan]) -> None:
         self.out_dir, self.command = out_dir, command
         self._left = Counter(scan.subject for scan in scans)
-        self._failed = all_failures(out_dir)
-        self._changed: set[str] = set()
+        self._failed, gone = failures_and_gone(out_dir)
+        self._changed = {_subject(scan) for scan in gone if self._tells_of(scan)}
 
     def ended(self, outcome: Outcome) -> None:
         """Take in what became of a scan; raises as `write_subject_report` where a page is due."""
@@ -53,9 +54,21 @@ class Pages:
         if self._left[subject] == 0 and subject in self._changed:
             self.write(subject)
 
+    def _tells_of(self, scan: str) -> bool:
+        """Whether the page of its subject names a scan."""
+        page = self.out_dir / f"sub-{_subject(scan)}.html"
+        try:
+            return escape(scan.rpartition("/")[2]) in page.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return False
+
     def write(self, subject: str) -> None:
         """Write the page of a subject from what is on disk."""
         path = write_subject_report(
             self.out_dir, subject, self.command, recorded=dict(sorted(self._failed.items()))
         )
         LOG.info("report: %s", path)
+
+
+def _subject(scan: str) -> str:
+    return scan.partition("/")[0].removeprefix("sub-")

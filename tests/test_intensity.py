@@ -14,6 +14,7 @@ from tlseg_bids.preprocess.brain import looks_skull_stripped, skull_evidence
 from tlseg_bids.preprocess.intensity import (
     PERCENTILES,
     constant_background,
+    from_zero,
     normalise,
     robust_scale,
     standard_landmarks,
@@ -56,6 +57,35 @@ def test_a_mask_decides_which_voxels_count() -> None:
     mask = np.zeros(image.shape, bool)
     mask[10:] = True
     assert normalise(image, mask)[10:].std() > 0.25
+
+
+def noisy_head() -> Volume:
+    """A ball of 300 in air with noise around 3."""
+    places = np.indices((30, 30, 30)) - 14.5
+    ball = 300.0 * ((places**2).sum(0) < 100)
+    air = np.abs(np.random.default_rng(0).normal(3, 1, ball.shape))
+    return Volume((ball + air).astype(np.float32), Grid(ball.shape, np.eye(4)))
+
+
+@pytest.mark.parametrize("air", ["noise", "one value"])
+@pytest.mark.parametrize("change", [lambda x: x + 1000, lambda x: x - 1024, lambda x: x / 50 - 3])
+def test_a_background_elsewhere_than_at_zero_is_brought_there(air: str, change) -> None:
+    head = noisy_head().data if air == "noise" else np.where(noisy_head().data > 50, 300, 0)
+    moved = change(head.astype(np.float32))
+    found = from_zero(Volume(moved, noisy_head().grid)).data
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.median(found[:4]), 0, atol=0.02 * np.ptp(moved))
+    np.testing.assert_allclose(found - found.min(), moved - moved.min(), atol=1e-3)
+
+
+def test_a_scan_whose_background_is_about_zero_stays_as_it_is() -> None:
+    head = noisy_head()
+    assert from_zero(head) is head
+    values = np.random.default_rng(1).normal(size=head.data.shape).astype(np.float32)
+    brain = Volume(np.where(head.data > 50, values, np.float32(0)), head.grid)
+    assert from_zero(brain) is brain, "standardised inside a mask: the background is 0"
+    nothing = Volume(np.zeros((9, 9, 9), np.float32), Grid((9, 9, 9), np.eye(4)))
+    assert from_zero(nothing) is nothing
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0])

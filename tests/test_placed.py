@@ -87,6 +87,30 @@ def test_the_brain_is_where_the_other_model_sees_it(placer, placed, tmp_path):
     assert (found == app.finely(own, seen(placer, path)[2]).probabilities.argmax(0)).mean() > 0.99
 
 
+@pytest.mark.parametrize("offset", [1000, -1024])
+def test_the_zero_of_the_intensities_does_not_move_a_label(placer, tmp_path, offset):
+    path, moved = toy.write_scan(tmp_path / "sub-01_T1w.nii"), tmp_path / "sub-02_T1w.nii"
+    scan = nib.load(path)
+    scan.header.set_data_dtype(np.float32)
+    nib.save(nib.Nifti1Image(scan.get_fdata() + offset, scan.affine, scan.header), moved)
+    (_, *plain), (_, *other) = seen(placer, path), seen(placer, moved)
+    labels = app.answer(*plain)[1].labels.data
+    assert set(np.unique(labels)) >= {toy.index_of(name) for name in toy.STRUCTURES}
+    np.testing.assert_array_equal(app.answer(*other)[1].labels.data, labels)
+
+
+def test_a_further_image_of_a_visit_is_counted_from_its_background_too(placer, tmp_path):
+    path = toy.write_scan(tmp_path / "sub-01_T1w.nii")
+    image = nib.load(path)
+    other = Scan(tmp_path / "sub-01_T2w.nii", tmp_path, {"sub": "01"}, "T2w")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) - 1024, image.affine), other.path)
+    volume, job, _ = seen(placer, path)
+    both = replace(job, card=replace(placer, channels=("T1w", "T2w")), companions=(other,))
+    shown = placing.shown_together(volume, both)
+    assert shown[0] is volume
+    np.testing.assert_array_equal(shown[1].data, volume.data)
+
+
 def test_a_child_on_its_parents_grid_sees_its_parents_image(placer, tmp_path, monkeypatch):
     model = Models().get(placer, "cpu")
     child = replace(model, placer=model)

@@ -28,6 +28,7 @@ from tlseg_bids.postprocess import probability_maps, to_native
 from tlseg_bids.postprocess.judgement import assess
 from tlseg_bids.postprocess.plausibility import judged_age_years
 from tlseg_bids.postprocess.quality import implausible
+from tlseg_bids.preprocess.intensity import from_zero
 from tlseg_bids.report.citation import citation
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.pages import Pages
@@ -147,7 +148,7 @@ def fine_tune(config: Config, progress: Progress) -> int:
 
 def answer(job: Job, model: Model) -> tuple[Prepared, Segmentation]:
     """A scan as the model saw it, and its labels on its own grid; nothing is written."""
-    scan, _ = load_scan(job.scan.path)
+    scan = from_zero(load_scan(job.scan.path)[0])
     prepared = find(scan, job, model)
     return prepared, to_native(finely(prepared, model), scan, model.protocol)
 
@@ -159,6 +160,7 @@ def run_job(
     restart_peak()
     with steps("read"):
         scan, odd = load_scan(job.scan.path)
+        scan = from_zero(scan)
     with models.turn(job.device):
         job, model, prepared, prediction = see(scan, job, steps, models)
         with steps("back"):

@@ -19,6 +19,7 @@ from tlseg_bids.postprocess.plausibility import turned_degrees
 from tlseg_bids.postprocess.quality import CLEAR_DICE, HOPEFUL_DICE, SURE_DICE, expected_dice
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.geometry import thinned
+from tlseg_bids.preprocess.intensity import from_zero
 from tlseg_bids.preprocess.prepare import better_frame, looks, prepare
 from tlseg_bids.preprocess.register import QUARTER_TURNS, TURNS, between, displacement_mm
 from tlseg_bids.segment.answer import Ask, segment
@@ -172,7 +173,8 @@ def apart(job: Job, other: Model, seen: Prepared) -> tuple[str, ...]:
     for image in job.companions:
         alone = replace(job, card=other.card, scan=image, companions=())
         try:
-            there = find(load_scan(image.path)[0], alone, other).template_from_native
+            volume = from_zero(load_scan(image.path)[0])
+            there = find(volume, alone, other).template_from_native
         except ScanError as error:
             told.append(NOT_SEEN.format(image.path.name, error.what))
             continue
@@ -285,7 +287,7 @@ def shown_together(scan: Volume, job: Job) -> tuple[Volume, ...]:
     """The images that the card sees as channels, in its order; none for a card of one channel."""
     others = {other.suffix: other.path for other in job.companions}
     return tuple(
-        scan if suffix == job.scan.suffix else load_scan(others[suffix])[0]
+        scan if suffix == job.scan.suffix else from_zero(load_scan(others[suffix])[0])
         for suffix in job.card.channels
     )
 
@@ -297,7 +299,7 @@ def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame])
         grid, there = template_frame(file, replace(job, card=other.card), other, frames)
         frames[key] = grid, between(other.template, model.template) @ there
     if key not in frames:
-        template, alone = load_volume(file), replace(job.scan, skull_stripped=False)
+        template, alone = from_zero(load_volume(file)), replace(job.scan, skull_stripped=False)
         look = job.card.preprocess, locate(model), model.landmarks
         frames_seen = looks(template, *look, crew=model.crew)
         together = [template] * len(job.card.channels)  # it is shown as every image of a visit

@@ -12,10 +12,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tlseg_bids.volume import Volume
+
 PERCENTILES = (1, *range(10, 100, 10), 99)
 
 _SAMPLE = 2_000_000
 _LEAST = 1e-6
+_OFFSET_SHARE = 0.1
+"""Of a scan's range: a background that lies nearer to 0 stays where it is."""
+
+
+def from_zero(volume: Volume) -> Volume:
+    """A scan whose intensities are counted from its background.
+
+    Whatever looks at a scan takes 0 for nothing, also beyond the scan's faces. A rescale
+    intercept or standardised intensities put the background elsewhere.
+
+    Parameters
+    ----------
+    volume : Volume
+        Intensities of any unit.
+
+    Returns
+    -------
+    Volume
+        The same object where the background is about 0, as in nearly every scan. The background is
+        the constant one (see `constant_background`), else the darkest of the voxels but 1 in 200.
+    """
+    zero, high = np.percentile(_sample(volume.data, None), (0.5, 99.5))
+    most = _OFFSET_SHARE * (high - zero)
+    if abs(zero) > most and (background := constant_background(volume.data)) is not None:
+        zero = background
+    if abs(zero) <= most:
+        return volume
+    return Volume(volume.data - np.float32(zero), volume.grid)
 
 
 def robust_scale(

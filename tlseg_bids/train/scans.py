@@ -18,6 +18,7 @@ from tlseg_bids.bids.names import DERIVATIVE_ENTITIES, without_extension
 from tlseg_bids.bids.scan import Age
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.preprocess.intensity import from_zero
 from tlseg_bids.train.dataset import IGNORE, Classes, Sample, default_protocol, load_classes
 from tlseg_bids.volume import Grid, Volume, difference, load_labels, load_volume
 from tlseg_bids.zoo.card import age_in_years
@@ -130,7 +131,7 @@ def _image(root: Path, stem: str, suffix: str) -> Path:
 
 def _read(path: Path, grid: Grid) -> np.ndarray:
     """An image that has to lie on the grid of its labels, in the order of RAS+."""
-    image = load_volume(path)
+    image = from_zero(load_volume(path))
     apart = difference(image.grid, grid)
     if apart:
         raise DataError(

@@ -71,6 +71,16 @@ def test_scores_do_not_depend_on_the_unit_of_the_image() -> None:
     assert other == pytest.approx(one, rel=1e-3)
 
 
+def test_intensities_around_zero_have_no_signal_to_noise_and_are_not_called_noisy() -> None:
+    plain = image(noise=3.0)
+    standardised = np.where(MASK, (plain - plain[MASK].mean()) / plain[MASK].std(), 0)
+    found = scores(standardised.astype("f4"))
+    assert found.keys() == scores(plain).keys() - {"snr"}
+    assert judge(found, (), ()) == ("use", ())
+    ringing = np.where(MASK & (np.random.default_rng(2).random(MASK.shape) < 0.05), -1.0, plain)
+    assert "snr" in scores(ringing.astype("f4"))
+
+
 def test_noise_of_a_plane_is_not_mistaken_for_noise_and_a_direction_shows() -> None:
     ramp = np.arange(30.0)[:, None, None] + np.arange(20.0)[:, None] + np.arange(10.0)
     every = np.ones(ramp.shape, bool)

@@ -15,6 +15,8 @@ from tlseg_bids.postprocess.quality import OUTER_FLUID
 from tlseg_bids.volume import Volume
 
 LEAST_VOXELS = 500
+MOST_BELOW_ZERO = 0.1
+"""Share of the brain: where more of it is negative, 0 is no absence of signal."""
 _MAD = 0.6745  # median of |x| of a normal distribution with standard deviation 1
 
 
@@ -37,7 +39,8 @@ def image_quality(
     dict
         Without a score for which there are fewer than `LEAST_VOXELS` voxels.
 
-        ``snr``: mean of white matter ÷ standard deviation of the noise in it.
+        ``snr``: mean of white matter ÷ standard deviation of the noise in it; not of intensities
+        that were standardised inside the brain, of which more than `MOST_BELOW_ZERO` is negative.
         ``cnr``: |mean of white matter − mean of cortex| ÷ that noise; Magnotta & Friedman 2006,
         doi:10.1007/s10278-006-0264-x.
         ``cjv``: (standard deviation of white matter + that of cortex) ÷ |difference of their
@@ -72,8 +75,9 @@ def image_quality(
     pure = ndimage.binary_erosion(white)
     pure = pure if np.count_nonzero(pure) >= LEAST_VOXELS else white
     noise = haar_noise(data, pure, (0, 1, 2))
-    if noise:
+    if noise and np.mean(data[inside] < 0) <= MOST_BELOW_ZERO:
         scores["snr"] = float(data[pure].mean() / noise)
+    if noise:
         scores["cnr"] = float(contrast / noise)
     if contrast:
         scores["cjv"] = float((data[white].std() + data[grey].std()) / contrast)

@@ -206,6 +206,14 @@ def test_a_table_that_is_a_dangling_link_is_a_reason(tmp_path):
     assert scan.age.source == "participants.tsv is a link to a file that is not here"
 
 
+@pytest.mark.parametrize("inside", ["\v", "\f", "\x1e", "\x85", "\u2028"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_break_inside_a_cell_ends_no_row(tmp_path, inside, end):
+    lines = ("participant_id\tnote\tage", f"sub-01\tmoved{inside}twice\t0.5", "sub-02\t\t30", "")
+    age = age_of(tmp_path, {PEOPLE: end.join(lines)})
+    assert (age.years, age.source) == (0.5, PEOPLE)
+
+
 def test_a_table_in_another_encoding_is_read(tmp_path):
     root = make_dataset(tmp_path / "raw")
     (root / PEOPLE).write_bytes(b"\xef\xbb\xbfparticipant_id\tname\tage\r\nsub-01\tJos\xe9\t3\r\n")

@@ -107,7 +107,8 @@ def read_table(path: Path, sidecars: tuple[Path, ...] = ()) -> Table:
     Returns
     -------
     Table
-        Rows shorter than the header have empty cells; cells beyond the header are dropped.
+        Rows shorter than the header have empty cells; cells beyond the header are dropped. A line
+        feed ends a row, a carriage return before it or alone too; no other character does.
     """
     if not path.exists():
         problem = "is a link to a file that is not here" if path.is_symlink() else ""
@@ -118,7 +119,7 @@ def read_table(path: Path, sidecars: tuple[Path, ...] = ()) -> Table:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         return Table(path.name, problem=f"cannot be read ({error.strerror})")
-    reader = csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    reader = csv.reader(text.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
     try:
         lines = [[cell.strip() for cell in line] for line in reader if any(line)]
     except csv.Error as error:

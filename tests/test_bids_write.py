@@ -320,6 +320,7 @@ def test_volumes_hold_every_label_and_their_units(out, job):
     expected = np.count_nonzero(labels.data) * labels.grid.voxel_mm3
     assert table["hard_mm3"].sum() == pytest.approx(expected)
     content = json.loads(paths.volumes.with_suffix(".json").read_text())
+    assert set(table) <= set(content), "every column is described"
     assert content["hard_mm3"]["Units"] == "mm^3"
     assert content["BrainVolume"]["Value"] == pytest.approx(
         np.count_nonzero(made_up_segmentation(job.scan).brain_mask) * labels.grid.voxel_mm3

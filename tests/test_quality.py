@@ -11,6 +11,7 @@ from phantom import PROTOCOL, Phantom, grid_over
 from scipy import ndimage
 from test_postprocess import one_hot, truth
 
+from tlseg_bids.bids.metadata import column_texts
 from tlseg_bids.bids.scan import Age
 from tlseg_bids.flow import Prediction, Segmentation
 from tlseg_bids.labels.landmarks import BoxAtlas
@@ -212,6 +213,7 @@ def test_assessing_adds_scores_and_a_verdict_and_leaves_the_labels() -> None:
     assert after.verdict in LEVELS
     assert "odd" in after.reasons
     assert {"snr", "turned_degrees", "brain_euler_number", "brain_by_age"} <= set(after.qc)
+    assert set(column_texts(after.volumes)) == set(after.volumes), "every column is described"
     assert "brain_by_age" not in assess(before, scan, PROTOCOL, np.eye(4), None).qc
     assert all(math.isfinite(value) for name, value in after.qc.items() if name in GOOD)
 

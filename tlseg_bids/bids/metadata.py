@@ -21,6 +21,8 @@ SCANNER = (
 )  # fmt: skip
 """What of a scan's own sidecar tells one scanner from another; kept for the group level."""
 COLUMNS = {
+    "index": ("Number of the label in the label image", None),
+    "name": ("Name of the structure in the label protocol", None),
     "hard_mm3": ("Volume of the voxels that carry the label", "mm^3"),
     "soft_mm3": ("Sum of the label's probability over all voxels, times the voxel volume", "mm^3"),
     "soft_low_mm3": ("Lower end of the interval for the volume in a reference", "mm^3"),

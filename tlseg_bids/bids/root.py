@@ -35,7 +35,7 @@ BIDS_VERSION = "1.10.0"
 CONTAINER_VARIABLE = "TLSEG_CONTAINER"
 IGNORED = ("*.html", "figures", "group_*", "models", "logs", "compat", "*_xfm.*")
 DESCRIPTIONS = {
-    "brain": "Mask of the brain: every voxel that carries a label other than background",
+    "brain": "Mask of the brain: every voxel that carries a label, and the holes among them",
     "uncertainty": "Entropy of labels and background over its largest value, 0 to 1",
     "volumes": "Volume and confidence of every label, one row each",
 }

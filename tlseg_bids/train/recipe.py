@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,11 +22,6 @@ TABLES = {
     "shape": Shape, "ageing": Ageing, "mix": Mix, "descent": Descent, "loss": Loss,
     "places": Places,
 }  # fmt: skip
-UNREADABLE = (
-    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
-    pickle.UnpicklingError,
-)  # fmt: skip
-"""What opening a file that is no checkpoint raises."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +243,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         recipe = saved["recipe"]
         recipe |= {key: TABLES[key](**value) for key, value in recipe.items() if key in TABLES}
         saved["template"] = saved["template"].numpy()
-    except UNREADABLE as error:
+    except Exception as error:  # whatever torch raises on a file that is none
         raise DataError(
             f"this is no checkpoint of tlseg-train, or a damaged one ({_first_line(error)})",
             path, "copy it again, or remove it to start anew",

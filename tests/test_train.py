@@ -25,6 +25,7 @@ from tlseg_bids.train.loop import Training, train
 from tlseg_bids.train.losses import fold, segmentation_loss, soft_target
 from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
 from tlseg_bids.train.start import adopt, load_start
+from tlseg_bids.train.supply import load_samples
 from tlseg_bids.train.synth import Mix, Random, Shape, class_means, paint, strip_skull
 from tlseg_bids.train.watch import Watch
 from tlseg_bids.zoo.weights import load_weights
@@ -100,6 +101,20 @@ def test_the_held_out_fold_is_not_seen(heads, recipe, tmp_path):
     folded = replace(recipe, fold=[0, 2], fold_datasets=["balls"], steps=1)
     saved = load_checkpoint(train(folded, heads, tmp_path, _quiet))
     assert set(saved["data"]) == {"balls/sub-01"}
+
+
+@pytest.mark.parametrize(
+    ("fold", "named", "words"),
+    [
+        ([0, 2], ["malc"], r"0/2 leaves out no subject.*datasets malc, .* learns from balls"),
+        ([0, 2], [], r"0/2 leaves out no subject.*datasets none, .*name datasets .*fold_datasets"),
+        ([5, 6], ["balls"], r"5/6 leaves out no subject.*more subjects than K"),
+        ([0, 1], ["balls"], r"0/1 leaves out every subject of dataset 'balls'.*larger N"),
+    ],
+)
+def test_a_fold_that_holds_nobody_out_is_refused(heads, recipe, fold, named, words):
+    with pytest.raises(UsageError, match=words):
+        load_samples(replace(recipe, fold=fold, fold_datasets=named), heads)
 
 
 def test_an_exported_model_answers_as_its_checkpoint(heads, recipe, tmp_path):

@@ -28,17 +28,44 @@ def load_samples(recipe: Recipe, root: Path) -> dict[str, list[Sample]]:
         If it is not there, or holds no label map of a dataset.
     DataError
         If a packed file was made by other rules, or is damaged.
+    UsageError
+        If the fold leaves out no subject, or all of a dataset.
     """
     packed = _packed(root)
-    samples = {}
+    samples, held_out = {}, 0
     for name, rules in recipe.datasets.items():
         found = packed.samples(name, rules) if packed else load_dataset(root / name, name, rules)
         if recipe.fold and name in recipe.fold_datasets:
-            k, n = recipe.fold
-            held_out = sorted({subject_of(s.name) for s in found})[k::n]
-            found = [s for s in found if subject_of(s.name) not in held_out]
+            subjects = len({subject_of(s.name) for s in found})
+            found = _without_fold(found, recipe)
+            held_out += subjects - len({subject_of(s.name) for s in found})
         samples[name] = subset(found, rules, recipe.channels)
+    if recipe.fold and not held_out:
+        named, there = (", ".join(names) or "none" for names in (recipe.fold_datasets, samples))
+        raise UsageError(
+            f"the fold {_as_typed(recipe.fold)} leaves out no subject: it counts in the datasets "
+            f"{named}, and the recipe learns from {there}", f"recipe '{recipe.name}'",
+            "name datasets of the recipe in fold_datasets, with more subjects than K, or leave "
+            "out --fold",
+        )  # fmt: skip
     return samples
+
+
+def _without_fold(samples: list[Sample], recipe: Recipe) -> list[Sample]:
+    """The scans of a dataset whose subjects are not held out."""
+    k, n = recipe.fold
+    held_out = sorted({subject_of(s.name) for s in samples})[k::n]
+    kept = [s for s in samples if subject_of(s.name) not in held_out]
+    if samples and not kept:
+        raise UsageError(
+            f"the fold {_as_typed(recipe.fold)} leaves out every subject of dataset "
+            f"'{samples[0].dataset}'", f"recipe '{recipe.name}'", "take more folds: a larger N",
+        )  # fmt: skip
+    return kept
+
+
+def _as_typed(fold: list[int]) -> str:
+    return "/".join(map(str, fold))
 
 
 def describe(root: Path, name: str) -> dict[str, Any]:

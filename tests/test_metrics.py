@@ -293,6 +293,20 @@ def test_evaluate_refuses_two_references(folders, capsys: pytest.CaptureFixture)
     assert "2 references fit equally well" in capsys.readouterr().err
 
 
+def test_evaluate_compares_two_outputs_of_the_same_scans(tmp_path: Path, capsys) -> None:
+    """A T1w and a T2w of one name are told apart by space-, as the program writes it."""
+    coarse = np.diag([6.0, 6.0, 6.0, 1.0])
+    for out in ("a", "b"):
+        for space, label in (("T1w", LEFT), ("T2w", RIGHT)):
+            name = f"sub-01_space-{space}_seg-aseg_dseg.nii.gz"
+            _write(tmp_path / out / "sub-01/anat" / name, np.full((8, 8, 9), label), coarse)
+    words = [str(tmp_path / out) for out in ("a", "b")]
+    assert main([*words, "--no-distances", "-o", str(tmp_path / "s.tsv")]) == 0
+    assert "dice: 1.0000 ± 0.0000 (n = 2)" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "s.tsv", sep="\t")
+    assert (table["predicted"] == table["reference"]).all()
+
+
 def test_evaluate_needs_a_protocol(folders, capsys: pytest.CaptureFixture) -> None:
     file = next(folders[0].rglob("*.nii.gz"))
     plain = file.rename(file.with_name("labels.nii.gz"))

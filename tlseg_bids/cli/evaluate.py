@@ -90,7 +90,7 @@ def match(predicted: Path, reference: Path) -> list[tuple[Path, Path]]:
     """Pairs of files: each prediction with the reference that shares most of its entities.
 
     Every entity of the reference but space, seg, desc, res and label must be in the prediction's
-    name with the same value.
+    name with the same value. Of equals, those count that name the prediction's space.
 
     Raises
     ------
@@ -112,6 +112,7 @@ def match(predicted: Path, reference: Path) -> list[tuple[Path, Path]]:
         own = entities(path).items()
         fits = [(len(other), file) for other, file in references if other.items() <= own]
         best = [file for size, file in fits if size == max(fits)[0]]
+        best = [file for file in best if _space(file) == _space(path)] or best
         if len(best) > 1:
             raise UsageError(
                 f"{len(best)} references fit equally well, such as {best[0].name} and "
@@ -125,6 +126,12 @@ def match(predicted: Path, reference: Path) -> list[tuple[Path, Path]]:
             "the names must share sub-, ses-, run- and so on",
         )  # fmt: skip
     return pairs
+
+
+def _space(path: Path) -> str:
+    """The part ``space-…`` of a name; empty where it has none."""
+    parts = path.name.split(".")[0].split("_")
+    return next((part for part in parts if part.startswith("space-")), "")
 
 
 def label_files(path: Path) -> list[Path]:

@@ -266,6 +266,12 @@ def test_evaluate_goes_on_after_a_bad_pair(folders, capsys: pytest.CaptureFixtur
         (["{pred}", "{true}", "--mapping", "x_to_y"], 64, "no label mapping 'x_to_y'"),
         (["{pred}", "{true}", "--protocol", "x"], 65, "no label protocol 'x'"),
         (["{pred}", "{true}/sub-01", "-o", "/nowhere/a.tsv"], 73, "the table cannot be written"),
+        (
+            ["{pred}", "{true}", "-o", "/nowhere/a.html"],
+            64,
+            "the table would be lost: the page of agreement has the same name – -o "
+            "/nowhere/a.html – write -o a.tsv",
+        ),
         (["{pred}/sub-01", "{true}/sub-02"], 18, "no prediction matches any of 1 references"),
         (["{pred}"], 64, "required"),
         (

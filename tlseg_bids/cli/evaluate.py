@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         given = parser().parse_args(sys.argv[1:] if argv is None else list(argv))
+        _check_output(given.output)
         pairs = match(given.predicted, given.reference)
         tables, failed = _score_all(pairs, given)
         if tables:
@@ -150,6 +151,15 @@ def entities(path: Path) -> dict[str, str]:
     """Entities of a BIDS name that tell scans apart."""
     pairs = (part.split("-", 1) for part in path.name.split(".")[0].split("_") if "-" in part)
     return {key: value for key, value in pairs if key not in FREE_ENTITIES}
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse a table whose name is that of the page, which would take its place."""
+    if output is not None and output.suffix == ".html":
+        raise UsageError(
+            "the table would be lost: the page of agreement has the same name", f"-o {output}",
+            f"write -o {output.with_suffix('.tsv').name}; the page lies beside it",
+        )  # fmt: skip
 
 
 def _score_all(

@@ -265,11 +265,46 @@ def test_a_run_ends_in_a_model_with_its_card(heads, tmp_path, capsys):
     assert all(torch.equal(before[key].nan_to_num(), after[key].nan_to_num()) for key in before)
 
 
+def test_a_checkpoint_of_another_role_is_refused(heads, begun, tmp_path, capsys):
+    """Two networks of one shape could else be exchanged unnoticed; told before a run as well."""
+    paths = _pair(begun, tmp_path)
+    (tmp_path / "model.toml").write_text(CARD)
+    card, locator, segmenter = (str(p) for p in (tmp_path / "model.toml", *paths.values()))
+    words = ["export", card, "--data", str(heads), "--out", str(tmp_path / "zoo")]
+    assert main([*words, "--segmenter", segmenter, "--locator", segmenter]) == 64
+    said = capsys.readouterr().err
+    assert "this is the checkpoint of a segmenter, and a locator is asked for" in said
+    assert "name it with --segmenter" in said
+    assert main([*words, "--segmenter", locator, "--locator", locator]) == 64
+    assert "of a locator, and a segmenter is asked for" in capsys.readouterr().err
+    assert not (tmp_path / "zoo").exists()
+
+    (tmp_path / "label.toml").write_text(TINY.format(name="label", role="segmenter", prior=33))
+    run = [str(tmp_path / "label.toml"), "--data", str(heads), "--out", str(tmp_path / "runs")]
+    assert main([*run, "--card", card, "--locator", segmenter]) == 64
+    assert main([*run, "--card", card, "--locator", str(tmp_path / "gone.pt")]) == 66
+    assert "no such checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_role_that_no_network_has_is_refused(recipe):
+    with pytest.raises(UsageError, match=r"role is 'segmentor'.*use locator, settler, segmenter"):
+        replace(recipe, role="segmentor")
+
+
+def _pair(begun, folder: Path) -> dict[str, Path]:
+    """The checkpoint of a run as that of a locator and of a segmenter."""
+    tables = {key: {} for key in TABLES}
+    template = torch.as_tensor(begun["template"])
+    paths = {role: folder / f"{role}.pt" for role in ("locator", "segmenter")}
+    for role, path in paths.items():
+        recipe = {**begun["recipe"], **tables, "role": role}
+        torch.save({**begun, "template": template, "recipe": recipe}, path)
+    return paths
+
+
 def test_a_model_of_data_without_a_licence_is_refused(heads, begun, tmp_path):
-    torch.save({**begun, "licences": {}, "template": torch.as_tensor(begun["template"]),
-                "recipe": {**begun["recipe"], **{key: {} for key in TABLES}}},
-               tmp_path / "tiny.pt")  # fmt: skip
-    both = {"locator": tmp_path / "tiny.pt", "segmenter": tmp_path / "tiny.pt"}
+    both = _pair({**begun, "licences": {}}, tmp_path)
     (tmp_path / "model.toml").write_text(CARD)
     said = read_description(tmp_path / "model.toml")
     with pytest.raises(DataError, match=r"'balls' states no licence.*description.json.*--data"):
@@ -280,12 +315,9 @@ def test_a_model_of_data_without_a_licence_is_refused(heads, begun, tmp_path):
 
 def test_a_restricted_part_of_the_data_restricts_a_model_of_alternatives(begun, tmp_path):
     stated = {"a": "MIT OR GPL-3.0-only", "b": "CC-BY-NC-4.0"}
-    torch.save({**begun, "data": {f"{name}/sub-01": "0" for name in stated}, "licences": stated,
-                "template": torch.as_tensor(begun["template"]),
-                "recipe": {**begun["recipe"], **{key: {} for key in TABLES}}},
-               tmp_path / "tiny.pt")  # fmt: skip
+    data = {f"{name}/sub-01": "0" for name in stated}
+    both = _pair({**begun, "data": data, "licences": stated}, tmp_path)
     (tmp_path / "model.toml").write_text(CARD)
-    both = {"locator": tmp_path / "tiny.pt", "segmenter": tmp_path / "tiny.pt"}
     weights = export(read_description(tmp_path / "model.toml"), both, None, tmp_path).weights
     assert weights.licence == "CC-BY-NC-4.0 AND (MIT OR GPL-3.0-only)"
     assert not weights.permissive

@@ -168,7 +168,7 @@ def fold(text: str) -> list[int]:
 def _partners(options: argparse.Namespace, role: str) -> dict[str, Path]:
     """The checkpoints of the other networks; a mistake is told before the run, not after it."""
     from tlseg_bids.errors import UsageError
-    from tlseg_bids.train.export import read_description
+    from tlseg_bids.train.export import read_description, read_part
 
     said = read_description(options.card)
     others = {name: getattr(options, name) for name in ROLES if name != role}
@@ -179,6 +179,8 @@ def _partners(options: argparse.Namespace, role: str) -> dict[str, Path]:
             raise UsageError(
                 f"a model needs a {name}, too", "--card", f"name its checkpoint with --{name}"
             )
+        if path is not None:
+            read_part(path, name)
     return {name: path for name, path in others.items() if path is not None}
 
 

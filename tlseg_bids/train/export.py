@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tlseg_bids.errors import DataError, NoInputError
+from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.train.dataset import default_protocol
-from tlseg_bids.train.recipe import Recipe, load_checkpoint, recipe_of
+from tlseg_bids.train.recipe import ROLES, Recipe, load_checkpoint, recipe_of
 from tlseg_bids.train.start import load_start
 from tlseg_bids.train.supply import describe
 from tlseg_bids.zoo.atlases import pack
@@ -23,7 +23,6 @@ from tlseg_bids.zoo.licence import all_of
 from tlseg_bids.zoo.proof import make_proof
 from tlseg_bids.zoo.weights import describe as file_entry
 
-ROLES = ("locator", "settler", SEGMENTER)
 CURVE_POINTS = 20
 DESCRIBED = ("name", "version", "status", "summary", "domain", "strategy", "citations")
 
@@ -68,11 +67,31 @@ def _from_card(path: Path, role: str) -> Part:
     )  # fmt: skip
 
 
-def _part(path: Path, role: str) -> Part:
-    """A network from a checkpoint or from a model's card."""
+def read_part(path: Path, role: str) -> Part:
+    """A network from a checkpoint or from a model's card.
+
+    Raises
+    ------
+    NoInputError, DataError
+        If the file is not there, is damaged, or is the card of a model without such a network.
+    UsageError
+        If it is the checkpoint of another role.
+    """
     if path.suffix == ".toml":
         return _from_card(path, role)
-    return _from_checkpoint(load_checkpoint(path))
+    return _from_checkpoint(_checkpoint(path, role))
+
+
+def _checkpoint(path: Path, role: str) -> dict[str, Any]:
+    """A checkpoint that was trained for this role."""
+    saved = load_checkpoint(path)
+    own = saved["recipe"]["role"]
+    if own != role:
+        raise UsageError(
+            f"this is the checkpoint of a {own}, and a {role} is asked for", path,
+            f"name it with --{own}, and with --{role} the checkpoint of a {role}",
+        )  # fmt: skip
+    return saved
 
 
 def _basis(path: Path) -> tuple[Recipe, dict[str, Any]]:
@@ -82,9 +101,11 @@ def _basis(path: Path) -> tuple[Recipe, dict[str, Any]]:
     ------
     DataError
         If a card does not hold the settings of its run.
+    UsageError
+        If it is the checkpoint of another role.
     """
     if path.suffix != ".toml":
-        saved = load_checkpoint(path)
+        saved = _checkpoint(path, SEGMENTER)
         return Recipe(**saved["recipe"]), saved
     settings = read_card(path).training.get("segmenter", {}).get("settings")
     if settings is None:
@@ -160,9 +181,11 @@ def export(
         If a checkpoint is not there.
     DataError
         If a dataset states no licence, or nothing finds the brain.
+    UsageError
+        If a checkpoint was trained for another role.
     """
     segmenter, last = _basis(checkpoints["segmenter"])
-    parts = {role: _part(checkpoints[role], role) for role in ROLES if checkpoints.get(role)}
+    parts = {role: read_part(checkpoints[role], role) for role in ROLES if checkpoints.get(role)}
     standard = {"standard": last["standard"]} if last.get("standard") else {}
     preprocess = {
         "box_mm": segmenter.box_mm, "spacing_mm": segmenter.spacing_mm, **standard,

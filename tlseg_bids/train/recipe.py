@@ -22,6 +22,7 @@ TABLES = {
     "shape": Shape, "ageing": Ageing, "mix": Mix, "descent": Descent, "loss": Loss,
     "places": Places,
 }  # fmt: skip
+ROLES = ("locator", "settler", "segmenter")
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,10 @@ class Recipe:
     mirror: bool = True
 
     def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise UsageError(
+                f"role is {self.role!r}", f"recipe '{self.name}'", f"use {', '.join(ROLES)}"
+            )
         for key in ("steps", "accumulate", "batch", "checkpoint_every"):
             value = getattr(self, key)
             if not isinstance(value, int) or value < 1:

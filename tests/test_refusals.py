@@ -202,7 +202,7 @@ def test_saved_head_sizes_that_are_none(change, said) -> None:
 
 
 def test_a_dataset_without_labels(tmp_path) -> None:
-    with pytest.raises(NoInputError, match=r"no \*_dseg\.nii\.gz found – .* – set the dataset's"):
+    with pytest.raises(NoInputError, match=r"no \*_dseg\.nii\.gz found – .* – check --data, and"):
         load_dataset(tmp_path, "nothing", {})
 
 

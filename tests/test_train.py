@@ -275,6 +275,26 @@ def test_a_recipe_that_is_not_there_or_not_right_says_so(tmp_path):
         load_checkpoint(tmp_path / "gone.pt")
 
 
+@pytest.mark.parametrize(
+    ("datasets", "words"),
+    [
+        ("[datasets.lab]\nlables = 'x'", r"unknown keys \['lables'\] of dataset 'lab'.*labels"),
+        ("[datasets.lab]\nimage = ['T1w']", r"unknown keys \['image'\] of dataset 'lab'.*images"),
+        ("[datasets]", r"names no dataset.*add a table \[datasets.NAME\]"),
+        ("datasets.lab = 'x'", r"dataset 'lab' is 'x' and no table.*write \[datasets.lab\]"),
+    ],
+)
+def test_a_rule_of_a_dataset_that_nobody_reads_is_refused(tmp_path, datasets, words):
+    (tmp_path / "lab.toml").write_text(datasets)
+    with pytest.raises(UsageError, match=words):
+        load_recipe(tmp_path / "lab.toml")
+
+
+def test_where_no_labels_are_the_hint_names_what_there_is(heads, recipe):
+    with pytest.raises(NoInputError, match=r"no \*_dseg.*nowhere.*check --data.*dataset's name"):
+        load_samples(replace(recipe, datasets={"nowhere": {}}), heads)
+
+
 RECIPES = Path(__file__).parents[1] / "tlseg_bids" / "train" / "recipes"
 
 

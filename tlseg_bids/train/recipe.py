@@ -14,6 +14,7 @@ from tlseg_bids import __version__
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.descent import Descent
+from tlseg_bids.train.pack import RULES
 from tlseg_bids.train.places import Places
 from tlseg_bids.train.synth import Ageing, Mix, Shape
 from tlseg_bids.train.teach import Loss
@@ -22,6 +23,7 @@ TABLES = {
     "shape": Shape, "ageing": Ageing, "mix": Mix, "descent": Descent, "loss": Loss,
     "places": Places,
 }  # fmt: skip
+DATASET_KEYS = (*RULES, "first", "head", "budget", "weight", "real", "mix")
 ROLES = ("locator", "settler", "segmenter")
 
 
@@ -175,19 +177,38 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     NoInputError
         If the file does not exist.
     UsageError
-        If it is not TOML, or a key is unknown or missing.
+        If it is not TOML, a key is unknown or missing, or there is no dataset.
     """
     values = _read(path)
     values.update(overrides or {})
     unknown = sorted(set(values) - {f.name for f in fields(Recipe)})
     if unknown:
         raise UsageError(f"unknown keys {unknown}", path, "see the docstring of Recipe")
+    if "datasets" in values:
+        _check_datasets(values["datasets"], path)
     try:
         return recipe_of(values)
     except TypeError as error:
         raise UsageError(
             f"keys do not fit: {error}", path, "see the docstring of Recipe"
         ) from error
+
+
+def _check_datasets(datasets: Any, path: Path) -> None:
+    """Refuse a recipe that learns from nothing, or a rule that nobody would read."""
+    if not isinstance(datasets, dict) or not datasets:
+        raise UsageError("the recipe names no dataset", path, "add a table [datasets.NAME]")
+    for name, rules in datasets.items():
+        if not isinstance(rules, dict):
+            raise UsageError(
+                f"dataset '{name}' is {rules!r} and no table", path, f"write [datasets.{name}]"
+            )
+        unknown = sorted(set(rules) - set(DATASET_KEYS))
+        if unknown:
+            raise UsageError(
+                f"unknown keys {unknown} of dataset '{name}'", path,
+                f"known are {', '.join(DATASET_KEYS)}",
+            )  # fmt: skip
 
 
 def recipe_of(values: dict[str, Any]) -> Recipe:

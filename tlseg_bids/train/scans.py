@@ -56,7 +56,10 @@ def load_dataset(root: Path, name: str, rules: dict[str, Any]) -> list[Sample]:
     folder = root / rules.get("labels", ".")
     files = sorted(folder.glob("sub-*/**/*_dseg.nii.gz"))
     if not files:
-        raise NoInputError("no *_dseg.nii.gz found", folder, "set the dataset's root in the recipe")
+        raise NoInputError(
+            "no *_dseg.nii.gz found", folder,
+            "check --data, and in the recipe the dataset's name and its labels",
+        )  # fmt: skip
     _check_names(files)
     channel = {int(i): c for c, i in enumerate(protocol.indices)}
     group = np.arange(len(protocol))

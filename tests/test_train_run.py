@@ -287,6 +287,25 @@ def test_a_checkpoint_of_another_role_is_refused(heads, begun, tmp_path, capsys)
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_model_that_cannot_be_written_leaves_what_is_there(heads, begun, tmp_path, capsys):
+    paths = [str(path) for path in _pair(begun, tmp_path).values()]
+    (tmp_path / "model.toml").write_text(CARD)
+    words = ["export", str(tmp_path / "model.toml"), "--data", str(heads),
+             "--locator", paths[0], "--segmenter", paths[1], "--out"]  # fmt: skip
+    assert main([*words, str(tmp_path / "model.toml")]) == 73
+    assert "the file cannot be made" in capsys.readouterr().err
+
+    assert main([*words, str(tmp_path / "zoo")]) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "zoo").iterdir()}
+    assert set(before) == {"tiny.toml", "tiny.safetensors"}
+    other = {key: value / 2 for key, value in begun["average"].items()}
+    _pair({**begun, "average": other}, tmp_path)
+    (tmp_path / "model.toml").write_text(CARD.replace("experimental", "perfect"))
+    assert main([*words, str(tmp_path / "zoo")]) == 65
+    assert "perfect" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "zoo").iterdir()}
+
+
 def test_a_role_that_no_network_has_is_refused(recipe):
     with pytest.raises(UsageError, match=r"role is 'segmentor'.*use locator, settler, segmenter"):
         replace(recipe, role="segmentor")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from tlseg_bids.bids.atomic import atomic
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.train.dataset import default_protocol
 from tlseg_bids.train.recipe import ROLES, Recipe, load_checkpoint, recipe_of
@@ -18,7 +19,7 @@ from tlseg_bids.train.supply import describe
 from tlseg_bids.zoo.atlases import pack
 from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
-from tlseg_bids.zoo.card_file import SEGMENTER, read_card, write_card
+from tlseg_bids.zoo.card_file import SEGMENTER, check_card, read_card, write_card
 from tlseg_bids.zoo.licence import all_of
 from tlseg_bids.zoo.proof import make_proof
 from tlseg_bids.zoo.weights import describe as file_entry
@@ -180,9 +181,12 @@ def export(
     NoInputError
         If a checkpoint is not there.
     DataError
-        If a dataset states no licence, or nothing finds the brain.
+        If a dataset states no licence, nothing finds the brain, or the description makes no card;
+        what lies in OUT stays as it was.
     UsageError
         If a checkpoint was trained for another role.
+    CannotCreateError, OutputError
+        If the model cannot be written.
     """
     segmenter, last = _basis(checkpoints["segmenter"])
     parts = {role: read_part(checkpoints[role], role) for role in ROLES if checkpoints.get(role)}
@@ -192,11 +196,12 @@ def export(
         **_finding(dict(description.get("preprocess", {})), parts),
     }  # fmt: skip
     card = _card(description, segmenter, parts, preprocess, _data(parts, root))
+    check_card(card)
     tensors = _tensors(parts, last)
     tensors |= make_proof(card, tensors)
     file, there = out / card.weights.file, out / f"{card.name}.toml"
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(pack(tensors), file)
+    with atomic(file) as stream:
+        stream.write(save(pack(tensors)))
     file.chmod(0o644)
     card = replace(card, weights=file_entry(file, card.weights.licence, there))
     write_card(card, there)

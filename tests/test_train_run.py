@@ -228,6 +228,29 @@ def test_laps_add_to_what_was_there():
     assert 0 <= laps.totals()["learning"] < 1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["x.toml"], "are required: --data – the command line – see tlseg-train --help"),
+        (["pack", "x.toml", "--data", "d"], "--output – the command line – see tlseg-train pack"),
+        (["export", "x.toml"], "see tlseg-train export --help"),
+        (["x.toml", "--data", "d", "--nmae", "x"], "unrecognized arguments: --nmae x"),
+        (["x.toml", "--data", "d", "--threads", "0"], "'0' is not a whole number of at least 1"),
+        (["x.toml", "--data", "d", "--steps", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_usage(words, message, capsys):
+    assert main(words) == UsageError.exit_code == 64
+    said = capsys.readouterr().err
+    assert said.startswith("tlseg-train: ") and said.count("\n") == 1
+    assert message in said
+
+
+def test_help_is_no_mistake(capsys):
+    assert [main([*word, "--help"]) for word in ([], ["pack"], ["export"])] == [0, 0, 0]
+    assert "tlseg-train export CARD.toml" in capsys.readouterr().out
+
+
 def test_a_run_ends_in_a_model_with_its_card(heads, tmp_path, capsys):
     for name, role, prior in (("place", "locator", 0), ("label", "segmenter", 33)):
         (tmp_path / f"{name}.toml").write_text(TINY.format(name=name, role=role, prior=prior))

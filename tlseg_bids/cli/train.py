@@ -11,6 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tlseg_bids.cli import values
+from tlseg_bids.cli.options import Parser
+from tlseg_bids.errors import TlsegError
+
 ROLES = ("locator", "settler", "segmenter")
 PACKED_MIB = 60.0
 INTERRUPTED = 130
@@ -24,16 +28,16 @@ Several GPUs: torchrun --nproc-per-node N -m tlseg_bids.cli.train RECIPE.toml --
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line of `tlseg-train RECIPE`."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="tlseg-train", description="Run a training recipe, or resume it.", epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     p.add_argument("recipe", type=Path, help="TOML file, see tlseg_bids/train/recipes")
     _data(p)
     p.add_argument("--out", type=Path, default=Path("runs"), help="folder for checkpoints")
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--threads", type=values.count, default=2)
     p.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1")
     p.add_argument("--name", help="name of the checkpoint, instead of the recipe's")
     p.add_argument("--start", default=None, help="checkpoint or model card to start from")
@@ -50,9 +54,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def pack_parser() -> argparse.ArgumentParser:
+def pack_parser() -> Parser:
     """The command line of `tlseg-train pack`."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="tlseg-train pack",
         description="Put all labelled scans of recipes into one file, images in 8 bits.",
     )
@@ -64,9 +68,9 @@ def pack_parser() -> argparse.ArgumentParser:
     return p
 
 
-def export_parser() -> argparse.ArgumentParser:
+def export_parser() -> Parser:
     """The command line of `tlseg-train export`."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="tlseg-train export",
         description="Make a model of checkpoints: a safetensors file and its card.",
     )
@@ -78,7 +82,7 @@ def export_parser() -> argparse.ArgumentParser:
     return p
 
 
-def _data(p: argparse.ArgumentParser) -> None:
+def _data(p: Parser) -> None:
     p.add_argument("--data", type=Path, required=True,
                    help="folder that holds the datasets, or their packed file")  # fmt: skip
 
@@ -100,17 +104,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["pack"]:
-        return _guarded(_pack, pack_parser().parse_args(words[1:]))
+        return _guarded(_pack, pack_parser(), words[1:])
     if words[:1] == ["export"]:
-        return _guarded(_export, export_parser().parse_args(words[1:]))
-    return _guarded(_run, parser().parse_args(words))
+        return _guarded(_export, export_parser(), words[1:])
+    return _guarded(_run, parser(), words)
 
 
-def _guarded(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    from tlseg_bids.errors import TlsegError
-
+def _guarded(
+    command: Callable[[argparse.Namespace], None], it: Parser, words: Sequence[str]
+) -> int:
     try:
-        command(options)
+        command(it.parse_args(words))
+    except SystemExit as stop:
+        return int(stop.code or 0)
     except TlsegError as error:
         print(f"tlseg-train: {error}", file=sys.stderr)
         return error.exit_code

@@ -84,6 +84,8 @@ def test_a_scan_whose_background_is_about_zero_stays_as_it_is() -> None:
     values = np.random.default_rng(1).normal(size=head.data.shape).astype(np.float32)
     brain = Volume(np.where(head.data > 50, values, np.float32(0)), head.grid)
     assert from_zero(brain) is brain, "standardised inside a mask: the background is 0"
+    inside = Volume(head.data[10:20, 10:20, 10:20] + np.indices((10, 10, 10))[0], head.grid)
+    assert from_zero(inside) is inside, "a scan that ends inside the head shows no background"
     nothing = Volume(np.zeros((9, 9, 9), np.float32), Grid((9, 9, 9), np.eye(4)))
     assert from_zero(nothing) is nothing
 

@@ -36,16 +36,26 @@ def from_zero(volume: Volume) -> Volume:
     Returns
     -------
     Volume
-        The same object where the background is about 0, as in nearly every scan. The background is
-        the constant one (see `constant_background`), else the darkest of the voxels but 1 in 200.
+        The same object where the background is about 0, as in nearly every scan, and where a scan
+        that ends inside the head shows none. The background is the constant one (see
+        `constant_background`), else the darkest of the voxels but 1 in 200, if most voxels of the
+        scan's faces are as dark.
     """
     zero, high = np.percentile(_sample(volume.data, None), (0.5, 99.5))
     most = _OFFSET_SHARE * (high - zero)
-    if abs(zero) > most and (background := constant_background(volume.data)) is not None:
-        zero = background
     if abs(zero) <= most:
         return volume
-    return Volume(volume.data - np.float32(zero), volume.grid)
+    background = constant_background(volume.data)
+    if background is None and np.median(_faces(volume.data)) - zero <= most:
+        background = zero
+    if background is None or abs(background) <= most:
+        return volume
+    return Volume(volume.data - np.float32(background), volume.grid)
+
+
+def _faces(data: np.ndarray) -> np.ndarray:
+    """The voxels of the six faces, (n,)."""
+    return np.concatenate([data.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
 
 
 def robust_scale(

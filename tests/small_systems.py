@@ -68,7 +68,11 @@ def small_network(network: dict[str, Any]) -> dict[str, Any]:
 
 
 def shrunk(recipe: Recipe) -> Recipe:
-    """A recipe on 24³ voxels of 8 mm, for two steps."""
+    """A recipe on 24³ voxels of 8 mm, for two steps; no image of its scans is moved."""
+    datasets = {
+        name: {key: value for key, value in rules.items() if key != "moved"}
+        for name, rules in recipe.datasets.items()
+    }
     places, network, patch = recipe.places, small_network(recipe.network), 16
     if places.kind == "tiles":
         places, patch = replace(places, begins=HALVES), TILE
@@ -79,7 +83,7 @@ def shrunk(recipe: Recipe) -> Recipe:
         places, patch = replace(places, slices=2), [24, 24, 24]
     return replace(
         recipe, network=network, places=places, patch=patch, spacing_mm=SPACING_MM, box_mm=BOX_MM,
-        steps=1, accumulate=1, batch=1, warmup=0,
+        steps=1, accumulate=1, batch=1, warmup=0, datasets=datasets,
         prior_mm=dict.fromkeys(recipe.prior_mm, 2 * SPACING_MM),
     )  # fmt: skip
 

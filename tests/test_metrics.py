@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -248,6 +250,27 @@ def test_evaluate_maps_both(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     table = pd.read_csv(tmp_path / "a.tsv", sep="\t").set_index("index")
     assert table["dice"].dropna().to_dict() == {3: 1.0, 58: 1.0}  # cortex; accumbens where asked
     assert "labels 5000 have no meaning, left out" in capsys.readouterr().err
+
+
+def test_the_page_of_agreement_tells_no_home_folder(folders, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main([*map(str, folders), "--no-distances", "-o", str(tmp_path / "scores.tsv")]) == 0
+    page = (tmp_path / "scores.html").read_text(encoding="utf-8")
+    assert "tlseg-evaluate" in page and "~/pred" in page
+    assert str(tmp_path) not in page
+
+
+def test_a_reader_that_has_enough_of_the_scores_is_no_error(folders) -> None:
+    """As in ``tlseg-evaluate … | head``."""
+    code = "import sys; from tlseg_bids.cli.evaluate import main; sys.exit(main(sys.argv[1:]))"
+    asked = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, folders), "--no-distances"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    asked.stdout.close()
+    said = asked.stderr.read()
+    assert asked.wait() == 141
+    assert "Traceback" not in said
 
 
 def test_evaluate_goes_on_after_a_bad_pair(folders, capsys: pytest.CaptureFixture) -> None:

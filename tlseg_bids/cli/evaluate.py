@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from tlseg_bids.bids.names import in_standard_space
 from tlseg_bids.cli.options import Parser
-from tlseg_bids.cli.run import report
+from tlseg_bids.cli.run import report, until_closed
 from tlseg_bids.cli.values import absolute
+from tlseg_bids.config import without_home
 from tlseg_bids.errors import NoInputError, NothingSelectedError, TlsegError, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ COMPAT = "compat"  # the same labels under other names
 FREE_ENTITIES = ("space", "seg", "desc", "res", "label")
 
 
+@until_closed
 def main(argv: list[str] | None = None) -> int:
     """Run ``tlseg-evaluate``.
 
@@ -44,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
             _write(tables, given.output)
             if given.output is not None:
                 words = sys.argv[1:] if argv is None else list(argv)
-                _agree(tables, given.output, shlex.join(["tlseg-evaluate", *words]))
+                command = without_home(shlex.join(["tlseg-evaluate", *words]))
+                _agree(tables, given.output, command)
         return int(failed)
     except SystemExit as stop:
         return int(stop.code or 0)

@@ -64,8 +64,11 @@ def differences(
     return said
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     """Label the demo scan and write the golden set."""
+    if words:
+        print(__doc__, file=sys.stderr)
+        return 64
     from tests.test_app import add_scan, mni152, run
 
     with tempfile.TemporaryDirectory() as folder:
@@ -88,4 +91,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -102,15 +102,20 @@ def judge(out: Path, age_years: float) -> None:
     print(f"{unusual} unusual structures in {scans} scans")
 
 
-def main(data: Path, out: Path | None) -> None:
+def main(words: list[str]) -> int:
     """Write the table, or judge an output by it."""
-    if out is not None:
-        judge(out, 0.5 if data.name == "infant" else 25.0)
-        return
+    if len(words) not in (1, 2) or not Path(words[0]).is_dir():
+        print(__doc__, file=sys.stderr)
+        return 64
+    data = Path(words[0])
+    if len(words) == 2:
+        judge(Path(words[1]), 0.5 if data.name == "infant" else 25.0)
+        return 0
     target = Path(references.__file__).with_name("references.tsv")
     rows(data).to_csv(target, sep="\t", index=False, float_format="%.4f", na_rep="n/a")
     print(target.read_text(encoding="utf-8"))
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    sys.exit(main(sys.argv[1:]))

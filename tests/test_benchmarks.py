@@ -190,3 +190,12 @@ def test_the_reports_after_the_last_scan_are_no_time_of_scans() -> None:
     seen = watching.Watched(seconds=[0.0, 1, 2, 3, 4, 50, 100], done=[0, 2, 4, 6, 8, 8, 8])
     assert watching.rate(seen, (0, 0.3)) == pytest.approx(0.5)
     assert watching.rate(seen, (0.7, 1)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["no-such-folder"]])
+@pytest.mark.parametrize("name", ["references", "golden"])
+def test_what_writes_into_the_program_does_not_take_a_wrong_word_for_its_data(
+    name: str, words: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    assert load_benchmark(name).main(words) == 64
+    assert f"benchmarks/{name}.py" in capsys.readouterr().err

@@ -74,7 +74,9 @@ def test_a_run_whose_loss_is_no_number_stops_and_keeps_its_checkpoint(heads, rec
         def step(self, run: Training) -> None:
             run.losses.append(torch.tensor([torch.nan, 0.5]))
 
-    with pytest.raises(DataError, match=r"no number any more, at step 6.*'tiny'.*lower learning_r"):
+    with pytest.raises(
+        DataError, match=r"no number any more, at step 6.*'tiny'.*--start a run of anoth"
+    ):
         train(recipe, heads, tmp_path, Broken(_quiet))
     assert path.read_bytes() == before
 

@@ -331,7 +331,8 @@ class Training:
             raise DataError(
                 f"the loss is no number any more, at step {self.step}",
                 f"recipe '{self.recipe.name}'",
-                "the last checkpoint is from before: go on from it with a lower learning_rate",
+                "the last checkpoint is from before: --start a run of another --name from it, "
+                "with a lower learning_rate in its recipe",
             )  # fmt: skip
 
     def _tick(self) -> None:

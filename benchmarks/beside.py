@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from tlseg_bids.cli.evaluate import entities, label_files
+from tlseg_bids.cli.evaluate import match
 from tlseg_bids.labels.mapping import load_mapping
 
 SIGMA = 1.0
@@ -93,23 +93,19 @@ def main(words: list[str]) -> int:
     mapping = load_mapping(words[2]) if len(words) == 3 else None
     print("| labels | right, mm | front, mm | top, mm | Dice | Dice, moved |")
     print("|---|--:|--:|--:|--:|--:|")
-    for path in label_files(out):
-        of = {k: v for k, v in entities(path).items() if k in ("sub", "ses")}
-        for reference in label_files(folder):
-            if {k: v for k, v in entities(reference).items() if k in ("sub", "ses")} != of:
-                continue
-            seen, voxel_mm = read(path)
-            labels = read(reference)[0]
-            if mapping:
-                seen = mapping.apply(seen)
-            seen[seen < 0] = 0
-            box = tuple(slice(max(int(hit.min()) - MARGIN, 0), int(hit.max()) + 1 + MARGIN)
-                        for hit in np.nonzero(labels))  # fmt: skip
-            seen, labels = seen[box], labels[box]
-            by = translation(seen, labels)
-            scores = agreement(seen, labels), agreement(moved_labels(seen, by), labels)
-            cells = [f"{mm:+.2f}" for mm in by * voxel_mm] + [f"{score:.3f}" for score in scores]
-            print(f"| {path.name} | {' | '.join(cells)} |", flush=True)
+    for path, reference in match(out, folder):
+        seen, voxel_mm = read(path)
+        labels = read(reference)[0]
+        if mapping:
+            seen = mapping.apply(seen)
+        seen[seen < 0] = 0
+        box = tuple(slice(max(int(hit.min()) - MARGIN, 0), int(hit.max()) + 1 + MARGIN)
+                    for hit in np.nonzero(labels))  # fmt: skip
+        seen, labels = seen[box], labels[box]
+        by = translation(seen, labels)
+        scores = agreement(seen, labels), agreement(moved_labels(seen, by), labels)
+        cells = [f"{mm:+.2f}" for mm in by * voxel_mm] + [f"{score:.3f}" for score in scores]
+        print(f"| {path.name} | {' | '.join(cells)} |", flush=True)
     return 0
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from tlseg_bids.cli.evaluate import main as evaluate
-from tlseg_bids.train.export import export
+from tlseg_bids.train.export import data_seen, export
 from tlseg_bids.train.recipe import load_checkpoint
 from tlseg_bids.train.scans import subject_of
 from tlseg_bids.zoo.card_file import read_card
@@ -38,8 +38,7 @@ def trained_on(file: Path, dataset: str) -> set[str]:
         rows = read_card(file).training["data"]
         seen = {f"{row['dataset']}/{name}" for row in rows for name in row["subjects"]}
     else:
-        saved = load_checkpoint(file)
-        seen = set().union(*(run["data"] for run in (*saved["lineage"], saved)))
+        seen = set(data_seen(load_checkpoint(file)))
     return {subject_of(key.split("/")[1]) for key in seen if key.startswith(f"{dataset}/")}
 
 

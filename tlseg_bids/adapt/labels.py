@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tlseg_bids.adapt.matching import SUFFIX, Matched, Refused, entities_of, scan_name
+from tlseg_bids.adapt.matching import SUFFIX, Matched, Refused, scan_name
 from tlseg_bids.adapt.reading import IGNORE, STRAY_SHARE, Reading, read_as
-from tlseg_bids.bids.names import without_extension
+from tlseg_bids.bids.names import entities_of, without_extension
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.tables import read_table
 from tlseg_bids.errors import DataError, ScanError, TlsegError

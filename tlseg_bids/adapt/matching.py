@@ -13,6 +13,7 @@ from tlseg_bids.bids.names import (
     INDEX,
     INDEX_ENTITIES,
     SUFFIX_SPACE,
+    entities_of,
     in_standard_space,
     without_extension,
 )
@@ -92,12 +93,6 @@ def match(labels_dir: Path, scans: Sequence[Scan], unusable: Iterable[Unusable] 
     unmatched.sort(key=lambda file: entities_of(file).get("sub") not in subjects)
     names = tuple(file.name for file in unmatched)
     return Matched(labels_dir, tuple(pairs), tuple(refused), unlabelled, names)
-
-
-def entities_of(file: Path) -> dict[str, str]:
-    """Entities in a file's name, derivative ones included; parts without a dash are dropped."""
-    parts = without_extension(file.name).split("_")[:-1]
-    return dict(part.split("-", 1) for part in parts if "-" in part)
 
 
 def _label_files(labels_dir: Path) -> list[Path]:

@@ -84,6 +84,12 @@ def without_extension(name: str) -> str:
     return name
 
 
+def entities_of(file: Path) -> dict[str, str]:
+    """Entities in a file's name, derivative ones included; parts without a dash are dropped."""
+    parts = without_extension(file.name).split("_")[:-1]
+    return dict(part.split("-", 1) for part in parts if "-" in part)
+
+
 def in_standard_space(path: Path) -> bool:
     """Whether a derivative lies in a template's space; that of a scan is named by its suffix."""
     space = re.search(r"_space-([0-9a-zA-Z+]+)_", path.name)

@@ -44,15 +44,20 @@ class Part:
     history: dict[str, Any]
 
 
-def _from_checkpoint(saved: dict[str, Any]) -> Part:
-    recipe = Recipe(**saved["recipe"])
+def data_seen(saved: dict[str, Any]) -> dict[str, str]:
+    """``dataset/scan`` to the hash of its files, of a checkpoint's run and all before it."""
     data = {}
     for run in (*saved["lineage"], saved):
         data |= run["data"]
+    return data
+
+
+def _from_checkpoint(saved: dict[str, Any]) -> Part:
+    recipe = Recipe(**saved["recipe"])
     return Part(
         saved["average"], dict(recipe.network),
         {"size": recipe.patch, "spacing_mm": recipe.spacing_mm},
-        data, saved.get("licences", {}), _history(saved),
+        data_seen(saved), saved.get("licences", {}), _history(saved),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 from scipy import ndimage
 
 from tlseg_bids.bids.age import AgeReader
-from tlseg_bids.bids.names import DERIVATIVE_ENTITIES, without_extension
+from tlseg_bids.bids.names import DERIVATIVE_ENTITIES, entities_of
 from tlseg_bids.bids.scan import Age
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
@@ -99,8 +99,8 @@ def load_dataset(root: Path, name: str, rules: dict[str, Any]) -> list[Sample]:
 
 def stem_of(file: Path) -> str:
     """What a label map and its images have in common: ``sub-01_ses-2`` of their names."""
-    pairs = without_extension(file.name).split("_")[:-1]
-    return "_".join(p for p in pairs if p.split("-", 1)[0] not in DERIVATIVE_ENTITIES and "-" in p)
+    own = entities_of(file).items()
+    return "_".join(f"{key}-{label}" for key, label in own if key not in DERIVATIVE_ENTITIES)
 
 
 def subject_of(name: str) -> str:

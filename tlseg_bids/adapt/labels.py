@@ -20,8 +20,9 @@ from tlseg_bids.bids.names import entities_of, without_extension
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.tables import read_table
 from tlseg_bids.errors import DataError, ScanError, TlsegError
+from tlseg_bids.grid import Grid, difference
 from tlseg_bids.labels.protocol import LabelProtocol, known_protocols, load_protocol
-from tlseg_bids.volume import Grid, Volume, difference, load_grid, load_labels
+from tlseg_bids.volume import Volume, load_grid, load_labels
 
 STRAY_AREA = 0.05
 THIN_MM = 4.0

@@ -20,7 +20,8 @@ from tlseg_bids.bids.names import (
 from tlseg_bids.bids.scan import Scan, Unusable
 from tlseg_bids.errors import NoInputError, ScanError
 from tlseg_bids.flow import Skip
-from tlseg_bids.volume import difference, load_grid
+from tlseg_bids.grid import difference
+from tlseg_bids.volume import load_grid
 
 SUFFIX = "dseg"
 

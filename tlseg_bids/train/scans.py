@@ -17,10 +17,11 @@ from tlseg_bids.bids.age import AgeReader
 from tlseg_bids.bids.names import DERIVATIVE_ENTITIES, entities_of
 from tlseg_bids.bids.scan import Age
 from tlseg_bids.errors import DataError, NoInputError, UsageError
+from tlseg_bids.grid import Grid, difference
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.preprocess.intensity import from_zero
 from tlseg_bids.train.dataset import IGNORE, Classes, Sample, default_protocol, load_classes
-from tlseg_bids.volume import Grid, Volume, difference, load_labels, load_volume
+from tlseg_bids.volume import Volume, load_labels, load_volume
 from tlseg_bids.zoo.card import age_in_years
 
 MARGIN = 4

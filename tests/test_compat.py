@@ -8,6 +8,7 @@ import subprocess
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.cards import small_card
@@ -23,6 +24,7 @@ NAMES = (
     "sub-01/ses-a/anat/sub-01_ses-a_T2w.nii.gz",
 )
 ASEG = load_protocol("aseg")
+LABELS = "desc-aseg_dseg"
 
 
 @pytest.fixture
@@ -109,6 +111,16 @@ def test_names_and_values(out):
     for name, code in TISSUES.items():
         file = folder / f"sub-01_ses-a_label-{name}_probseg.nii.gz"
         np.testing.assert_array_equal(nib.load(file).get_fdata() > 0.99, tissue == code)
+
+
+def test_every_label_image_inherits_a_table_of_its_own_labels(out):
+    """Of the tables that apply, the one with the most entities counts."""
+    folder = out / "compat"
+    tables = {name: pd.read_csv(folder / f"{name}.tsv", sep="\t") for name in ("dseg", LABELS)}
+    assert tables["dseg"]["name"].tolist() == ["Background", *TISSUES]
+    assert tables[LABELS]["index"].tolist() == ASEG.table["index"].tolist()
+    assert tables[LABELS]["name"].tolist() == ASEG.table["name"].tolist()
+    assert (folder / f"{LABELS}.tsv").read_bytes() == (out / "seg-aseg_dseg.tsv").read_bytes()
 
 
 def test_their_own_queries_find_each_file_once(out):

@@ -22,6 +22,7 @@ from tlseg_bids.bids.metadata import sidecar_of
 from tlseg_bids.bids.names import build_name
 from tlseg_bids.bids.nifti import write_fractions, write_labels
 from tlseg_bids.bids.owner import Owner, remove_file
+from tlseg_bids.bids.root import label_table
 from tlseg_bids.bids.scan import Scan
 
 FOLDER = "compat"
@@ -87,7 +88,7 @@ class Precomputed:
         tissues : ndarray, shape (3, I, J, K), 0 to 1
             Probability of each of `TISSUES`, as `tissue_maps` collects it.
         """
-        self._describe()
+        self._describe(table)
         place = {"SpatialReference": self.scan.uri}
         index = {g: TISSUES[tissue] for g, tissue in GROUPS.items()}
         code = np.zeros(int(table["index"].max()) + 1, np.uint8)
@@ -108,7 +109,7 @@ class Precomputed:
                 path = self._path(entities, "probseg", label=tissue)
                 owner.write(place, write_fractions, path, [probability], 1, scan)
 
-    def _describe(self) -> None:
+    def _describe(self, table: pd.DataFrame) -> None:
         about = {
             "Name": "Precomputed derivatives for fMRIPrep, sMRIPrep and NiBabies",
             "BIDSVersion": "1.10.0", "DatasetType": "derivative",
@@ -120,6 +121,8 @@ class Precomputed:
         update_text(self.root / "README.md", "# Derivatives of tlseg under other programs' names\n")
         rows = ["index\tname", "0\tBackground", *(f"{n}\t{name}" for name, n in TISSUES.items())]
         update_text(self.root / "dseg.tsv", "\n".join(rows) + "\n")
+        if self.protocol == ASEG:  # else `dseg.tsv` would be inherited
+            update_text(self.root / f"desc-{ASEG}_dseg.tsv", label_table(table))
 
 
 def tissue_maps(

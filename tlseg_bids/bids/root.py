@@ -90,7 +90,7 @@ def write_root_files(
         rows += [(f"desc-{name}", text) for name, text in DESCRIPTIONS.items()]
         update_text(out_dir / "descriptions.tsv", _tsv(rows))
         for name, table in protocols.items():
-            update_text(out_dir / f"seg-{name}_dseg.tsv", _tsv(_protocol_rows(table)))
+            update_text(out_dir / f"seg-{name}_dseg.tsv", label_table(table))
         _write_bidsignore(out_dir / ".bidsignore")
 
 
@@ -214,8 +214,20 @@ def _container() -> dict[str, str]:
     return {"Type": kind, "Tag": tag, "URI": f"{kind}://{tag}"}
 
 
-def _protocol_rows(table: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """``index name abbreviation color mapping``; mapping is the standard's own small label list."""
+def label_table(table: pd.DataFrame) -> str:
+    """The look-up table of a protocol's labels, as text.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `LabelProtocol.table`.
+
+    Returns
+    -------
+    str
+        ``index name abbreviation color mapping``, a line per label; `mapping` is the index in the
+        standard's own small label list.
+    """
     text = (resources.files("tlseg_bids.bids") / "tissues.tsv").read_text(encoding="utf-8")
     mapping = {
         row["group"]: row["mapping"] for row in csv.DictReader(text.splitlines(), delimiter="\t")
@@ -224,7 +236,7 @@ def _protocol_rows(table: pd.DataFrame) -> list[tuple[Any, ...]]:
     for _, row in table.iterrows():
         tissue = mapping.get(row["group"], "n/a")
         rows.append((row["index"], row["name"], row["abbreviation"], row["color"], tissue))
-    return rows
+    return _tsv(rows)
 
 
 def _tsv(rows) -> str:

@@ -238,6 +238,19 @@ def test_fractions_are_kept_to_one_part_in_255(tmp_path):
     assert np.abs(written.get_fdata() - np.moveaxis(np.nan_to_num(maps), 0, -1)).max() <= 0.5 / 254
 
 
+@pytest.mark.parametrize("of_scan", [0, 2.3])
+def test_the_spacing_of_the_fourth_axis_is_not_that_of_the_scan(tmp_path, of_scan):
+    """A 3-D scan has 0 there, or its repetition time; a spacing of 0 is an error in ITK."""
+    scan = write_nifti(tmp_path / "a_T1w.nii.gz")
+    image = nib.load(scan)
+    image.header["pixdim"][4] = of_scan
+    nib.save(image, tmp_path / "b_T1w.nii.gz")
+    maps = [np.zeros(SHAPE)] * 3
+    path = write_fractions(tmp_path / "p.nii.gz", maps, 3, tmp_path / "b_T1w.nii.gz")
+    zooms = nib.load(path).header.get_zooms()
+    assert zooms == (*nib.load(scan).header.get_zooms(), 1)
+
+
 @pytest.mark.parametrize(
     ("maps", "what"),
     [

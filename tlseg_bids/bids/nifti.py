@@ -124,6 +124,7 @@ def _header(scan: Path, shape: tuple[int, ...], kind: np.dtype, count: int = 1):
     header = old.as_byteswapped("<") if old.endianness != "<" else old.copy()
     header.extensions.clear()
     header.set_data_shape((*shape, count) if count > 1 else shape)
+    header["pixdim"][4:] = 1  # ITK reads no 4-D image whose fourth spacing is 0
     header.set_data_dtype(kind)
     header["magic"] = header.single_magic
     header["vox_offset"] = header.single_vox_offset

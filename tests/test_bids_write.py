@@ -43,6 +43,7 @@ from tlseg_bids.bids.nifti import write_fractions, write_labels
 from tlseg_bids.bids.runlog import PLAN_COLUMNS, RunLog, new_run_id
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.spaces import Space
+from tlseg_bids.bids.validate import find_validator
 from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.errors import (
     CannotCreateError,
@@ -339,6 +340,17 @@ def test_volumes_hold_every_label_and_their_units(out, job):
         np.count_nonzero(made_up_segmentation(job.scan).brain_mask) * labels.grid.voxel_mm3
     )
     assert content["Calibration"] is None
+
+
+@pytest.mark.skipif(find_validator() is None, reason="bids-validator-deno is not installed")
+def test_the_validator_has_no_doubt_about_the_columns(out, job):
+    out.write_root([job.card], PROTOCOLS)
+    write(out, job)
+    said = subprocess.run(
+        [find_validator(), str(out.out_dir), "--json"], capture_output=True, check=False
+    )
+    issues = json.loads(said.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["code"].startswith("TSV_")] == []
 
 
 def test_the_intracranial_volume_or_why_there_is_none(out, job):

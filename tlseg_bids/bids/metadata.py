@@ -125,6 +125,8 @@ def column_texts(table: pd.DataFrame) -> dict[str, Any]:
         if name in COLUMNS:
             description, units = COLUMNS[name]
             texts[name] = {"Description": description, **({"Units": units} if units else {})}
+    if "index" in texts:
+        texts["index"]["Format"] = "integer"  # as the standard has it; else it counts as text
     return texts
 
 

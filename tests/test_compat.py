@@ -18,6 +18,7 @@ from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.validate import find_validator
 from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.report.derivatives import dataset_links, resolve
 
 NAMES = (
     "sub-01/ses-a/anat/sub-01_ses-a_run-1_T1w.nii.gz",
@@ -111,6 +112,19 @@ def test_names_and_values(out):
     for name, code in TISSUES.items():
         file = folder / f"sub-01_ses-a_label-{name}_probseg.nii.gz"
         np.testing.assert_array_equal(nib.load(file).get_fdata() > 0.99, tissue == code)
+
+
+def test_the_links_to_the_scans_hold_where_both_datasets_are_moved(out):
+    moved = out.parent.rename(out.parent.with_name("moved"))
+    folder = moved / "out" / "compat"
+    sidecar = folder / "sub-01" / "ses-a" / "anat" / "sub-01_ses-a_desc-brain_mask.json"
+    source = json.loads(sidecar.read_text())["SpatialReference"]
+    found = resolve(source, folder, dataset_links(folder))
+    assert found is not None
+    assert found.samefile(moved / "raw" / NAMES[0])
+    text = (folder / "dataset_description.json").read_text()
+    assert json.loads(text)["SourceDatasets"] == [{"URL": "../../raw"}]
+    assert "file:" not in text
 
 
 def test_every_label_image_inherits_a_table_of_its_own_labels(out):

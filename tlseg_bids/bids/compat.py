@@ -22,7 +22,7 @@ from tlseg_bids.bids.metadata import sidecar_of
 from tlseg_bids.bids.names import build_name
 from tlseg_bids.bids.nifti import write_fractions, write_labels
 from tlseg_bids.bids.owner import Owner, remove_file
-from tlseg_bids.bids.root import label_table
+from tlseg_bids.bids.root import label_table, source_of
 from tlseg_bids.bids.scan import Scan
 
 FOLDER = "compat"
@@ -114,8 +114,7 @@ class Precomputed:
             "Name": "Precomputed derivatives for fMRIPrep, sMRIPrep and NiBabies",
             "BIDSVersion": "1.10.0", "DatasetType": "derivative",
             "GeneratedBy": [{"Name": "tlseg", "Version": __version__}],
-            "SourceDatasets": [{"URL": self.scan.bids_dir.as_uri()}],
-            "DatasetLinks": {"raw": self.scan.bids_dir.as_uri()},
+            **source_of(self.root, self.scan.bids_dir),
         }  # fmt: skip
         update_text(self.root / "dataset_description.json", as_json(about))
         update_text(self.root / "README.md", "# Derivatives of tlseg under other programs' names\n")

@@ -168,8 +168,6 @@ def _makers(description: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _description(out_dir: Path, bids_dir: Path, cards, old: dict[str, Any]) -> dict[str, Any]:
     raw, _ = read_json(bids_dir / "dataset_description.json")
-    # The system leaves a linked folder by where it really lies, so the way up begins there.
-    link = quote(Path(os.path.relpath(bids_dir, out_dir.resolve())).as_posix())
     program: dict[str, Any] = {
         "Name": PROGRAM, "Version": __version__,
         "Description": "Labels the structures of the brain in T1w and T2w scans",
@@ -188,19 +186,29 @@ def _description(out_dir: Path, bids_dir: Path, cards, old: dict[str, Any]) -> d
         }  # fmt: skip
         if entry not in models:
             models.append(entry)
-    source = {"URL": link}
-    for key, field in (("DOI", "DatasetDOI"), ("Version", "DatasetVersion")):
-        if isinstance(raw.get(field), str):
-            source[key] = raw[field]
     return {
         "Name": TITLE.format(raw.get("Name", bids_dir.name)),
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [*programs, *models],
-        "SourceDatasets": [source],
-        "DatasetLinks": {"raw": link},
+        **source_of(out_dir, bids_dir),
         "HowToAcknowledge": "See logs/CITATION.md",
     }
+
+
+def source_of(out_dir: Path, bids_dir: Path) -> dict[str, Any]:
+    """``SourceDatasets`` and ``DatasetLinks`` of a dataset in `out_dir` made of `bids_dir`.
+
+    The link is relative, so that both can be moved together.
+    """
+    raw, _ = read_json(bids_dir / "dataset_description.json")
+    # The system leaves a linked folder by where it really lies, so the way up begins there.
+    link = quote(Path(os.path.relpath(bids_dir, out_dir.resolve())).as_posix())
+    source = {"URL": link}
+    for key, field in (("DOI", "DatasetDOI"), ("Version", "DatasetVersion")):
+        if isinstance(raw.get(field), str):
+            source[key] = raw[field]
+    return {"SourceDatasets": [source], "DatasetLinks": {"raw": link}}
 
 
 def _container() -> dict[str, str]:

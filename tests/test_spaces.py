@@ -207,7 +207,8 @@ def test_of_a_t1w_and_its_t2w_the_t1w_names_the_standard_space(tmp_path, monkeyp
     names = ["sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz",
              "sub-02/anat/sub-02_T2w.nii.gz"]  # fmt: skip
     raw = make_dataset(tmp_path / "raw", names)
-    asked = dataclasses.replace(config(raw), output_spaces=(f"{NAME}:res-2",), device="cpu")
+    twice = (f"{NAME}:res-2", f"{NAME}:res-02")
+    asked = dataclasses.replace(config(raw), output_spaces=twice, device="cpu")
     file = tmp_path / "template.nii.gz"
     monkeypatch.setattr("tlseg_bids.plan.make.find_template_file", lambda *_: file)
     grid = Grid((64, 64, 64), np.eye(4))

@@ -100,7 +100,8 @@ def make_plan(
         except OSError as error:
             reason = f"the file cannot be read to its end ({error.strerror or error})"
             damaged.append(Skip(header.scan, reason, FETCH))
-    spaces = tuple(space for text in config.output_spaces for space in parse_space(text))
+    asked = (space for text in config.output_spaces for space in parse_space(text))
+    spaces = tuple(dict.fromkeys(asked))  # res-2 and res-02 are one
     if spaces and not config.dry_run:
         spaces = tuple(
             replace(space, file=find_template_file(space, config.offline)) for space in spaces

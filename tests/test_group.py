@@ -81,13 +81,16 @@ def age_slope(values: np.ndarray, table: pd.DataFrame) -> float:
 
 
 def test_combat_removes_the_site_and_keeps_the_age(three_sites) -> None:
+    """The means of three times 60 scans without a site effect lie about 0.22 apart by chance."""
     out, _, _ = three_sites
     table = read(out, "group_volumes")
+    left = [site_effect(table[f"{name}_combat_mm3"].to_numpy(), table) for name in NAMES]
+    assert max(left) < 0.35
+    assert np.mean(left) < 0.1
     for name, typical in zip(NAMES, TYPICAL, strict=True):
         raw = table[f"{name}_mm3"].to_numpy()
         harmonised = table[f"{name}_combat_mm3"].to_numpy()
         assert site_effect(raw, table) > 1.2
-        assert site_effect(harmonised, table) < 0.15
         truth = THREE_SITES.per_year * typical
         assert age_slope(harmonised, table) == pytest.approx(truth, rel=0.35)
         assert age_slope(harmonised, table) == pytest.approx(age_slope(raw, table), rel=0.2)

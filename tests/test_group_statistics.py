@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from tests.studies import Effects, Person, simulate
 from tlseg_bids.errors import DataError
+from tlseg_bids.group.bayes import shrink
 from tlseg_bids.group.harmonise import Covariate, design_of, fit_combat, site_share
 from tlseg_bids.group.headsize import fit_head_size
 from tlseg_bids.group.outliers import MAD_TO_SD, MEAN_TO_SD, robust_scores
@@ -150,25 +151,89 @@ def data():
     return np.array([p.volumes for p in people]), [c[3] for c in cells], columns
 
 
-@pytest.mark.parametrize("reference", [None, "B"])
-def test_the_saved_lines_do_what_the_library_does(reference: str | None) -> None:
-    from combatlearn import ComBat
+def published(
+    values: np.ndarray, sites: np.ndarray, design: np.ndarray, reference: str | None
+) -> np.ndarray:
+    """ComBat step by step from the formulas of Johnson et al. 2007 and Fortin et al. 2018."""
+    names = np.unique(sites)
+    dummies = (sites[:, None] == names).astype(float)
+    own = np.full(len(values), True) if reference is None else sites == reference
+    both = np.hstack([dummies, design])
+    fitted = np.linalg.lstsq(both, values, rcond=None)[0]
+    sigma = np.sqrt(np.mean((values - both @ fitted)[own] ** 2, axis=0))
+    alpha = dummies[own].mean(axis=0) @ fitted[: len(names)]
+    mean = alpha + design @ fitted[len(names) :]
+    z = (values - mean) / sigma
+    result = values.copy()
+    for site in names[names != reference]:
+        here = z[sites == site]
+        n, gamma, delta = len(here), here.mean(axis=0), here.var(axis=0, ddof=1)
+        gamma_bar, tau2, m, s2 = gamma.mean(), gamma.var(ddof=1), delta.mean(), delta.var(ddof=1)
+        a, b = (m**2 + 2 * s2) / s2, (m**3 + m * s2) / s2
+        g, d = gamma, delta
+        for _ in range(2000):
+            g = (n * tau2 * gamma + d * gamma_bar) / (n * tau2 + d)
+            d = (b + 0.5 * ((here - g) ** 2).sum(axis=0)) / (n / 2 + a - 1)
+        result[sites == site] = (sigma / np.sqrt(d) * (here - g)) + mean[sites == site]
+    return result
 
+
+@pytest.mark.parametrize("reference", [None, "B"])
+def test_combat_is_that_of_the_published_formulas(reference: str | None) -> None:
     values, sites, columns = data()
-    fit = np.arange(90) < 75
-    effects, notes = fit_combat(values, sites, columns, fit, ("site", reference))
+    effects, notes = fit_combat(values, sites, columns, np.ones(90, bool), ("site", reference))
     assert notes == []
     design = design_of(effects.covariates, columns, 90)
     ours = effects.apply(values, sites, design)
-    library = ComBat(
-        pd.Series(sites), continuous_covariates=pd.DataFrame(design), method="fortin",
-        reference_batch=reference,
-    )  # fmt: skip
-    library.fit(pd.DataFrame(values[fit]))
-    theirs = library.transform(pd.DataFrame(values)).to_numpy()
-    assert np.allclose(ours, theirs, rtol=1e-9)
+    theirs = published(values, np.array(sites), design, reference)
+    assert np.allclose((ours - theirs) / values.std(axis=0), 0, atol=1e-6)
     assert site_share(values, sites, design).min() > 0.3
-    assert site_share(ours[fit], np.array(sites)[fit], design[fit]).max() < 0.02
+
+
+def test_combat_removes_what_a_scanner_does_to_all_structures() -> None:
+    """The structures together tell of the scanner what ten scans cannot tell of any of them."""
+    rng = np.random.default_rng(3)
+    sites = np.repeat(["A", "B"], 10)
+    scale, shift = np.where(sites == "A", 0.8, 1.2), np.where(sites == "A", -0.3, 0.3)
+    values = 1000 + 50 * (rng.normal(0, scale, (200, 20)).T + shift[:, None])
+    effects, _ = fit_combat(values, sites, {}, np.ones(20, bool), ("site", None))
+    after = effects.apply(values, sites, np.empty((20, 0)))
+
+    def apart(these: np.ndarray) -> tuple[float, float]:
+        a, b = these[:10], these[10:]
+        return (b.mean() - a.mean()) / 50, b.std(axis=0).mean() / a.std(axis=0).mean()
+
+    assert apart(values) == (pytest.approx(0.6, abs=0.1), pytest.approx(1.5, abs=0.1))
+    assert apart(after) == (pytest.approx(0, abs=0.03), pytest.approx(1, abs=0.05))
+
+
+def test_the_empirical_bayes_step_at_its_limits() -> None:
+    scans, every = np.array([5, 8]), np.ones(4, bool)
+    few = np.array([[0.5, 0.1], [-0.5, 0.2]]), np.array([[0.8, 1.1], [1.2, 0.9]])
+    unpooled = shrink(*few, scans, np.array([True, False]))
+    assert [part.tolist() for part in unpooled] == [part.tolist() for part in few]
+    same = np.full((2, 4), 0.5), np.full((2, 4), 1.5)
+    assert np.allclose(shrink(*same, scans, every), same)
+
+
+def test_the_head_size_and_the_structures_do_not_tell_of_each_other() -> None:
+    """A scanner that shifts every structure, but not the head size, leaves the head size alone."""
+    rng = np.random.default_rng(5)
+    sites = np.repeat(["A", "B"], 50)
+    values = 1000 + 50 * (rng.normal(size=(100, 21)) + (sites == "B")[:, None])
+    values[:, -1] -= 50 * (sites == "B")
+    names = [*(f"structure_{n}" for n in range(20)), "icv"]
+    wild = values.copy()
+    wild[sites == "B", -1] *= 3
+    done = []
+    for these in (values, wild):
+        effects, _ = fit_combat(these, sites, {}, np.ones(100, bool), ("site", None), names)
+        done.append(effects.apply(these, sites, np.empty((100, 0))))
+    assert np.allclose(done[0][:, :-1], done[1][:, :-1], rtol=1e-9)
+    for after in done:
+        assert after[50:, -1].mean() == pytest.approx(after[:50, -1].mean(), rel=1e-6)
+    moved = np.abs(done[0] - values).mean(axis=0) / 50
+    assert moved[-1] < 0.25 < 0.4 < moved[:-1].min()
 
 
 def test_a_structure_that_is_absent_at_a_site_is_not_harmonised() -> None:
@@ -191,6 +256,25 @@ def test_without_the_library_there_is_a_sentence(monkeypatch) -> None:
     assert str(error.value) == (
         "the library combatlearn is not installed – --combat – install it: "
         'pip install "tlseg-bids[harmonise]"'
+    )
+
+
+def test_a_library_that_estimates_otherwise_is_refused(monkeypatch) -> None:
+    class Later:
+        def __init__(self, **_options) -> None: ...
+
+        def fit(self, *_, **__) -> None: ...
+
+        def transform(self, table: pd.DataFrame, **_) -> pd.DataFrame:
+            return table
+
+    monkeypatch.setattr("combatlearn.core.ComBatModel", Later)
+    values, sites, columns = data()
+    with pytest.raises(DataError) as error:
+        fit_combat(values, sites, columns, np.ones(90, bool), ("site", None))
+    assert str(error.value) == (
+        "this version of the library combatlearn estimates ComBat in a way that is not known here "
+        '– --combat – install another: pip install "tlseg-bids[harmonise]"'
     )
 
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from tlseg_bids.errors import DataError, UsageError
+from tlseg_bids.group.bayes import shrink
 from tlseg_bids.group.design import Covariate, covariates_of, design_of
-from tlseg_bids.group.study import known, listed
+from tlseg_bids.group.study import TOTALS, known, listed
 
 MIN_SITE = 3
 FEW = 10
@@ -100,7 +102,8 @@ def fit_combat(
     options : tuple
         Name of the site column, and the reference site or None.
     names : sequence of str, optional
-        Features, for the sentences on those that some scans lack.
+        Features, for the sentences on those that some scans lack; the priors of a site are taken
+        over those that are no `TOTALS`.
 
     Returns
     -------
@@ -138,7 +141,8 @@ def fit_combat(
     use &= np.isin(np.array(sites, str), large)
     chosen = np.array(sites, str)[use]
     _check_rank(chosen, design[use], large, column)
-    numbers, said = _by_gaps(values[use], chosen, design[use], large, reference)
+    pooled = np.array([name not in TOTALS for name in names] or [True] * values.shape[1])
+    numbers, said = _by_gaps(values[use], chosen, design[use], large, (reference, pooled))
     notes += said + _gap_notes(np.isfinite(values), use, numbers, names)
     scans = {site: int((chosen == site).sum()) for site in large}
     return SiteEffects(column, reference, covariates, numbers, scans), notes
@@ -221,10 +225,11 @@ def _by_gaps(
     sites: np.ndarray,
     design: np.ndarray,
     large: list[str],
-    reference: str | None,
+    how: tuple[str | None, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """`_lines` for every set of features that the same scans have; NaN where there is no fit."""
     here = np.isfinite(values)
+    reference, pooled = how
     numbers = {site: np.full((2 + design.shape[1], values.shape[1]), np.nan) for site in large}
     said: list[str] = []
     for pattern in np.unique(here, axis=1).T:
@@ -238,7 +243,9 @@ def _by_gaps(
         varies = _varies(values[rows], sites[rows], there)
         if not (own & varies).any():
             continue
-        lines, told = _lines(values[rows][:, varies], sites[rows], design[rows], there, reference)
+        lines, told = _lines(
+            values[rows][:, varies], sites[rows], design[rows], there, (reference, pooled[varies])
+        )
         said += [text for text in told if text not in said]
         for site in there:
             numbers[site][:, own & varies] = lines[site][:, own[varies]]
@@ -277,20 +284,15 @@ def _lines(
     sites: np.ndarray,
     design: np.ndarray,
     large: list[str],
-    reference: str | None,
+    how: tuple[str | None, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Scale, offset and coefficients of every site: what the fitted ComBat does to probes.
+
+    `how` is the reference site, and which features the priors are taken over (`shrink`).
 
     The library is asked for 0, for the mean, and for each covariate in turn; as it is linear in
     all of them, the answers give the line exactly.
     """
-    try:
-        from combatlearn import ComBat
-    except ImportError as error:
-        raise DataError(
-            "the library combatlearn is not installed", "--combat",
-            'install it: pip install "tlseg-bids[harmonise]"',
-        ) from error  # fmt: skip
     centre, spread = design.mean(axis=0), design.std(axis=0)
     level = values.mean(axis=0)
     columns = design.shape[1]
@@ -300,14 +302,16 @@ def _lines(
     table = pd.DataFrame(np.concatenate([values, probes[0]]))
     covariates = pd.DataFrame(np.concatenate([(design - centre) / spread, probes[1]]))
     batch = pd.Series(np.concatenate([sites, np.repeat(large, len(ask))]))
-    combat = ComBat(
-        batch, continuous_covariates=covariates if columns else None, method="fortin",
-        reference_batch=reference,
-    )  # fmt: skip
+    combat = _library(*how)
+    parts = [
+        {"batch": batch[part], "continuous_covariates": covariates[part] if columns else None}
+        for part in (slice(len(values)), slice(len(values), None))
+    ]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        combat.fit(table.iloc[: len(values)])
-        answers = combat.transform(table.iloc[len(values) :]).to_numpy()
+        combat.fit(table[: len(values)], **parts[0])
+        answers = combat.transform(table[len(values) :], **parts[1]).to_numpy()
+    _check_shrunk(combat)
     numbers = {}
     for site, answer in zip(large, np.split(answers, len(large)), strict=True):
         coefficients = (answer[2:] - answer[0]) / spread[:, None]
@@ -315,3 +319,36 @@ def _lines(
         numbers[site] = np.stack([(answer[1] - answer[0]) / level, offset, *coefficients])
     said = {str(one.message).splitlines()[0] for one in caught if one.category is UserWarning}
     return numbers, [f"ComBat: {text}" for text in sorted(said)]
+
+
+def _library(reference: str | None, pooled: np.ndarray) -> Any:
+    """The library's model with the priors as published.
+
+    Version 2.3 takes the priors of each structure over the sites instead of those of each site
+    over the structures, which leaves up to a third of an effect that a scanner has on all of them.
+    """
+    try:
+        from combatlearn import core
+    except ImportError as error:
+        raise DataError(
+            "the library combatlearn is not installed", "--combat",
+            'install it: pip install "tlseg-bids[harmonise]"',
+        ) from error  # fmt: skip
+
+    class Published(core.ComBatModel):
+        shrunk = False
+
+        def _shrink_eb(self, gamma_hat, delta_hat, n_per_batch, _names):
+            self.shrunk = True
+            return shrink(gamma_hat, delta_hat, n_per_batch, pooled)
+
+    return Published(method="fortin", reference_batch=reference)
+
+
+def _check_shrunk(combat: Any) -> None:
+    """Refuse a version of the library that does not ask for the priors as published."""
+    if not combat.shrunk:
+        raise DataError(
+            "this version of the library combatlearn estimates ComBat in a way that is not known "
+            "here", "--combat", 'install another: pip install "tlseg-bids[harmonise]"',
+        )  # fmt: skip

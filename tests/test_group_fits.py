@@ -258,3 +258,18 @@ def test_a_saved_fit_that_cannot_be_kept_is_an_error(tmp_path, capsys, monkeypat
     error = told(capsys)
     assert "the fit of an earlier run cannot be renamed (Permission denied) – " in error
     assert "group_parameters.json – move it yourself: this run fits nothing" in error
+
+
+def test_one_that_cannot_be_harmonised_costs_the_others_no_agreement(tmp_path) -> None:
+    people, rows = simulate(60, THREE_SITES)
+    alone = [*rows[:-1], "sub-00059|50|M|D|control"]
+    again = [replace(one, run="2", volumes=one.volumes * 1.01) for one in people]
+    runs = [*(replace(one, run="1") for one in people), *again]
+    arguments = study(tmp_path, runs, "\n".join(alone) + "\n")
+    assert main([*arguments, *COMBAT]) == 0
+    agree = read(tmp_path / "out", "group_reliability").set_index("structure")
+    assert set(agree["participants"]) == {59}
+    harmonised = read(tmp_path / "out", "group_volumes")["left_thalamus_combat_mm3"].to_numpy()
+    first, second = harmonised.reshape(-1, 2)[:59].T
+    apart = 100 * np.mean(np.abs(first - second) / ((first + second) / 2))
+    assert agree["absolute_difference_percent"]["left_thalamus"] == pytest.approx(apart)

@@ -113,7 +113,9 @@ RELIABILITY = {
     "suffix": IDENTITY["suffix"],
     **MODEL,
     "structure": STRUCTURE["structure"],
-    "participants": entry("Participants with two scans within 30 days or in one session"),
+    "participants": entry(
+        "Participants with two scans within 30 days or in one session, and this volume in both"
+    ),
     "icc_2_1": entry(f"ICC(2,1), absolute agreement: {_ICC}", "1"),
     "icc_2_1_low": entry("Lower end of its 95 % confidence interval", "1"),
     "icc_2_1_high": entry("Upper end", "1"),

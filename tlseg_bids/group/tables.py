@@ -221,8 +221,8 @@ def _reliability_rows(study: Study, strata: Sequence[Stratum]) -> Iterator[list[
         place = {int(n): p for p, n in enumerate(stratum.rows)}
         scans = stratum.volumes[[[place[a], place[b]] for a, b in pairs]]
         for f, name in enumerate(stratum.names):
-            scores = scans[:, :, f]
-            if not np.isfinite(scores).all():
+            scores = scans[np.isfinite(scans[:, :, f]).all(axis=1), :, f]
+            if len(scores) < MIN_RETEST:
                 continue
             mean = scores.mean(axis=1)
             apart = np.abs(scores[:, 0] - scores[:, 1])
@@ -232,7 +232,7 @@ def _reliability_rows(study: Study, strata: Sequence[Stratum]) -> Iterator[list[
             numbers = [v for icc in intraclass(scores) for v in (icc.value, icc.low, icc.high)]
             protocol, _, suffix = stratum.name.rpartition("_")
             yield [
-                protocol, suffix, *_model(study.rows[pairs[0][0]]), name, str(len(pairs)),
+                protocol, suffix, *_model(study.rows[pairs[0][0]]), name, str(len(scores)),
                 *map(cell, numbers),
                 cell(within_subject_cv(scores)), cell(percent),
             ]  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.studies import Person, simulate, write_person
+from tests.studies import Person, simulate, write_person, write_raw
 from tests.test_group import COMBAT, THREE_SITES, read, some, study, told
 from tlseg_bids.cli.run import main
 
@@ -273,3 +273,21 @@ def test_one_that_cannot_be_harmonised_costs_the_others_no_agreement(tmp_path) -
     first, second = harmonised.reshape(-1, 2)[:59].T
     apart = 100 * np.mean(np.abs(first - second) / ((first + second) / 2))
     assert agree["absolute_difference_percent"]["left_thalamus"] == pytest.approx(apart)
+
+
+def test_a_level_of_a_small_site_alone_costs_the_others_nothing(tmp_path, caplog, capsys) -> None:
+    people, rows = simulate(60, THREE_SITES)
+    alone = [*rows[:-1], "sub-00059|50|X|D|control"]
+    arguments = study(tmp_path, people, "\n".join(alone) + "\n")
+    assert main([*arguments, *COMBAT]) == 0
+    fitted = parameters(tmp_path / "out")
+    assert fitted["Combat"]["Terms"] == ["scale", "offset", "age_years", "sex=M"]
+    assert sites(fitted) == {"A": 20, "B": 20, "C": 19}
+    assert "ComBat leaves out sites with fewer than 3 scans in the fit: D (1 scan)" in caplog.text
+    harmonised = read(tmp_path / "out", "group_volumes")["left_thalamus_combat_mm3"]
+    assert np.flatnonzero(harmonised.isna()).tolist() == [59]
+    same = [f"{row}|{'only' if n else 'kind'}" for n, row in enumerate(rows)]
+    same[-1] = "sub-00059|50|M|D|control|other"
+    write_raw(tmp_path / "raw", {"participants.tsv": "\n".join(same) + "\n"})
+    assert main([*arguments, *COMBAT, "kind"]) == 64
+    assert "the column 'kind' has one value only in the scans of the fit" in told(capsys)

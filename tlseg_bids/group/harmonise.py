@@ -139,6 +139,8 @@ def fit_combat(
             "--combat-reference", f"choose from {listed(large)}",
         )  # fmt: skip
     use &= np.isin(np.array(sites, str), large)
+    covariates = covariates_of(columns, use)  # a level of the small sites alone is no more
+    design = design_of(covariates, columns, len(values))
     chosen = np.array(sites, str)[use]
     _check_rank(chosen, design[use], large, column)
     pooled = np.array([name not in TOTALS for name in names] or [True] * values.shape[1])

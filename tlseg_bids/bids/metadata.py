@@ -28,7 +28,10 @@ COLUMNS = {
     "soft_low_mm3": ("Lower end of the interval for the volume in a reference", "mm^3"),
     "soft_high_mm3": ("Upper end of the interval for the volume in a reference", "mm^3"),
     "voxels": ("Number of voxels that carry the label", None),
-    "mean_confidence": ("Mean probability of the label over its own voxels, 0 to 1", None),
+    "mean_confidence": (
+        "Mean probability of the label over its own voxels, 0 to 1; n/a where it has none",
+        None,
+    ),
     "predicted_dice": ("Dice overlap to expect with a reference, 0 to 1", None),
     "volume_z": (
         "Share of the brain against persons of this age: distance from their mean over "

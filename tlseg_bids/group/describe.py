@@ -44,7 +44,9 @@ MEASURED = {
     "hard_mm3": entry("Volume of the voxels that carry the label", MM3),
     "soft_mm3": entry("Sum of the label's probability times the voxel volume", MM3),
     "voxels": entry("Voxels that carry the label"),
-    "mean_confidence": entry("Mean probability of the label over its own voxels, 0 to 1"),
+    "mean_confidence": entry(
+        "Mean probability of the label over its own voxels, 0 to 1; n/a where it has none"
+    ),
     "predicted_dice": entry("Dice overlap that the model expects, 0 to 1"),
     "cut_share": entry("Share of the structure expected beyond the scan's outer faces, 0 to 1"),
 }

@@ -56,7 +56,7 @@ def volume_table(
     channel: np.ndarray, confidence: np.ndarray, soft: np.ndarray, protocol: LabelProtocol,
     voxel_mm3: float, calibration: Calibration | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """One row per structure of the protocol, absent ones with 0.
+    """One row per structure of the protocol, absent ones with a volume of 0.
 
     Parameters
     ----------
@@ -75,8 +75,8 @@ def volume_table(
     -------
     DataFrame
         index, name, hard_mm3, soft_mm3, soft_low_mm3 and soft_high_mm3 (NaN without a calibrated
-        interval), voxels, mean_confidence (0 where absent), predicted_dice (NaN where absent or
-        not calibrated): the Dice to expect if the probabilities are right,
+        interval), voxels, mean_confidence (NaN where absent), predicted_dice (NaN where absent
+        or not calibrated): the Dice to expect if the probabilities are right,
         2·Σp(inside) / (voxels + Σp), as the calibration corrects it.
         ``attrs["expected_dice"]`` is the mean of the uncorrected one, 0 where nothing was found.
     """
@@ -85,7 +85,7 @@ def volume_table(
     voxels = np.bincount(channel.ravel(), minlength=count)
     inside = np.bincount(channel.ravel(), confidence.ravel(), minlength=count) / 255
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(voxels > 0, inside / voxels, 0.0)
+        mean = np.where(voxels > 0, inside / voxels, np.nan)
         dice = np.where(voxels > 0, np.minimum(1, 2 * inside / (voxels + soft)), np.nan)
     low, high = volume_interval(soft * voxel_mm3, protocol, calibration)
     table = pd.DataFrame(
@@ -140,7 +140,7 @@ def quality(
     brain = int(np.count_nonzero(mask))
     around = outer_fluid_mm3(table, protocol)
     labelled = table["voxels"].to_numpy()
-    confidence = table["mean_confidence"].to_numpy()
+    confidence = table["mean_confidence"].fillna(0.0).to_numpy()
     present = table[labelled > 0]
     asymmetry = asymmetries(table, protocol)["asymmetry"]
     whole = len(protocol.channels(group=CORTEX)) > 0

@@ -207,7 +207,7 @@ def _pack(options: argparse.Namespace) -> None:
     from tlseg_bids.train.recipe import load_recipe
     from tlseg_bids.train.supply import pack
 
-    recipes = [load_recipe(path) for path in options.recipes]
+    recipes = [load_recipe(path, to_train=False) for path in options.recipes]
     size = pack(recipes, options.data, options.output, round(options.limit * 2**20))
     print(f"{options.output}: {size / 2**20:.1f} MiB")
 

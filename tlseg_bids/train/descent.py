@@ -65,6 +65,11 @@ class Descent:
                 f"first_stage is {self.first_stage:g}", "the recipe's table [descent]",
                 "write the share of the steps, from 0 to below 1",
             )  # fmt: skip
+        if self.optimiser == "sgd" and not 0 < self.momentum < 1:
+            raise UsageError(
+                f"momentum is {self.momentum:g}", "the recipe's table [descent]",
+                "write a number between 0 and 1 for the optimiser sgd",
+            )  # fmt: skip
 
 
 def rate_at(descent: Descent, step: int, steps: int, warmup: int) -> float:

@@ -61,6 +61,13 @@ def new_state(recipe: Recipe, samples: dict[str, list[Sample]], start: dict | No
     known = start["priors"] if start else {}
     for name in recipe.prior_heads:
         taught = [s for found in samples.values() for s in found if s.taught == name]
+        if not taught and name not in known:
+            raise UsageError(
+                f"the network is handed an atlas of '{name}', and no dataset is learned in it",
+                f"recipe '{recipe.name}'",
+                "add such a dataset, --start from a model that has the atlas, or lower "
+                "prior_channels",
+            )  # fmt: skip
         alike = [s for s in taught if s.dataset == taught[0].dataset]
         spacing_mm = recipe.prior_mm.get(name, PRIOR_SPACING_MM)
         state["priors"][name] = (

@@ -14,10 +14,12 @@ from tlseg_bids import __version__
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.descent import Descent
+from tlseg_bids.train.fitting import MIX, check_fit, check_rules
 from tlseg_bids.train.pack import RULES
 from tlseg_bids.train.places import Places
 from tlseg_bids.train.synth import Ageing, Mix, Shape
 from tlseg_bids.train.teach import Loss
+from tlseg_bids.train.values import LIMITS, check_values, hints_of
 
 TABLES = {
     "shape": Shape, "ageing": Ageing, "mix": Mix, "descent": Descent, "loss": Loss,
@@ -167,17 +169,21 @@ class Recipe:
         return tuple(found[::-1])
 
 
-def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    path: Path, overrides: dict[str, Any] | None = None, to_train: bool = True
+) -> Recipe:  # fmt: skip
     """Read a recipe; `overrides` win over the file, and the file over the one it names as `base`.
 
-    Tables of a base are completed key by key; ``datasets`` is taken whole.
+    Tables of a base are completed key by key; ``datasets`` is taken whole. Whether its parts fit
+    each other is not checked where it is not read `to_train`: datasets alone are packed.
 
     Raises
     ------
     NoInputError
         If the file does not exist.
     UsageError
-        If it is not TOML, a key is unknown or missing, or there is no dataset.
+        If it is not TOML, a key is unknown or missing, there is no dataset, a value is of the wrong
+        kind or not possible, or the parts do not fit each other.
     """
     values = _read(path)
     values.update(overrides or {})
@@ -186,12 +192,19 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
         raise UsageError(f"unknown keys {unknown}", path, "see the docstring of Recipe")
     if "datasets" in values:
         _check_datasets(values["datasets"], path)
+    check_values(values, hints_of(Recipe), LIMITS[""], str(path))
+    for key in sorted(TABLES.keys() & values.keys()):
+        limits = {**LIMITS, "mix": MIX}.get(key, {})
+        check_values(values[key], hints_of(TABLES[key]), limits, f"{path}, [{key}]")
     try:
-        return recipe_of(values)
+        recipe = recipe_of(values)
     except TypeError as error:
         raise UsageError(
             f"keys do not fit: {error}", path, "see the docstring of Recipe"
         ) from error
+    if to_train:
+        check_fit(recipe, str(path))
+    return recipe
 
 
 def _check_datasets(datasets: Any, path: Path) -> None:
@@ -209,6 +222,7 @@ def _check_datasets(datasets: Any, path: Path) -> None:
                 f"unknown keys {unknown} of dataset '{name}'", path,
                 f"known are {', '.join(DATASET_KEYS)}",
             )  # fmt: skip
+        check_rules(name, rules, str(path))
 
 
 def recipe_of(values: dict[str, Any]) -> Recipe:
@@ -218,8 +232,8 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
     })  # fmt: skip
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The values of a file and its bases."""
+def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file and its bases; `children` are the files that build on it."""
     if not path.is_file():
         raise NoInputError("no such recipe", path, "name a TOML file, see tlseg_bids/train/recipes")
     try:
@@ -227,7 +241,14 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"not valid TOML: {error}", path, "mend that line") from error
     base = values.pop("base", None)
-    return values if base is None else completed(values, _read(path.parent / base))
+    if base is None:
+        return values
+    line = (*children, path.resolve())
+    if not isinstance(base, str) or (path.parent / base).resolve() in line:
+        raise UsageError(
+            f"base is {base!r}", path, "name the file of another recipe that does not build on it"
+        )
+    return completed(values, _read(path.parent / base, line))
 
 
 def completed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:

@@ -206,10 +206,20 @@ def test_a_second_run_cites_the_models_of_the_first_too(finished, tmp_path):
         "Name": "model infant", "Version": other.version,
         "Description": f"weights with sha256 {other.weights.sha256}, {other.weights.licence}",
     })  # fmt: skip
+    replaced = {**description["GeneratedBy"][-1], "Version": "0.0.1"}
+    description["GeneratedBy"] += [replaced, {"Name": "tlseg", "Version": "0.0.7"}]
     (copy / "dataset_description.json").write_text(json.dumps(description))
+    labels = copy / "sub-09" / "anat" / "sub-09_space-T1w_seg-infant_dseg.json"
+    labels.parent.mkdir(parents=True)
+    model = {"Name": "infant", "Version": other.version, "Sha256": other.weights.sha256}
+    labels.write_text(json.dumps({"ProgramVersion": __version__, "Model": model}))
     assert run(bids, copy, "participant", "--skip-bids-validation") == 0
     text = (copy / "logs" / "CITATION.md").read_text()
     assert "model 'any' (version" in text and "model 'infant' (version" in text
+    assert "0.0.1" not in text and "0.0.7" not in text
+    after = json.loads((copy / "dataset_description.json").read_text())["GeneratedBy"]
+    assert [(one["Name"], one["Version"]) for one in after][-1] == ("model infant", other.version)
+    assert len(after) == 3
 
 
 def test_the_plan_alone_writes_nothing(finished, tmp_path, capsys):

@@ -40,6 +40,7 @@ from tlseg_bids.bids.atomic import atomic, clean_cell, plain, write_text
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.bids.nifti import write_fractions, write_labels
+from tlseg_bids.bids.root import forget_replaced
 from tlseg_bids.bids.runlog import PLAN_COLUMNS, RunLog, new_run_id
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.spaces import Space
@@ -770,6 +771,24 @@ def test_another_run_adds_to_the_root_and_keeps_the_rest(out):
     assert (out.out_dir / "README.md").read_text() == "mine"
     lines = (out.out_dir / ".bidsignore").read_text().splitlines()
     assert lines == ["mine", "logs", "*.html", "figures", "group_*", "models", "compat", "*_xfm.*"]
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "kept"), [("{}", ["tlseg", "model new"]), ("{", ["tlseg", "tlseg", "model old",
+                                                               "model new"])]
+)  # fmt: skip
+def test_a_model_whose_labels_are_replaced_is_forgotten(out, monkeypatch, sidecar, kept):
+    old, new = (dataclasses.replace(small_card(), name=name) for name in ("old", "new"))
+    with monkeypatch.context() as patch:
+        patch.setattr("tlseg_bids.bids.root.__version__", "0.0.7")
+        out.write_root([old], {})
+    out.write_root([new], {})
+    labels = out.out_dir / "sub-01" / "anat" / "sub-01_space-T1w_seg-aseg_dseg.json"
+    labels.parent.mkdir(parents=True)
+    labels.write_text(sidecar)
+    forget_replaced(out.out_dir, out.bids_dir, (new,))
+    described = json.loads((out.out_dir / "dataset_description.json").read_text())
+    assert [maker["Name"] for maker in described["GeneratedBy"]] == kept
 
 
 def test_the_root_keeps_the_versions_that_labelled(out, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,13 @@ import torch
 
 from tlseg_bids import __version__
 from tlseg_bids.bids.discover import discover
-from tlseg_bids.bids.root import hold_root
+from tlseg_bids.bids.root import forget_replaced, hold_root
 from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.bids.validate import validate
 from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.config import Config
 from tlseg_bids.crew import Crew
-from tlseg_bids.errors import ScanError, no_memory
+from tlseg_bids.errors import LockedError, ScanError, no_memory
 from tlseg_bids.executors import choose_executor
 from tlseg_bids.flow import Job, Outcome, Plan, Prediction, Prepared, Segmentation
 from tlseg_bids.placing import Frame, find, template_frame
@@ -95,6 +96,10 @@ def participant(config: Config, progress: Progress) -> int:
 
     labour = Labour(config, log.run_id, workshop)
     outcomes = run_jobs(plan, labour, record, progress, choose_executor(config))
+    if outcomes:
+        with contextlib.suppress(LockedError), hold_root(config.out_dir):
+            forget_replaced(config.out_dir, config.bids_dir, cards)
+            log.write_citation(citation(config.out_dir, cards, config.model_dirs))
     return exit_code(outcomes)
 
 

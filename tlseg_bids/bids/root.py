@@ -31,6 +31,7 @@ from tlseg_bids.errors import CannotCreateError, UsageError
 PROGRAM = "tlseg"
 MODEL = "model "
 WEIGHTS_TOLD = re.compile(r"weights with sha256 (?P<sha256>\S+), (?P<licence>.+)")
+Mark = tuple[str, str, str]
 BIDS_VERSION = "1.10.0"
 CONTAINER_VARIABLE = "TLSEG_CONTAINER"
 IGNORED = ("*.html", "figures", "group_*", "models", "logs", "compat", "*_xfm.*")
@@ -124,6 +125,50 @@ def made_by(out_dir: Path) -> tuple[list[str], list[dict[str, str]]]:
             version = str(maker.get("Version", ""))
             models.append({"name": name[len(MODEL) :], "version": version, **weights.groupdict()})
     return list(versions), models
+
+
+def forget_replaced(out_dir: Path, bids_dir: Path, cards: tuple[Any, ...]) -> None:
+    """Take out of ``GeneratedBy`` the models and versions whose labels have all been replaced.
+
+    Those of this run (`cards`) stay, and all do where a sidecar that may name them cannot be read.
+    To be called with `hold_root` held, when the run has labelled what it could.
+
+    Raises
+    ------
+    CannotCreateError, OutputError
+        If the file cannot be written.
+    """
+    description = _description(out_dir, bids_dir, cards, _existing(out_dir))
+    makers = description["GeneratedBy"]
+    own = {(PROGRAM, __version__, "")}
+    own |= {(f"{MODEL}{c.name}", str(c.version), c.weights.sha256) for c in cards}
+    doubtful = {_mark(one) for one in makers} - own
+    left = doubtful - _named_by_labels(out_dir, doubtful)
+    description["GeneratedBy"] = [one for one in makers if _mark(one) not in left]
+    update_text(out_dir / "dataset_description.json", as_json(description))
+
+
+def _mark(maker: dict[str, Any]) -> Mark:
+    """What tells a maker from others: name, version and, of a model, the hash of its weights."""
+    weights = WEIGHTS_TOLD.fullmatch(str(maker.get("Description", "")))
+    sha256 = weights["sha256"] if weights else ""
+    return str(maker.get("Name")), str(maker.get("Version")), sha256
+
+
+def _named_by_labels(out_dir: Path, wanted: set[Mark]) -> set[Mark]:
+    """Those of some makers that the sidecar of a label image names; read until all are found."""
+    found: set[Mark] = set()
+    for sidecar in out_dir.glob("sub-*/**/*_dseg.json"):
+        if wanted <= found:
+            break
+        content, problem = read_json(sidecar)
+        if problem:
+            return wanted
+        found.add((PROGRAM, str(content.get("ProgramVersion")), ""))
+        if isinstance(model := content.get("Model"), dict):
+            name, version = f"{MODEL}{model.get('Name')}", str(model.get("Version"))
+            found.add((name, version, str(model.get("Sha256"))))
+    return wanted & found
 
 
 def _existing(out_dir: Path) -> dict[str, Any]:

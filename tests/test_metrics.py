@@ -315,6 +315,24 @@ def test_evaluate_says_what_is_wrong(folders, capsys, arguments, code, message) 
     assert message in capsys.readouterr().err
 
 
+def test_a_table_that_cannot_be_written_is_told_before_anything_is_scored(
+    folders, tmp_path, capsys
+) -> None:
+    for place in (tmp_path, tmp_path / "gone" / "a.tsv"):
+        assert main([*map(str, folders), "-o", str(place)]) == 73
+        said = capsys.readouterr().err
+        assert "the table cannot be written (" in said and f"{place} – choose another" in said
+        assert said.count("\n") == 1, "nothing was scored"
+
+
+def test_a_mistake_leaves_no_empty_table(folders, tmp_path) -> None:
+    kept = tmp_path / "kept.tsv"
+    kept.write_text("mine")
+    for place in (kept, tmp_path / "new.tsv"):
+        assert main([*map(str, folders), "--protocol", "x", "-o", str(place)]) == 65
+    assert [file.read_text() for file in tmp_path.glob("*.tsv")] == ["mine"]
+
+
 def test_evaluate_refuses_two_references(folders, capsys: pytest.CaptureFixture) -> None:
     grid = np.zeros((4, 4, 4))
     _write(folders[1] / "sub-01/anat/sub-01_seg-other_dseg.nii.gz", grid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,13 @@ from tlseg_bids.cli.options import Parser
 from tlseg_bids.cli.run import report, until_closed
 from tlseg_bids.cli.values import absolute
 from tlseg_bids.config import without_home
-from tlseg_bids.errors import NoInputError, NothingSelectedError, TlsegError, UsageError
+from tlseg_bids.errors import (
+    CannotCreateError,
+    NoInputError,
+    NothingSelectedError,
+    TlsegError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,12 +164,36 @@ def entities(path: Path) -> dict[str, str]:
 
 
 def _check_output(output: Path | None) -> None:
-    """Refuse a table whose name is that of the page, which would take its place."""
-    if output is not None and output.suffix == ".html":
+    """Refuse a table that could not be written, before anything is scored for it.
+
+    Raises
+    ------
+    UsageError
+        If its name is that of the page, which would take its place.
+    CannotCreateError
+        If it, or what lies beside it, cannot be written.
+    """
+    if output is None:
+        return
+    if output.suffix == ".html":
         raise UsageError(
             "the table would be lost: the page of agreement has the same name", f"-o {output}",
             f"write -o {output.with_suffix('.tsv').name}; the page lies beside it",
         )  # fmt: skip
+    new = not output.exists()
+    try:
+        with tempfile.TemporaryFile(dir=output.parent), output.open("ab"):
+            pass
+        if new:
+            output.unlink()
+    except OSError as error:
+        raise _not_writable(error, output) from error
+
+
+def _not_writable(error: OSError, output: Path) -> CannotCreateError:
+    return CannotCreateError(
+        f"the table cannot be written ({error.strerror})", output, "choose another place"
+    )
 
 
 def _score_all(
@@ -234,7 +265,6 @@ def _write(tables: list[pd.DataFrame], output: Path | None) -> None:
     import numpy as np
     import pandas as pd
 
-    from tlseg_bids.errors import CannotCreateError
     from tlseg_bids.metrics import summary
 
     table = pd.concat(tables, ignore_index=True)
@@ -245,9 +275,7 @@ def _write(tables: list[pd.DataFrame], output: Path | None) -> None:
         try:
             output.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise CannotCreateError(
-                f"the table cannot be written ({error.strerror})", output, "choose another place"
-            ) from error
+            raise _not_writable(error, output) from error
     means = [summary(t) for t in tables]
     stream = sys.stderr if output is None else sys.stdout
     for key in means[0]:

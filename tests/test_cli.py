@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,6 +101,19 @@ def test_the_check_for_heavy_modules_can_fail():
         check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "['numpy']"
+
+
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_every_command_runs_as_a_module(command):
+    module = SCRIPTS[command].partition(":")[0]
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith(f"usage: {command} ")
 
 
 def test_the_entry_point_is_the_same_program():

@@ -284,3 +284,7 @@ def _write(tables: list[pd.DataFrame], output: Path | None) -> None:
         mean = f"{values.mean():.4f}" if len(values) else "n/a"
         spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
         print(f"{key}: {mean}{spread} (n = {len(values)})", file=stream)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,6 +22,7 @@ from tlseg_bids.bids.validate import find_validator
 from tlseg_bids.bids.write import Derivatives
 from tlseg_bids.bids.xfm import write_xfm
 from tlseg_bids.cli.evaluate import label_files
+from tlseg_bids.cli.run import main
 from tlseg_bids.errors import NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.plan import make_plan
@@ -222,6 +223,28 @@ def test_of_a_t1w_and_its_t2w_the_t1w_names_the_standard_space(tmp_path, monkeyp
         "sub-01_T1w.nii.gz": wanted, "sub-01_T2w.nii.gz": [], "sub-02_T2w.nii.gz": wanted,
     }  # fmt: skip
     assert {space.file for job in plan.jobs for space in job.spaces} == {file}
+
+
+def test_a_dry_run_tells_of_a_template_that_is_missing_and_fetches_none(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    from templateflow import api
+
+    empty = tmp_path / f"tpl-{NAME}_res-02_T1w.nii.gz"
+    empty.touch()
+    monkeypatch.setattr(api, "ls", lambda *_, **__: [empty])
+    monkeypatch.setattr(api, "get", lambda *_, **__: pytest.fail("fetched"))
+    make_dataset(tmp_path / "raw")
+    words = [str(tmp_path / "raw"), str(tmp_path / "out"), "participant", "--dry-run",
+             "--device", "cpu", "--output-spaces", f"{NAME}:res-2"]  # fmt: skip
+    assert main([*words, "--offline"]) == NoInputError.exit_code == 66
+    said = capsys.readouterr().err
+    assert f"the template '{NAME}:res-2' is not on this machine and --offline forbids" in said
+    assert main(words) == 0
+    monkeypatch.setattr(api, "ls", lambda *_, **__: [])
+    assert main(words) == 66
+    assert f"TemplateFlow has no T1w for '{NAME}:res-2'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_template_that_the_image_cannot_get_is_named_and_left_out(monkeypatch, capsys) -> None:

@@ -70,8 +70,10 @@ def parse_space(text: str) -> list[Space]:
     return spaces
 
 
-def find_template_file(space: Space, offline: bool) -> Path:
+def find_template_file(space: Space, offline: bool, fetch: bool = True) -> Path:
     """The template's T1w, fetched by TemplateFlow unless `offline`; the finest if none was named.
+
+    Without `fetch`, one that could be fetched is only named.
 
     Raises
     ------
@@ -92,7 +94,7 @@ def find_template_file(space: Space, offline: bool) -> Path:
             "ask for another resolution or cohort",
         )  # fmt: skip
     path = listed[0]  # res-01 comes first
-    if path.is_file() and path.stat().st_size:
+    if (path.is_file() and path.stat().st_size) or not (fetch or offline):
         return path
     problem = "--offline forbids to fetch it"
     if not offline:

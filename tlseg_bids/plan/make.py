@@ -80,7 +80,7 @@ def make_plan(
         As `usable_cards` and `choose_device`: what no scan could change; also if templates are
         wanted of a model that sees several images together.
     NoInputError
-        If a template of ``--output-spaces`` is not at hand.
+        If a template of ``--output-spaces`` is not at hand; with ``--dry-run``, also could not be.
     """
     run = _Run(*usable_cards(cards, config), config, version, machine or _machine(config))
     if config.device != "auto" and config.executor == "local":
@@ -101,11 +101,10 @@ def make_plan(
             reason = f"the file cannot be read to its end ({error.strerror or error})"
             damaged.append(Skip(header.scan, reason, FETCH))
     asked = (space for text in config.output_spaces for space in parse_space(text))
-    spaces = tuple(dict.fromkeys(asked))  # res-2 and res-02 are one
-    if spaces and not config.dry_run:
-        spaces = tuple(
-            replace(space, file=find_template_file(space, config.offline)) for space in spaces
-        )
+    spaces = tuple(
+        replace(space, file=find_template_file(space, config.offline, not config.dry_run))
+        for space in dict.fromkeys(asked)  # res-2 and res-02 are one
+    )
     if spaces:
         _check_single_images(jobs)
         jobs = [replace(job, spaces=spaces) if _names_space(job, jobs) else job for job in jobs]

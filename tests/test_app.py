@@ -334,6 +334,15 @@ def test_probabilities_are_written_on_request(tmp_path, brain):
     assert names["LabelMap"][0] == "Left cerebral white matter"
 
 
+def test_reports_of_nothing_are_refused(finished, tmp_path, capsys):
+    bids, _ = finished
+    options = ("--reports-only", "--skip-bids-validation")
+    assert run(bids, tmp_path / "out", "participant", *options) == 66
+    said = capsys.readouterr().err
+    assert f"there is nothing to report – {tmp_path / 'out'} – leave out --reports-only" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_reports_can_be_made_again(finished, tmp_path):
     bids, out = finished
     copy = tmp_path / "out"

@@ -32,7 +32,7 @@ from tlseg_bids.postprocess.quality import implausible
 from tlseg_bids.preprocess.intensity import from_zero
 from tlseg_bids.report.citation import citation
 from tlseg_bids.report.methods import methods_text
-from tlseg_bids.report.pages import Pages
+from tlseg_bids.report.pages import Pages, check_reportable
 from tlseg_bids.resources import (
     available_memory_gib,
     peak_memory_gib,
@@ -75,6 +75,9 @@ def participant(config: Config, progress: Progress) -> int:
     if config.boilerplate_only:
         print(methods_text(cards, __version__))
         return 0
+    subjects = sorted({entry.scan.subject for entry in (*plan.jobs, *plan.skips)})
+    if config.reports_only:
+        check_reportable(config.out_dir, subjects)
     config = share_out(config, plan)
     outputs = Derivatives(config.out_dir, config.bids_dir, config.probabilities)
     used = () if config.reports_only else cards
@@ -84,7 +87,7 @@ def participant(config: Config, progress: Progress) -> int:
     log.write_plan(plan)
     pages = Pages(config.out_dir, config.command, [e.scan for e in (*plan.jobs, *plan.skips)])
     if config.reports_only:
-        for subject in sorted({entry.scan.subject for entry in (*plan.jobs, *plan.skips)}):
+        for subject in subjects:
             pages.write(subject)
         return 0
     with hold_root(config.out_dir):

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from tlseg_bids.bids.runlog import scan_name
 from tlseg_bids.bids.scan import Scan
+from tlseg_bids.errors import NoInputError
 from tlseg_bids.flow import Outcome
 from tlseg_bids.report.derivatives import FailedScan, failures_and_gone
 from tlseg_bids.report.subject import write_subject_report
 
 LOG = logging.getLogger(__name__)
+LABELS = "_dseg.nii.gz"
 
 
 class Pages:
@@ -68,6 +70,24 @@ class Pages:
             self.out_dir, subject, self.command, recorded=dict(sorted(self._failed.items()))
         )
         LOG.info("report: %s", path)
+
+
+def check_reportable(out_dir: Path, subjects: Iterable[str]) -> None:
+    """Refuse to write reports where no scan of the subjects was labelled, and none has failed.
+
+    Raises
+    ------
+    NoInputError
+        Naming the folder.
+    """
+    wanted, (failed, _) = set(subjects), failures_and_gone(out_dir)
+    if wanted & {_subject(scan) for scan in failed}:
+        return
+    if not any(next((out_dir / f"sub-{s}").rglob(f"*{LABELS}"), None) for s in wanted):
+        raise NoInputError(
+            "no scan of the selected participants is labelled there, so there is nothing to report",
+            out_dir, "leave out --reports-only to label them, or correct the path",
+        )  # fmt: skip
 
 
 def _subject(scan: str) -> str:

@@ -70,6 +70,17 @@ def test_weights_that_lie_elsewhere_than_the_card_go_out_and_in(tmp_path, monkey
     assert export_model(got, tmp_path / "third.zip").read_bytes() == file.read_bytes()
 
 
+def test_weights_whose_name_is_hidden_go_out_and_in(tmp_path):
+    card = write_model(tmp_path / "zoo", "lab")
+    beside = tmp_path / "zoo" / card.weights.file
+    beside.rename(beside.with_name(".w.safetensors"))
+    write_card(replace(card, weights=replace(card.weights, file=".w.safetensors")), card.path)
+    file = export_model(read_card(card.path), tmp_path)
+    got = import_model(file, tmp_path / "there")
+    assert got.weights == replace(card.weights, file="lab.safetensors")
+    assert load_weights(got)
+
+
 def test_it_works_from_the_command_line(bundle, tmp_path, capsys):
     assert main(["import", str(bundle), "--to", str(tmp_path / "m")]) == 0
     assert "lab 1.0" in capsys.readouterr().out

@@ -52,6 +52,8 @@ def export_model(card: ModelCard, target: Path) -> Path:
     if target.is_dir():
         target = target / f"{card.name}.zip"
     name = Path(card.weights.file or weights.name).name
+    if name.startswith("."):  # no hidden file is imported
+        name = f"{card.name}.safetensors"
     if card.weights.file == name:
         text = card.path.read_text(encoding="utf-8")
     else:  # fetched, or in a folder below the card's: in the zip the two lie side by side

@@ -122,7 +122,7 @@ def test_an_unknown_index_is_refused_for_its_scan_alone(tmp_path):
 @pytest.mark.parametrize(
     ("index", "sentence", "hint"),
     [
-        (-1, r"1 voxels of sub-00_.*_dseg.nii.gz have a negative label, down to -1", "write 0"),
+        (-1, r"1 voxel of sub-00_.*_dseg.nii.gz with a negative label, down to -1", "write 0"),
         (40000, r"index 40000 of sub-00_.* is above 32767, the largest", "a smaller index"),
     ],
 )
@@ -157,7 +157,7 @@ def test_no_labels_at_all_is_said(tmp_path):
     with pytest.raises(NoInputError, match="there is no such folder – --labels"):
         match(tmp_path / "nowhere", scans_of(bids))
     save_nifti(derivative / "sub-77/anat/sub-77_seg-aseg_dseg.nii.gz", head(0))
-    with pytest.raises(NoInputError, match="none of the 1 label images belongs to a selected scan"):
+    with pytest.raises(NoInputError, match="of 1 label image none belongs to a selected scan"):
         match(derivative, scans_of(bids))
     save_nifti(derivative / "sub-00/anat/sub-00_seg-aseg_dseg.nii.gz", head(0) * 0)
     with pytest.raises(DataError, match="no labelled scan can be used.*shows no structure"):

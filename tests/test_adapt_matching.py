@@ -45,7 +45,8 @@ def test_labels_in_a_standard_space_are_not_those_of_the_scan(tmp_path):
     assert not found.refused
     (beside / "sub-00_space-T1w_seg-aseg_dseg.nii.gz").unlink()
     sentence = (
-        r"all 1 label images lie in a standard space, such as sub-00_space-MNI.*give labels on"
+        r"of 1 label image none lies in the space of a scan, such as sub-00_space-MNI.*"
+        "give labels on"
     )
     with pytest.raises(NoInputError, match=sentence):
         match(derivative, scans_of(bids))

@@ -79,7 +79,7 @@ def test_errors_of_scans_are_sentences_and_do_not_stop_the_run(tmp_path):
         "SYMLINK_BROKEN", "NOT_INCLUDED",
     }  # fmt: skip
     assert found["NOT_INCLUDED"].startswith("sub-01/anat/sub-01_T1.nii.gz: ")
-    assert found["NOT_INCLUDED"].endswith(" [NOT_INCLUDED] (and in 1 more files)")
+    assert found["NOT_INCLUDED"].endswith(" [NOT_INCLUDED] (and in 1 more file)")
     assert found["T1W_FILE_WITH_TOO_MANY_DIMENSIONS"].startswith(
         "sub-01/anat/sub-01_acq-4d_T1w.nii.gz: "
     )

@@ -465,7 +465,7 @@ def test_hostile_cells_neither_run_nor_break_anything(tmp_path) -> None:
         ([*COMBAT, "--combat-reference", "Z"], 64, "reference site 'Z' is not among the sites"),
         ([*COMBAT, "--fit-where", "group=martian"], 64, "no scan meets group=martian"),
         ([*COMBAT, "--fit-where", "group"], 64, "'group' is not COLUMN=VALUE"),
-        ([*COMBAT, "--fit-where", "site=A"], 65, "1 sites have the 3 scans that ComBat needs"),
+        ([*COMBAT, "--fit-where", "site=A"], 65, "1 site has the 3 scans that ComBat needs"),
         (["--combat", "site", "--combat-covariates", "site"], 65, "cannot be told from that of"),
         (["--icv-correction", "shrink"], 64, "invalid choice: 'shrink'"),
         (["--group-parameters", "nowhere.json"], 66, "there is no such file of parameters"),
@@ -500,7 +500,7 @@ def test_sites_with_a_scan_or_two_and_unknown_covariates(tmp_path, caplog) -> No
     assert main([*study(tmp_path, people, "\n".join(rows) + "\n"), *COMBAT]) == 0
     assert "leaves out sites with fewer than 3 scans in the fit: E (1 scan)" in caplog.text
     assert "no site effect is known for E (1)" in caplog.text
-    assert "1 scans lack a covariate of ComBat" in caplog.text
+    assert "1 scan lacks a covariate of ComBat" in caplog.text
     table = read(tmp_path / "out", "group_volumes")
     assert table["left_thalamus_combat_mm3"].isna().tolist() == [False] * 38 + [True] * 2
 

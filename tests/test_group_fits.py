@@ -196,7 +196,7 @@ def test_a_correction_that_no_stratum_can_have_is_an_error_that_names_them(
     assert main([*arguments, *RESIDUAL, "--participant-label", "00000", "00002"]) == 65
     assert (
         "aseg_T1w: 2 scans with a different intracranial volume are too few for a slope; "
-        "aseg_T2w: 1 scans with" in told(capsys)
+        "aseg_T2w: 1 scan with" in told(capsys)
     )
     assert main([*arguments, "--combat", "site", "--combat-covariates", "no_such"]) == 64
     assert "tlseg: the table has no column 'no_such' – " in told(capsys)

@@ -312,7 +312,7 @@ def test_too_little_disk_is_a_sentence(capsys, monkeypatch):
     usage = type("Usage", (), {"free": 2**20})
     monkeypatch.setattr(launch.shutil, "disk_usage", lambda _: usage)
     said = refused(capsys, 73, "bids", "out", "participant", "--nprocs", "1")
-    assert "0.0 GiB of disk are free and 1 scans take about 0.0 GiB" in said
+    assert "0.0 GiB of disk are free and 1 scan takes about 0.0 GiB" in said
     assert "free some space, choose another OUT_DIR" in said
 
 

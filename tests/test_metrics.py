@@ -295,7 +295,11 @@ def test_evaluate_goes_on_after_a_bad_pair(folders, capsys: pytest.CaptureFixtur
             "the table would be lost: the page of agreement has the same name – -o "
             "/nowhere/a.html – write -o a.tsv",
         ),
-        (["{pred}/sub-01", "{true}/sub-02"], 18, "no prediction matches any of 1 references"),
+        (
+            ["{pred}/sub-01", "{true}/sub-02"],
+            18,
+            "no prediction matches any reference, of which there is 1",
+        ),
         (["{pred}"], 64, "required"),
         (
             ["{pred}", "{true}", "--map-both"],

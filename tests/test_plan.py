@@ -195,7 +195,7 @@ def test_unusable_and_damaged_scans_are_skipped_with_reason_and_hint(config, car
     reasons = {skip.scan.subject: skip.reason for skip in plan.skips}
     assert "cannot be read as NIfTI" in reasons["02"]
     assert "a link whose content is not here" in reasons["03"]
-    assert "only 1 slices" in reasons["04"]
+    assert "only 1 slice " in reasons["04"]
     assert "4 dimensions" in reasons["05"]
     assert reasons["06"] == "the name is odd"
     assert all(skip.hint and not skip.wanted for skip in plan.skips)

@@ -30,6 +30,7 @@ from tlseg_bids.errors import (
     NoInputError,
     ScanError,
     UsageError,
+    amount,
 )
 from tlseg_bids.group import parameters
 from tlseg_bids.labels.protocol import LabelProtocol, load_protocol
@@ -274,6 +275,14 @@ def test_a_zip_whose_stream_is_torn(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(bundle.zipfile, "ZipFile", fails)
     with pytest.raises(DataError, match=r"the file is damaged \(torn\) – .*m\.zip"):
         bundle._unpack(tmp_path / "m.zip", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "0 scans"), (1, "1 scan"), (12, "12 scans"), (1.0, "1 scan")]
+)
+def test_amounts_are_told_as_people_say_them(number, said) -> None:
+    assert amount(number, "scan") == said
+    assert amount(number, "scan is", "scans are") == f"{said} {'is' if number == 1 else 'are'}"
 
 
 def test_a_licence_with_a_bracket_too_many_is_not_permissive() -> None:

@@ -76,7 +76,7 @@ def test_an_image_that_is_no_number_somewhere_is_refused(tmp_path):
     broken = scan_of(labels())
     broken[12, 12, 12] = np.nan
     write(file(dataset(tmp_path), "T1w"), broken)
-    with pytest.raises(ScanError, match=r"1 of 110592 voxels are NaN or Inf.*sub-01_T1w"):
+    with pytest.raises(ScanError, match=r"1 of 110592 voxels is NaN or Inf.*sub-01_T1w"):
         load_dataset(tmp_path, "x", {"images": ["T1w"]})
 
 

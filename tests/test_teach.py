@@ -198,7 +198,7 @@ def test_the_age_is_learned_where_it_is_known(heads):
     recipe = plain(
         protocol="braincolor", datasets={"parcels": PARCELS}, network={"design": {"age": 3}}
     )
-    with pytest.raises(DataError, match="1 of 1 scans have an age.*participants.tsv.*design.age"):
+    with pytest.raises(DataError, match="1 of 1 scans has an age.*participants.tsv.*design.age"):
         Training(recipe, heads, None)
     network = Training(plain(), heads, None).network
     set_age_scale(network, [1.0])

@@ -132,7 +132,7 @@ def test_a_value_that_cannot_be_is_told(tmp_path, text, words):
         ),
         (
             "places = {kind = 'tiles', begins = [[0], [0], [0]], merged = [1]}", MEMBERS % "[{}]",
-            "merged names 1, and there are 1 networks .*from 0",
+            "merged names network 1 of 1 .*from 0",
         ),
         ("places = {kind = 'windows', begins = [[0], [0]]}", "", "begins is .*three lists"),
         ("places = {kind = 'windows', begins = [[0], [], [0]]}", "", "begins is .*three lists"),

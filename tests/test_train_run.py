@@ -160,10 +160,12 @@ def test_a_checkpoint_of_another_recipe_is_refused(heads, recipe, begun):
 
 def test_a_checkpoint_of_other_data_or_processes_is_refused(heads, recipe, begun):
     data = {**begun["data"], "balls/sub-00": "0" * 64}
-    with pytest.raises(DataError, match=r"1 scans are not those.*balls/sub-00.*tiny.pt.*--name"):
+    with pytest.raises(
+        DataError, match=r"1 scan is not as in the checkpoint.*balls/sub-00.*tiny.pt.*--name"
+    ):
         Training(recipe, heads, {**begun, "data": data})
     two = torch.stack([begun["generator"]] * 2)
-    with pytest.raises(UsageError, match=r"of 2 processes, and here are 1.*nproc-per-node 2"):
+    with pytest.raises(UsageError, match=r"of 2 processes, and here is 1.*nproc-per-node 2"):
         Training(recipe, heads, {**begun, "generator": two})
     with pytest.raises(UsageError, match=r"another kind of device.*tiny.pt.*--device"):
         Training(recipe, heads, {**begun, "generator": two[0, :16]})

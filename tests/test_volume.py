@@ -122,7 +122,7 @@ def test_fourth_axis_of_length_one_is_dropped_and_told(tmp_path: Path) -> None:
 
 def test_one_slice(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii.gz", noise((64, 64, 1)))
-    assert "only 1 slices along axis K" in refusal(path)
+    assert "only 1 slice along axis K" in refusal(path)
 
 
 def test_slab(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_nan_and_inf(tmp_path: Path, value: float, count: int) -> None:
     data = noise(kind=np.float32)
     data[0, 0, :count] = value
     message = refusal(save(tmp_path / "a.nii.gz", data))
-    assert f"{count} of 4096 voxels are NaN or Inf" in message
+    assert f"{count} of 4096 voxels {'is' if count == 1 else 'are'} NaN or Inf" in message
 
 
 def test_a_slope_that_overflows(tmp_path: Path) -> None:

@@ -95,6 +95,12 @@ class LockedError(TlsegError):
     exit_code = 75
 
 
+def amount(number: float, noun: str, nouns: str = "") -> str:
+    """``1 scan`` or ``2 scans``; `nouns` where the plural is not made with an s."""
+    shown = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{shown} {noun if number == 1 else nouns or noun + 's'}"
+
+
 def no_memory(error: BaseException) -> bool:
     """Whether an error means that memory was lacking.
 

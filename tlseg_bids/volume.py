@@ -23,7 +23,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from tlseg_bids.errors import ScanError
+from tlseg_bids.errors import ScanError, amount
 from tlseg_bids.grid import Grid
 
 if TYPE_CHECKING:
@@ -127,7 +127,9 @@ def load_labels(path: Path | str) -> Volume:
     broken = int(np.count_nonzero(labels != data))
     if broken:
         raise ScanError(
-            f"{broken} voxels are not whole numbers", path, "give a label image (dseg), not a scan"
+            amount(broken, "voxel is not a whole number", "voxels are not whole numbers"),
+            path,
+            "give a label image (dseg), not a scan",
         )
     return Volume(labels, Grid(tuple(int(n) for n in image.shape[:3]), image.affine))
 
@@ -166,7 +168,8 @@ def _check_shape(image: nib.Nifti1Image, path: Path) -> list[str]:
         warnings.append(f"the file has shape {shape}; its axes of length 1 were dropped")
     elif len(shape) != 3:
         raise ScanError(
-            f"the image has {len(shape)} dimensions, shape {shape}, and one 3-D image is needed",
+            f"the image has {amount(len(shape), 'dimension')}, shape {shape}, and one 3-D image "
+            "is needed",
             path, "keep one volume of it, or exclude the file with --bids-filter-file",
         )  # fmt: skip
     voxels = int(np.prod([float(n) for n in shape[:3]]))
@@ -177,8 +180,8 @@ def _check_shape(image: nib.Nifti1Image, path: Path) -> list[str]:
         )  # fmt: skip
     if min(shape[:3]) < MIN_VOXELS:
         raise ScanError(
-            f"only {min(shape[:3])} slices along axis {'IJK'[int(np.argmin(shape[:3]))]}, "
-            f"shape {shape[:3]}",
+            f"only {amount(min(shape[:3]), 'slice')} along axis "
+            f"{'IJK'[int(np.argmin(shape[:3]))]}, shape {shape[:3]}",
             path, f"a scan of at least {MIN_VOXELS} slices is needed; exclude localisers",
         )  # fmt: skip
     return warnings
@@ -295,7 +298,8 @@ def _check_values(data: np.ndarray, image: nib.Nifti1Image, path: Path | str) ->
         broken = sum(int(np.count_nonzero(~np.isfinite(part))) for part in data.T)
         slope, inter = image.dataobj.slope, image.dataobj.inter
         raise ScanError(
-            f"{broken} of {data.size} voxels are NaN or Inf (slope {slope:g}, intercept {inter:g})",
+            f"{broken} of {data.size} voxels {'is' if broken == 1 else 'are'} NaN or Inf (slope "
+            f"{slope:g}, intercept {inter:g})",
             path, "repair the scan, for example `fslmaths IN -nan OUT`",
         )  # fmt: skip
     if low == high:

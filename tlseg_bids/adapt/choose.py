@@ -10,7 +10,7 @@ import numpy as np
 from tlseg_bids.adapt.inspect import Inspected
 from tlseg_bids.adapt.judge import FOLDS, REHEARSAL_CONTRASTS, folds
 from tlseg_bids.adapt.reading import Reading
-from tlseg_bids.errors import UsageError
+from tlseg_bids.errors import UsageError, amount
 from tlseg_bids.train.adaptation import Adaptation, load_adaptation
 
 AUTO = "auto"
@@ -87,7 +87,7 @@ def choose_recipe(
             f"Recipe '{OWN_LABELS}': the labels are in a protocol that the model does not answer "
             "in.",
         )
-    said = [f"{persons} labelled person{'s' if persons > 1 else ''}"]
+    said = [amount(persons, "labelled person")]
     agreement = float(np.nanmean([one.evidence.agreement for one in inspected]))
     near = agreement >= NEAR_DICE
     if np.isfinite(agreement):
@@ -132,10 +132,12 @@ def plan_course(how: Adaptation, subjects: Sequence[str], costs: Costs, minutes:
     if steps < LEAST_STEPS:
         short = ((count + 1) * LEAST_STEPS * costs.step - left) / 60
         raise UsageError(
-            f"{minutes:g} minutes are too few: a step takes {costs.step:.1f} s here, labelling a "
-            f"scan {costs.answer:.0f} s", "--budget", f"give {np.ceil(minutes + short):g} or more",
+            f"{amount(float(minutes), 'minute is', 'minutes are')} too few: a step takes "
+            f"{costs.step:.1f} s here, labelling a scan {costs.answer:.0f} s", "--budget",
+            f"give {np.ceil(minutes + short):g} or more",
         )  # fmt: skip
     return Course(count, steps, SLOWER * steps * costs.step, (
         f"{count} folds and {steps} steps a run: a step takes {costs.step:.2f} s here, labelling a "
-        f"scan {costs.answer:.1f} s, and the budget is {minutes:g} minutes.",
+        f"scan {costs.answer:.1f} s, and the budget is "
+        f"{amount(float(minutes), 'minute')}.",
     ))  # fmt: skip

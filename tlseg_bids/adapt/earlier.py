@@ -18,7 +18,7 @@ from tlseg_bids.adapt.labels import LabelledScan
 from tlseg_bids.adapt.reading import Reading
 from tlseg_bids.adapt.record import CARD, RECORD, Tested
 from tlseg_bids.bids.tables import read_json
-from tlseg_bids.errors import TlsegError, UsageError
+from tlseg_bids.errors import TlsegError, UsageError, amount
 from tlseg_bids.flow import Job
 from tlseg_bids.segment.model import Model, load_model
 from tlseg_bids.zoo.card import ModelCard
@@ -135,7 +135,7 @@ def against_earlier(
         return replace(verdict, reason=f"{verdict.reason} It replaces {name}: {why}.")
     now = float(np.mean([mean(one.child) for one in both]))
     before = float(np.mean([mean(one.earlier) for one in both]))
-    parts = f"{len(both)} held-out part{'s' if len(both) > 1 else ''}"
+    parts = amount(len(both), "held-out part")
     figures = (
         f"on {parts} that the earlier one did not learn from it has "
         f"{before:.3f} mean Dice, the newly adapted model {now:.3f}"

@@ -19,7 +19,7 @@ from tlseg_bids.adapt.reading import IGNORE, STRAY_SHARE, Reading, read_as
 from tlseg_bids.bids.names import entities_of, without_extension
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.tables import read_table
-from tlseg_bids.errors import DataError, ScanError, TlsegError
+from tlseg_bids.errors import DataError, ScanError, TlsegError, amount
 from tlseg_bids.grid import Grid, difference
 from tlseg_bids.labels.protocol import LabelProtocol, known_protocols, load_protocol
 from tlseg_bids.volume import Volume, load_grid, load_labels
@@ -241,8 +241,9 @@ def _check_range(labels: np.ndarray, file: Path) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0:
         raise ScanError(
-            f"{np.count_nonzero(labels < 0)} voxels of {file.name} have a negative label, "
-            f"down to {low}", file, "write 0 where nothing is labelled, else an index above 0",
+            f"{amount(np.count_nonzero(labels < 0), 'voxel')} of {file.name} with a negative "
+            f"label, down to {low}", file,
+            "write 0 where nothing is labelled, else an index above 0",
         )  # fmt: skip
     if high > LARGEST_INDEX:
         raise ScanError(

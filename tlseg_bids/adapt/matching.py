@@ -18,7 +18,7 @@ from tlseg_bids.bids.names import (
     without_extension,
 )
 from tlseg_bids.bids.scan import Scan, Unusable
-from tlseg_bids.errors import NoInputError, ScanError
+from tlseg_bids.errors import NoInputError, ScanError, amount
 from tlseg_bids.flow import Skip
 from tlseg_bids.grid import difference
 from tlseg_bids.volume import load_grid
@@ -84,7 +84,7 @@ def match(labels_dir: Path, scans: Sequence[Scan], unusable: Iterable[Unusable] 
     refused += lost
     if not pairs and not refused:
         raise NoInputError(
-            f"none of the {len(files)} label images belongs to a selected scan", labels_dir,
+            f"of {amount(len(files), 'label image')} none belongs to a selected scan", labels_dir,
             "check that subject, session and other entities are those of the scans, and the "
             "selection (--participant-label, --bids-filter-file)",
         )  # fmt: skip
@@ -117,7 +117,8 @@ def _native(files: list[Path], labels_dir: Path) -> list[Path]:
     native = [file for file in files if not in_standard_space(file)]
     if not native:
         raise NoInputError(
-            f"all {len(files)} label images lie in a standard space, such as {files[0].name}",
+            f"of {amount(len(files), 'label image')} none lies in the space of a scan, such as "
+            f"{files[0].name}",
             f"--labels {labels_dir}",
             "give labels on the grids of the scans (space-T1w, space-T2w)",
         )  # fmt: skip

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from tlseg_bids.errors import DataError
+from tlseg_bids.errors import DataError, amount
 from tlseg_bids.labels.mapping import LEFT_OUT, known_mappings, load_mapping
 from tlseg_bids.labels.protocol import LabelProtocol, known_protocols, load_protocol
 from tlseg_bids.labels.sides import mirrored_name, side_of, unpaired, without_side
@@ -292,7 +292,7 @@ def _own(
     pairs |= {int(label): 0 for label in names if label not in pairs}
     note = (
         f"The labels are a protocol of the site's own, '{protocol.name}' with "
-        f"{len(protocol) - 1} structures: the model gets a new head for it."
+        f"{amount(len(protocol) - 1, 'structure')}: the model gets a new head for it."
     )
     group = np.arange(len(protocol))
     notes = (note, *_told_sides(protocol))

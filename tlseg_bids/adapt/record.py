@@ -28,6 +28,7 @@ from tlseg_bids.adapt.reading import Reading
 from tlseg_bids.bids.atomic import atomic, write_json, write_text
 from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.tables import read_json
+from tlseg_bids.errors import amount
 from tlseg_bids.labels.protocol import table_name
 from tlseg_bids.train.adaptation import Adaptation
 from tlseg_bids.train.recipe import code_version
@@ -297,8 +298,8 @@ def _card(outcome: Outcome, weights: Any, version: str) -> ModelCard:
         name=outcome.site,
         version=version,
         summary=(
-            f"Adapted from {base.name} {base.version} to {count} labelled "
-            f"scan{'s' if count > 1 else ''} of {dataset}."
+            f"Adapted from {base.name} {base.version} to "
+            f"{amount(count, 'labelled scan')} of {dataset}."
         ),
         domain=domain_of([one.scan for one in outcome.scans], base.domain),
         protocol=outcome.heads[0],

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlseg_bids.errors import CannotCreateError, NotBidsError
+from tlseg_bids.errors import CannotCreateError, NotBidsError, amount
 
 PROGRAM = "bids-validator-deno"
 TIMEOUT_S = 900
@@ -53,7 +53,7 @@ class Finding:
     more: int = 0
 
     def __str__(self) -> str:
-        others = f" (and in {self.more} more files)" if self.more else ""
+        others = f" (and in {amount(self.more, 'more file')})" if self.more else ""
         return f"{self.file}: {self.sentence} [{self.code}]{others}"
 
 

@@ -133,7 +133,8 @@ def match(predicted: Path, reference: Path) -> list[tuple[Path, Path]]:
         pairs += [(path, file) for file in best]
     if not pairs:
         raise NothingSelectedError(
-            f"no prediction matches any of {len(references)} references", predicted,
+            f"no prediction matches any reference, of which there "
+            f"{'is' if len(references) == 1 else 'are'} {len(references)}", predicted,
             "the names must share sub-, ses-, run- and so on",
         )  # fmt: skip
     return pairs

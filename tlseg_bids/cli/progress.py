@@ -12,6 +12,8 @@ from threading import Lock
 from types import TracebackType
 from typing import TextIO
 
+from tlseg_bids.errors import amount
+
 BAR = "{desc:<40.40} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 STEP_BAR = "  {desc:<38.38} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}]"
 
@@ -59,8 +61,8 @@ class Lines(Progress):
 
     def begin(self, scans: int, models: int = 0) -> None:
         self._scans = scans + models
-        also = f" and {models} model{'' if models == 1 else 's'} to adapt" if models else ""
-        self._print(f"{scans} scan{'' if scans == 1 else 's'}{also}")
+        also = f" and {amount(models, 'model')} to adapt" if models else ""
+        self._print(f"{amount(scans, 'scan')}{also}")
 
     def step(self, scan: str, name: str, number: int, of: int) -> None:
         self._started.setdefault(scan, time.monotonic())

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 from tlseg_bids.config import Config
-from tlseg_bids.errors import CannotCreateError, UsageError
+from tlseg_bids.errors import CannotCreateError, UsageError, amount
 from tlseg_bids.resources import available_memory_gib
 
 CARDS = Path(__file__).resolve().parents[1] / "zoo" / "cards"
@@ -30,7 +30,8 @@ def check_memory(config: Config) -> None:
     free_gib = available_memory_gib()
     if free_gib is not None and free_gib < each * at_once:
         raise UsageError(
-            f"{free_gib:.1f} GiB of memory are free and {at_once} scans at once take about "
+            f"{free_gib:.1f} GiB of memory are free and "
+            f"{amount(at_once, 'scan takes', 'scans at once take')} about "
             f"{each * at_once:.1f} GiB", "--nprocs",
             "lower --nprocs, or raise --omp-nthreads, or give --no-checks",
         )  # fmt: skip
@@ -66,7 +67,8 @@ def check_disk(config: Config) -> None:
     free_gib = shutil.disk_usage(place).free / 2**30
     if free_gib < needed_gib:
         raise CannotCreateError(
-            f"{free_gib:.1f} GiB of disk are free and {scans} scans take about "
-            f"{needed_gib:.1f} GiB", config.out_dir,
+            f"{free_gib:.1f} GiB of disk are free and "
+            f"{amount(scans, 'scan takes', 'scans take')} about {needed_gib:.1f} GiB",
+            config.out_dir,
             "free some space, choose another OUT_DIR, or give --no-checks",
         )  # fmt: skip

@@ -8,7 +8,7 @@ from collections import Counter
 from tlseg_bids.cli.options import Parser
 from tlseg_bids.cli.run import one_line, report, until_closed
 from tlseg_bids.cli.values import absolute
-from tlseg_bids.errors import TlsegError
+from tlseg_bids.errors import TlsegError, amount
 
 DESCRIPTION = "What became of every scan, over all runs and shards that share an output folder."
 EPILOG = "exit codes: 0 every scan is done; 1 one failed or is unfinished; 66 no run was there"
@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         line = f"{status.scan}: {status.status} in run {status.run}"
         print(one_line(f"{line} – {words}" if words else line))
     counts = Counter(status.status for status in found)
-    print(f"{len(found)} scans: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
+    kinds = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
+    print(f"{amount(len(found), 'scan')}: {kinds}")
     return int(bool(bad))
 
 

@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from threading import local
 
 from tlseg_bids.bids.runlog import RunLog
-from tlseg_bids.errors import ScanError
+from tlseg_bids.errors import ScanError, amount
 from tlseg_bids.flow import Job, Outcome
 from tlseg_bids.runner import ENDS_THE_RUN, LOCKED, Labour, Progress, not_tried, side_by_side
 
@@ -103,7 +103,7 @@ class Slot:
             return self._lost(job, f"the process that labelled it {_end_of(self.process)}", KILLED)
         self.process.kill()
         self.process.join()
-        return self._lost(job, f"it took more than {minutes:g} minutes", TOO_LONG)
+        return self._lost(job, f"it took more than {amount(float(minutes), 'minute')}", TOO_LONG)
 
     def _lost(self, job: Job, what: str, hint: str) -> Outcome:
         RunLog(self.labour.config.out_dir, self.labour.run_id).crash(

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from tlseg_bids.config import Config
-from tlseg_bids.errors import DataError, TlsegError, UsageError
+from tlseg_bids.errors import DataError, TlsegError, UsageError, amount
 from tlseg_bids.group.design import design_of, without_words
 from tlseg_bids.group.harmonise import SiteEffects, fit_combat, site_share
 from tlseg_bids.group.headsize import FEW, HeadSize, fit_head_size
@@ -198,7 +198,8 @@ def _stratum(
     adjusted = head.apply(volumes, volumes[:, names.index(head.measure)]) if head else None
     if adjusted is not None and (lost := int(np.isnan(adjusted[:, 0]).sum())):
         notes.append(
-            f"{lost} scans without head size or harmonised volume have no corrected volume"
+            f"{amount(lost, 'scan')} without head size or harmonised volume "
+            f"{'has' if lost == 1 else 'have'} no corrected volume"
         )
     series = tuple(series_of(study.rows, rows))
     notes += [*without_time(study.rows, series), *notes_on_models(study.rows, rows)]
@@ -252,8 +253,8 @@ def _fit_head(
     harmonised = config.combat is not None
     head = fit_head_size(config.icv_correction, config.head_size, volumes, size, first, harmonised)
     few = 0 < head.scans < FEW
-    notes = [f"the correction for head size was fitted on {head.scans} scans only"] if few else []
-    return head, notes
+    said = f"the correction for head size was fitted on {amount(head.scans, 'scan')} only"
+    return head, [said] if few else []
 
 
 def _first(keys: Sequence[object], usable: np.ndarray) -> np.ndarray:
@@ -312,8 +313,9 @@ def _apply_combat(
     if blank.any():
         stems = [study.rows[rows[place]].stem for place in np.flatnonzero(blank)]
         notes.append(
-            f"{len(stems)} scans lack a covariate of ComBat, or have a value that the fit has not "
-            f"seen: {listed(stems, 4)}; their harmonised volumes are n/a"
+            f"{amount(len(stems), 'scan lacks', 'scans lack')} a covariate of ComBat, or "
+            f"{'has' if len(stems) == 1 else 'have'} a value that the fit has not seen: "
+            f"{listed(stems, 4)}; the harmonised volumes are n/a"
         )
     combat = effects.apply(raw, sites, design)
     here = np.isfinite(combat).any(axis=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tlseg_bids.bids.tables import read_table
-from tlseg_bids.errors import DataError, NoInputError
+from tlseg_bids.errors import DataError, NoInputError, amount
 from tlseg_bids.group.outliers import Z_LIMIT
 from tlseg_bids.group.study import Row, known, listed
 
@@ -140,7 +140,7 @@ def propose(
     reasons += row.reasons
     if out:
         order = sorted(out, key=lambda name: -size[names.index(name)])
-        reasons.append(f"{len(out)} outlying volumes: {listed(order, 4)}")
+        reasons.append(f"{amount(len(out), 'outlying volume')}: {listed(order, 4)}")
     striking = bool(row.reasons) or len(out) >= MANY or size.max(initial=0.0) > FAR
     unfit = row.facts.get(("", "verdict")) == "exclude" and not current
     if "fail" in current or unfit:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tlseg_bids.errors import DataError, UsageError
+from tlseg_bids.errors import DataError, UsageError, amount
 from tlseg_bids.group.bayes import shrink
 from tlseg_bids.group.design import Covariate, covariates_of, design_of
 from tlseg_bids.group.study import TOTALS, known, listed
@@ -128,7 +128,8 @@ def fit_combat(
     notes = _size_notes(counts, large)
     if len(large) < 2:
         raise DataError(
-            f"{len(large)} sites have the {MIN_SITE} scans that ComBat needs (of "
+            f"{amount(len(large), 'site has', 'sites have')} the {MIN_SITE} scans that ComBat "
+            "needs (of "
             f"{listed(f'{site}: {count}' for site, count in counts.items()) or 'no site'})",
             f"--combat {column}",
             "widen --fit-where, leave out a covariate that is often unknown, or leave ComBat out",
@@ -186,9 +187,7 @@ def _residual(design: np.ndarray, y: np.ndarray) -> float:
 
 
 def _size_notes(counts: pd.Series, large: list[str]) -> list[str]:
-    small = [
-        f"{s} ({n} {'scan' if n == 1 else 'scans'})" for s, n in counts.items() if n < MIN_SITE
-    ]
+    small = [f"{s} ({amount(n, 'scan')})" for s, n in counts.items() if n < MIN_SITE]
     few = [f"{s} ({counts[s]})" for s in large if counts[s] < FEW]
     notes = []
     if small:
@@ -271,7 +270,8 @@ def _gap_notes(
         else:
             end = "ComBat is fitted on these"
             end += f", and not at {listed(without)}, which have too few" if without else ""
-        notes.append(f"{count} of the {scans} scans of the fit have a volume '{name}': {end}")
+        has = "has" if count == 1 else "have"
+        notes.append(f"{count} of the {scans} scans of the fit {has} a volume '{name}': {end}")
     return notes
 
 

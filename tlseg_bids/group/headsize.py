@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tlseg_bids.errors import DataError
+from tlseg_bids.errors import DataError, amount
 
 MIN_FIT = 3
 FEW = 20
@@ -107,7 +107,8 @@ def fit_head_size(
     use = fit & np.isfinite(size_mm3)
     if use.sum() < MIN_FIT or np.ptp(size_mm3[use]) == 0:
         raise DataError(
-            f"{int(use.sum())} scans with a different {name} are too few for a slope", where,
+            f"{amount(int(use.sum()), 'scan')} with a different {name} "
+            f"{'is' if use.sum() == 1 else 'are'} too few for a slope", where,
             f"give at least {MIN_FIT}, choose --icv-correction ratio, or apply an earlier fit "
             "(--group-parameters)",
         )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tlseg_bids.crew import ALONE, Crew
-from tlseg_bids.errors import ScanError
+from tlseg_bids.errors import ScanError, amount
 from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.labels.landmarks import Landmarks
 from tlseg_bids.preprocess.brain import looks_skull_stripped
@@ -88,7 +88,7 @@ def looks(
         if lost or not fits_a_head(found):
             sizes = "" if lost else ", far apart or close together as in no head"
             raise ScanError(
-                f"no brain found ({landmarks} structures recognised, "
+                f"no brain found ({amount(landmarks, 'structure')} recognised, "
                 f"{residual:.0f} mm off the template{sizes})",
                 "", "check that the scan shows a whole brain and that its header's orientation "
                 "and voxel size are right",

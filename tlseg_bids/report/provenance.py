@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from tlseg_bids.errors import amount
 from tlseg_bids.report.derivatives import LabelledScan
 
 Identity = tuple[str, str, str]
@@ -133,7 +134,9 @@ def _age(age: object) -> str:
     days, weeks = age.get("Days"), age.get("PostMenstrualWeeks")
     parts = []
     if isinstance(days, (int, float)):
-        parts.append(f"{days:.0f} days" if days < 730 else f"{days / DAYS_PER_YEAR:.1f} years")
+        parts.append(
+            amount(round(days), "day") if days < 730 else f"{days / DAYS_PER_YEAR:.1f} years"
+        )
     if isinstance(weeks, (int, float)):
         parts.append(f"{weeks:.1f} post-menstrual weeks")
     source = _text(age.get("Source"))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from tlseg_bids.bids.atomic import atomic
-from tlseg_bids.errors import DataError, NoInputError, UsageError
+from tlseg_bids.errors import DataError, NoInputError, UsageError, amount
 from tlseg_bids.train.dataset import default_protocol
 from tlseg_bids.train.recipe import ROLES, Recipe, load_checkpoint, recipe_of
 from tlseg_bids.train.start import load_start
@@ -153,7 +153,9 @@ def _history(saved: dict[str, Any]) -> dict[str, Any]:
         "learning_rate": recipe["learning_rate"], "seconds": round(saved["seconds"]),
         **{f"{part}_seconds": round(value) for part, value in saved.get("laps", {}).items()},
         "device": saved.get("device", "cpu"), "processes": saved.get("processes", 1), **packed,
-        "started_from": [f"{one['recipe']} ({one['steps']} steps)" for one in saved["lineage"]],
+        "started_from": [
+            f"{one['recipe']} ({amount(one['steps'], 'step')})" for one in saved["lineage"]
+        ],
         "code": saved["code"],
         "curve_step": [row[0] for row in points],
         "curve_loss": [round(row[2], 3) for row in points],

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tlseg_bids.bids.discover import SUFFIXES
-from tlseg_bids.errors import TlsegError, UsageError
+from tlseg_bids.errors import TlsegError, UsageError, amount
 from tlseg_bids.labels.mapping import known_mappings
 from tlseg_bids.labels.protocol import known_protocols, load_protocol
 from tlseg_bids.networks import NETWORKS, build
@@ -255,14 +255,14 @@ def _check_places(recipe: Recipe, network: nn.Module, where: str) -> None:
     members = len(getattr(network, "members", ()))
     if places.count and members != places.count:
         raise UsageError(
-            f"{places.kind} share the volume among {places.count} networks, and the recipe has "
-            f"{members or 'one'}", table,
+            f"{places.kind} share the volume among {amount(places.count, 'network')}, and the "
+            f"recipe has {members or 'one'}", table,
             'take network = "members" with as many entries in each',
         )  # fmt: skip
     strange = [number for number in places.merged if number >= places.count]
     if strange:
         raise UsageError(
-            f"merged names {strange[0]}, and there are {places.count} networks", table,
+            f"merged names network {strange[0]} of {places.count}", table,
             "number the networks from 0",
         )  # fmt: skip
     if places.kind == "voxels" and "voxels" not in inspect.signature(network.forward).parameters:

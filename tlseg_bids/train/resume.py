@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, atleast_2d
 
-from tlseg_bids.errors import DataError, UsageError
+from tlseg_bids.errors import DataError, UsageError, amount
 from tlseg_bids.train.parallel import Team
 from tlseg_bids.train.recipe import Recipe
 
@@ -64,7 +64,8 @@ def check_data(now: dict[str, str], before: dict[str, str], where: object) -> No
     changed = sorted(key for key in before | now if before.get(key) != now.get(key))
     if changed:
         raise DataError(
-            f"{len(changed)} scans are not those of the checkpoint, '{changed[0]}' for one",
+            f"{amount(len(changed), 'scan is', 'scans are')} not as in the checkpoint, "
+            f"'{changed[0]}' for one",
             where, "bring the data back, or give this run another --name",
         )  # fmt: skip
 
@@ -80,7 +81,8 @@ def generator_state(saved: dict[str, Any], team: Team, where: object) -> Tensor:
     states = atleast_2d(saved["generator"])
     if len(states) != team.world:
         raise UsageError(
-            f"the checkpoint is of {len(states)} processes, and here are {team.world}",
+            f"the checkpoint is of {amount(len(states), 'process', 'processes')}, and here "
+            f"{'is' if team.world == 1 else 'are'} {team.world}",
             where, f"start it with torchrun --nproc-per-node {len(states)}",
         )  # fmt: skip
     return states[team.rank].clone()  # a generator reads from the start of the storage

@@ -16,7 +16,7 @@ from scipy import ndimage
 from tlseg_bids.bids.age import AgeReader
 from tlseg_bids.bids.names import DERIVATIVE_ENTITIES, entities_of
 from tlseg_bids.bids.scan import Age
-from tlseg_bids.errors import DataError, NoInputError, UsageError
+from tlseg_bids.errors import DataError, NoInputError, UsageError, amount
 from tlseg_bids.grid import Grid, difference
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.preprocess.intensity import from_zero
@@ -157,8 +157,8 @@ def _class_numbers(
     """Class numbers (I, J, K) uint8 of the labels, `IGNORE` for those of which nothing is known."""
     if labels.min() < 0:
         raise DataError(
-            f"{np.count_nonzero(labels < 0)} voxels have a negative label, down to {labels.min()}",
-            file, "write 0 where nothing is labelled",
+            f"{amount(np.count_nonzero(labels < 0), 'voxel has', 'voxels have')} a negative label, "
+            f"down to {labels.min()}", file, "write 0 where nothing is labelled",
         )  # fmt: skip
     lut = np.zeros(labels.max() + 1, np.uint8)
     for number, index in enumerate(classes.index):

@@ -190,7 +190,8 @@ def set_age_scale(network: nn.Module, years: list[float]) -> None:
     known = torch.tensor([age for age in years if age == age])
     if len(known) < 2:
         raise DataError(
-            f"{len(known)} of {len(years)} scans have an age, so that none can be learned",
+            f"{len(known)} of {len(years)} scans {'has' if len(known) == 1 else 'have'} an age, so "
+            "that none can be learned",
             "participants.tsv", "write ages there, or set the recipe's design.age to 0",
         )  # fmt: skip
     network.age.centre.copy_(known.mean())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tlseg_bids.errors import DataError
+from tlseg_bids.errors import DataError, amount
 from tlseg_bids.networks import build
 from tlseg_bids.networks.unet import UNet
 from tlseg_bids.zoo.atlases import PRIOR
@@ -125,7 +125,8 @@ def _check_heads(
                if key.startswith(prefix)}  # fmt: skip
     if len(numbers) != len(heads):
         raise DataError(
-            f"the {role} has {len(numbers)} heads in its weights and {len(heads)} in the card "
+            f"the {role} has {amount(len(numbers), 'head')} in its weights and {len(heads)} in "
+            "the card "
             f"({', '.join(heads)})", where, CORRECT,
         )  # fmt: skip
     for number, (name, wanted) in enumerate(heads.items()):
@@ -133,7 +134,8 @@ def _check_heads(
         found = 0 if weight is None else len(weight)
         if found != wanted:
             raise DataError(
-                f"head {number} of the {role} has {found} channels and the protocol '{name}' "
+                f"head {number} of the {role} has {amount(found, 'channel')} and the protocol "
+                f"'{name}' "
                 f"{wanted}", where, CORRECT,
             )  # fmt: skip
 
@@ -149,7 +151,7 @@ def _check_atlases(
         channels += len(atlas)
         if len(atlas) != len(card.protocol_of(name)):
             raise DataError(
-                f"the atlas of '{name}' has {len(atlas)} channels and the protocol "
+                f"the atlas of '{name}' has {amount(len(atlas), 'channel')} and the protocol "
                 f"{len(card.protocol_of(name))}", where, CORRECT,
             )  # fmt: skip
         _check_box(card, name, atlas.shape[1:], where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tlseg_bids.errors import amount
 from tlseg_bids.zoo.card import ModelCard, age_text
 from tlseg_bids.zoo.licence import is_permissive
 
@@ -77,7 +78,8 @@ def index(cards: list[ModelCard]) -> str:
 def _facts(card: ModelCard) -> str:
     heads = []
     for name in card.heads:
-        heads.append(f"`{name}` ({len(card.protocol_of(name)) - 1} structures)")
+        structures = amount(len(card.protocol_of(name)) - 1, "structure")
+        heads.append(f"`{name}` ({structures})")
     rows = [
         ("version", f"{card.version}, {card.status}"),
         ("labels", ", ".join(heads)),
@@ -142,7 +144,8 @@ def _training(card: ModelCard) -> str:
             )
         parts.append(_table(("dataset", "licence", "subjects"), rows))
         total = sum(len(row.get("subjects", ())) for row in data)
-        parts.append(f"The card holds the SHA-256 of the files of each of the {total} subjects.")
+        whose = "the one subject" if total == 1 else f"each of the {total} subjects"
+        parts.append(f"The card holds the SHA-256 of the files of {whose}.")
     for role in card.networks:
         if isinstance(run := card.training.get(role), dict):
             parts.append(f"### {role.capitalize()}\n\n{_run(card, role, run)}")

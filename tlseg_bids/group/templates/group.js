@@ -250,7 +250,7 @@ const summarise = () => {
   const what = `${plainly(by("structure").value)}, ${kind().words} (${kind().unit})`;
   const without = missing ? `; ${missing} without a value` : "";
   by("summary-caption").textContent = `${what}, by ${source ? plainly(source.name) : "nothing"}${without}`;
-  canvas.setAttribute("aria-label", `Plot of ${what} against ${plainly(by("against").value)}: ${points.length} scans, median ${by("summary").lastElementChild.cells[2].textContent}. The table below says the same in numbers.`);
+  canvas.setAttribute("aria-label", `Plot of ${what} against ${plainly(by("against").value)}: ${points.length} scan${points.length === 1 ? "" : "s"}, median ${by("summary").lastElementChild.cells[2].textContent}. The table below says the same in numbers.`);
   by("legend").replaceChildren(...(colour ? colour.levels.map((level, n) => {
     const entry = document.createElement("span");
     const dot = document.createElement("i");

@@ -145,6 +145,6 @@ findAll(document, "[data-export]").forEach((button) => {
     window.setTimeout(() => URL.revokeObjectURL(url), 1000);
     const rated = rows.filter((row) => row.rating !== "n/a").length;
     document.getElementById("export-status").textContent =
-      `${link.download}: ${rated} of ${rows.length} scans rated`;
+      `${link.download}: ${rated} of ${rows.length} scan${rows.length === 1 ? "" : "s"} rated`;
   });
 });

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -907,6 +908,61 @@ def test_a_path_of_a_container_at_which_another_dataset_lies_here(tmp_path):
     described(here / "bids", "two")
     Derivatives(here / "out", described(here / "one", "one")).write_root([], {})
     assert link_of(here / "out") == "../one"
+
+
+def image(path, at_mm):
+    """A header that a scan, or its labels, can have."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3, 3] = at_mm
+    nib.save(nib.Nifti1Image(np.zeros((32, 32, 32), np.uint8), affine), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "scans", "mixed"),
+    [
+        ("two", {"01": 5}, True),  # another scan of the same name
+        ("two", {}, True),  # none of that name
+        ("two", {"01": 0}, False),  # the dataset was renamed
+        ("two", {"01": 5, "02": 0}, False),  # and a scan was exported again
+        ("one", {"01": 5}, False),
+    ],
+)
+def test_two_datasets_at_one_path_of_a_container_are_not_mixed(tmp_path, name, scans, mixed):
+    out, bids = tmp_path / "out", tmp_path / "bids"
+    Derivatives(out, described(bids, "one")).write_root([], {})
+    for label in ("01", "02"):
+        labels = out / f"sub-{label}" / "anat" / f"sub-{label}_space-T1w_seg-aseg_dseg.nii.gz"
+        image(labels, 0)
+        source = f"bids:raw:sub-{label}/anat/sub-{label}_T1w.nii.gz"
+        sidecar = labels.with_name(labels.name.replace(".nii.gz", ".json"))
+        sidecar.write_text(json.dumps({"Sources": [source]}))
+    shutil.rmtree(bids)
+    described(bids, name)
+    shutil.rmtree(bids / "sub-01")
+    for label, at_mm in scans.items():
+        image(bids / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz", at_mm)
+    if mixed:
+        with pytest.raises(CannotCreateError) as error:
+            Derivatives(out, bids).write_root([], {})
+        assert str(error.value).startswith(
+            f"the output folder holds results of another dataset, 'one' – {out} – choose another "
+            "folder for 'two', so that scans of one name"
+        )
+    else:
+        Derivatives(out, bids).write_root([], {})
+
+
+def test_a_link_without_content_is_no_other_dataset(tmp_path):
+    out, bids = tmp_path / "out", tmp_path / "bids"
+    Derivatives(out, described(bids, "one")).write_root([], {})
+    labels = out / "sub-01" / "anat" / "sub-01_space-T1w_seg-aseg_dseg.json"
+    labels.parent.mkdir(parents=True)
+    labels.write_text(json.dumps({"Sources": ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]}))
+    scan = described(bids, "two") / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    scan.unlink()
+    scan.symlink_to("gone")
+    Derivatives(out, bids).write_root([], {})
 
 
 @pytest.mark.parametrize("link", ["//[", "\0", "x" * 5000, "file:///%00", 3, "\ud800"])

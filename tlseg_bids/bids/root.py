@@ -24,7 +24,13 @@ from tlseg_bids.bids.atomic import (
     writing_failed,
 )
 from tlseg_bids.bids.lock import hold
-from tlseg_bids.bids.source import TITLE, identity_of, source_dataset
+from tlseg_bids.bids.source import (
+    TITLE,
+    holds_none_of,
+    identity_of,
+    recorded_identity,
+    source_dataset,
+)
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.errors import CannotCreateError, UsageError
 
@@ -190,16 +196,18 @@ def _existing(out_dir: Path) -> dict[str, Any]:
 def _check_source(out_dir: Path, bids_dir: Path) -> None:
     """Refuse results of another dataset, whose sidecars would be led astray.
 
-    One that was moved or is a copy is another only if its description says so.
+    One that was moved or is a copy is another only if its description says so. At the same path, or
+    where the one before is gone, another description may be an edited one: it is another dataset
+    if none of the labelled scans is there, as in a container that calls each of them /bids.
     """
-    before = source_dataset(out_dir)
-    if before is None:
+    before, new = source_dataset(out_dir), identity_of(bids_dir)
+    here = before is None or before.samefile(bids_dir)
+    old = recorded_identity(out_dir) if here else identity_of(before)
+    if old.may_be(new) or (here and not holds_none_of(bids_dir, out_dir)):
         return
-    old, new = identity_of(before), identity_of(bids_dir)
-    if old.may_be(new) or before.samefile(bids_dir):
-        return
+    where = "" if here else f" in {before.resolve()}"
     raise CannotCreateError(
-        f"the output folder holds results of another dataset, '{old.name}' in {before.resolve()}",
+        f"the output folder holds results of another dataset, '{old.name}'{where}",
         out_dir,
         f"choose another folder for '{new.name}', so that scans of one name do not replace each "
         "other; if both are the same dataset, give them the same Name and DatasetDOI",

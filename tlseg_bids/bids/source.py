@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ from urllib.parse import unquote, urlparse
 
 from tlseg_bids.bids.atomic import clean_cell
 from tlseg_bids.bids.files import is_closed
-from tlseg_bids.bids.names import EXTENSIONS
+from tlseg_bids.bids.names import EXTENSIONS, in_standard_space
 from tlseg_bids.bids.tables import read_json
+from tlseg_bids.errors import TlsegError
+from tlseg_bids.grid import difference
+from tlseg_bids.volume import load_grid
 
 DESCRIPTION = "dataset_description.json"
+MOST_LOOKED_AT = 20
 TITLE = "Structures of the brain in '{}'"
 TITLED = re.compile(re.escape(TITLE).replace(r"\{\}", "(?P<name>.*)"), re.DOTALL)
 AROUND_DOI = re.compile(r"^(https?://(dx\.)?doi\.org/|doi:)|\.v\d+(\.\d+)*$", re.IGNORECASE)
@@ -45,16 +50,54 @@ def source_dataset(out_dir: Path) -> Path | None:
 
     Another dataset in its place, such as at a path that holds in a container alone, is not it.
     """
-    told, _ = read_json(out_dir / DESCRIPTION)
     dataset = dataset_links(out_dir).get("raw")
     if dataset is None or read_json(dataset / DESCRIPTION)[1]:
         return None
+    return dataset if recorded_identity(out_dir).may_be(identity_of(dataset)) else None
+
+
+def recorded_identity(out_dir: Path) -> Identity:
+    """Which dataset the labels were made of, as dataset_description.json of the output says."""
+    told, _ = read_json(out_dir / DESCRIPTION)
     title = TITLED.fullmatch(str(told.get("Name", "")))
     sources = told.get("SourceDatasets")
     first = sources[0] if isinstance(sources, list) and sources else None
     doi = first.get("DOI") if isinstance(first, dict) else None
-    recorded = _identity(title["name"] if title else None, doi)
-    return dataset if recorded.may_be(identity_of(dataset)) else None
+    return _identity(title["name"] if title else None, doi)
+
+
+def holds_none_of(dataset: Path, out_dir: Path) -> bool:
+    """Whether none of the labelled scans that are looked at is the one of its name in a dataset.
+
+    Labels lie on the grid of their scan, so that headers tell; a scan that is not there is another,
+    one whose header cannot be read, such as a link without content, says nothing. A label image of
+    each of the first `MOST_LOOKED_AT` participants is looked at. False where nothing is said.
+    """
+    folders = sorted(out_dir.glob("sub-*/"))[:MOST_LOOKED_AT]
+    said = [_is_its_scan(next(_own_labels(folder), None), dataset) for folder in folders]
+    return False in said and True not in said
+
+
+def _own_labels(folder: Path) -> Iterator[Path]:
+    """Sidecars of the label images of a participant on the scans' own grids."""
+    for sidecar in folder.rglob("*_dseg.json"):
+        if "_desc-" not in sidecar.name and not in_standard_space(sidecar):
+            yield sidecar
+
+
+def _is_its_scan(sidecar: Path | None, dataset: Path) -> bool | None:
+    """Whether a scan of a dataset has the grid of the labels; None if that cannot be told."""
+    sources = None if sidecar is None else read_json(sidecar)[0].get("Sources")
+    if not isinstance(sources, list) or not str(sources[:1]).startswith("['bids:raw:"):
+        return None
+    scan = dataset / unquote(sources[0].removeprefix("bids:raw:"))
+    if not scan.is_file():
+        return None if scan.is_symlink() else False
+    try:
+        labels = sidecar.with_name(f"{sidecar.name.removesuffix('.json')}.nii.gz")
+        return difference(load_grid(labels)[0], load_grid(scan)[0]) is None
+    except (TlsegError, OSError):
+        return None
 
 
 def is_gone(dataset: Path, scan: str) -> bool:

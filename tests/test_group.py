@@ -455,6 +455,21 @@ def test_hostile_cells_neither_run_nor_break_anything(tmp_path) -> None:
     assert page.count("</script>") == 2
 
 
+def page_data(out: Path) -> dict:
+    """What the script of ``group.html`` is given."""
+    page = (out / "group.html").read_text(encoding="utf-8")
+    found = re.search(r'<script id="group-data" type="application/json">(.*?)</script>', page)
+    return json.loads(found[1])
+
+
+def test_the_page_offers_no_kind_of_volume_without_a_structure(tmp_path) -> None:
+    """Eight scans are the least that robust scores take."""
+    assert main(study(tmp_path, some(5), None)) == 0
+    (stratum,) = page_data(tmp_path / "out")["strata"]
+    assert [kind["kind"] for kind in stratum["kinds"]] == ["raw", "asymmetry"]
+    assert all(kind["names"] for kind in stratum["kinds"])
+
+
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [

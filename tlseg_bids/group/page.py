@@ -155,6 +155,8 @@ def _stratum(stratum: Stratum, place: dict[int, int]) -> dict[str, Any]:
         if kind == "adjusted" and stratum.fit.head and stratum.fit.head.method == "ratio":
             unit = "share of the head size"
         names = [stratum.names[f] for f in features]
+        if not names:
+            continue
         kinds.append(_kind(kind, unit, names, values[keep][:, features]))
     if stratum.pairs:
         values = np.stack(list(stratum.pairs.values()), axis=1)[keep]

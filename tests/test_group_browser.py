@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.studies import Effects, simulate, write_derivatives, write_raw
@@ -27,6 +28,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for person in people:
         (out / f"sub-{person.label}.html").write_text("<!DOCTYPE html><title>a report</title>")
     options = ["--combat", "site", "--combat-covariates", "age_years", "sex"]
+    options += ["--icv-correction", "ratio"]
     assert main([str(folder / "raw"), str(out), "group", *options]) == 0
     return out / "group.html"
 
@@ -95,6 +97,37 @@ def test_the_summary_follows_what_is_chosen(chrome) -> None:
     after = [float(m.replace("\u202f", "")) for m in chrome.execute_script(medians)[:3]]
     assert max(before) / min(before) > 1.2
     assert max(after) / min(after) < 1.1
+
+
+def summary(chrome) -> dict[str, list[str]]:
+    """Group → cells of the table below the plot."""
+    rows = chrome.execute_script(
+        "return Array.from(document.getElementById('summary').rows,"
+        "  r => Array.from(r.cells, c => c.textContent))"
+    )
+    return {name: [cell.replace("\u202f", "") for cell in cells] for name, *cells in rows}
+
+
+def test_small_numbers_keep_their_digits(chrome, page: Path) -> None:
+    """A share of the head size is about a thousandth."""
+    choose(chrome, "kind", "adjusted")
+    choose(chrome, "structure", "left_accumbens_area")
+    table = pd.read_csv(page.with_name("group_volumes.tsv"), sep="\t")
+    for site, values in table.groupby("site")["left_accumbens_area_adjusted"]:
+        cells = summary(chrome)[site]
+        low, high = cells[2].split(" to ")
+        found = [float(cell) for cell in (cells[1], low, high, *cells[3:])]
+        truth = [*values.quantile([0.5, 0.25, 0.75]), values.mean(), values.std()]
+        assert found == pytest.approx(truth, abs=2e-3 * values.max())
+
+
+def test_no_number_is_minus_nought(chrome) -> None:
+    told = chrome.execute_script(
+        "return [[-0, -0], [-0.00002, 3.1], [-0.4, 2000], [0, 0]].map(v => shown(...v))"
+    )
+    assert told == ["0"] * 4
+    spread = "return shown(0.00021, 0.0015) + ' ' + shown(-1234567, 2e6) + ' ' + shown(NaN)"
+    assert chrome.execute_script(spread) == "0.00021 -1\u202f234\u202f567 –"
 
 
 def test_the_keyboard_walks_through_the_scans_and_opens_a_report(chrome) -> None:

@@ -26,11 +26,12 @@ const codes = (category) => (category.codes ??= bytes(category.data));
 const hasReport = bytes(data.report);
 data.strata.forEach((stratum) => { stratum.rows = unpack.u32(stratum.rows); });
 
-const shown = (value) => {
+// A number to the fourth digit of the largest that it stands beside, so that all end at one place.
+const shown = (value, largest = value) => {
   if (!Number.isFinite(value)) return "–";
-  const size = Math.abs(value);
-  const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 1 ? 2 : 4;
-  return value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: 0 }).replace(/,/g, "\u202f");
+  const digits = Math.min(12, Math.max(0, 3 - Math.floor(Math.log10(Math.abs(largest) || 1))));
+  const rounded = Number(value.toFixed(digits)) + 0; // + 0 turns −0 into 0
+  return rounded.toLocaleString("en", { maximumFractionDigits: digits }).replace(/,/g, "\u202f");
 };
 const plainly = (name) => name.replace(/_/g, " ");
 const reportOf = (row) => (hasReport[row] ? `sub-${encodeURIComponent(data.participant[row])}.html` : null);
@@ -95,7 +96,8 @@ const gather = () => {
     }
   }
   points.sort((a, b) => a.x - b.x || a.row - b.row);
-  return { points, category, colour, missing: rows.length - points.length };
+  const largest = points.reduce((most, p) => Math.max(most, Math.abs(p.y)), 0);
+  return { points, category, colour, largest, missing: rows.length - points.length };
 };
 
 const ticks = (low, high, most) => {
@@ -166,14 +168,14 @@ const axes = (width, height, xs, ys, px, py) => {
     pen.lineTo(width - MARGIN.right, py(y));
     pen.stroke();
     pen.fillStyle = "#3d4856";
-    pen.fillText(shown(y), MARGIN.left - 8, py(y));
+    pen.fillText(shown(y, ys[1] - ys[0]), MARGIN.left - 8, py(y));
   });
   pen.textAlign = "center";
   pen.textBaseline = "top";
   const bottom = height - MARGIN.bottom + 6;
   const marks = category
     ? category.levels.map((level, n) => [n, level]).filter(([n]) => n % Math.ceil(category.levels.length / Math.max(1, Math.floor(width / 80))) === 0)
-    : ticks(xs[0], xs[1], Math.max(3, width / 110)).map((x) => [x, shown(x)]);
+    : ticks(xs[0], xs[1], Math.max(3, width / 110)).map((x) => [x, shown(x, xs[1] - xs[0])]);
   const most = Math.max(4, Math.floor((width / Math.max(marks.length, 1)) / 8));
   marks.forEach(([x, text]) => pen.fillText(text.length > most ? `${text.slice(0, most - 1)}…` : text, px(x), bottom));
   pen.font = "600 13px system-ui, sans-serif";
@@ -236,15 +238,16 @@ const lineOf = (cells) => {
 };
 
 const summarise = () => {
-  const { points, category, colour, missing } = state.view;
+  const { points, category, colour, largest, missing } = state.view;
+  const volume = (value) => shown(value, largest);
   const [source, key] = category ? [category, "level"] : [colour, "group"];
   const groups = source ? source.levels.map((level, n) => [level, points.filter((p) => p[key] === n)]) : [];
   const rows = [...groups.filter(([, members]) => members.length), ["all", points]].map(([name, members]) => {
     const values = members.map((p) => p.y).sort((a, b) => a - b);
     const mean = values.reduce((sum, v) => sum + v, 0) / values.length;
     const sd = Math.sqrt(values.reduce((sum, v) => sum + (v - mean) ** 2, 0) / (values.length - 1));
-    const quartiles = `${shown(quantile(values, 0.25))} to ${shown(quantile(values, 0.75))}`;
-    return lineOf([cellOf("th", name, "row"), ...[String(values.length), shown(quantile(values, 0.5)), quartiles, shown(mean), shown(sd)].map((t) => cellOf("td", t))]);
+    const quartiles = `${volume(quantile(values, 0.25))} to ${volume(quantile(values, 0.75))}`;
+    return lineOf([cellOf("th", name, "row"), ...[String(values.length), volume(quantile(values, 0.5)), quartiles, volume(mean), volume(sd)].map((t) => cellOf("td", t))]);
   });
   by("summary").replaceChildren(...rows);
   const what = `${plainly(by("structure").value)}, ${kind().words} (${kind().unit})`;
@@ -271,10 +274,10 @@ const renew = () => {
 
 // One scan: under the pointer, or walked to with the arrow keys.
 const wordsOf = (p) => {
-  const { category, colour } = state.view;
+  const { category, colour, largest } = state.view;
   const x = category ? category.levels[p.level] : shown(p.x);
   const group = colour && colour !== category && p.group !== NO_LEVEL ? `\n${plainly(colour.name)}: ${colour.levels[p.group]}` : "";
-  return `${nameOf(p.row)}\n${plainly(by("structure").value)}: ${shown(p.y)} ${kind().unit}\n${plainly(by("against").value)}: ${x}${group}\nproposal: ${data.proposal[p.row]}`;
+  return `${nameOf(p.row)}\n${plainly(by("structure").value)}: ${shown(p.y, largest)} ${kind().unit}\n${plainly(by("against").value)}: ${x}${group}\nproposal: ${data.proposal[p.row]}`;
 };
 const mark = (number, aloud) => {
   state.marked = number;

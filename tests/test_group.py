@@ -470,6 +470,47 @@ def test_the_page_offers_no_kind_of_volume_without_a_structure(tmp_path) -> None
     assert all(kind["names"] for kind in stratum["kinds"])
 
 
+def axes(out: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Names of the numbers, and levels of the categories, that the page plots against."""
+    data = page_data(out)
+    categories = [(one["name"], one["levels"]) for one in data["categories"]]
+    assert len(dict(categories)) == len(categories), "two categories have one name"
+    return [one["name"] for one in data["numbers"]], dict(categories)
+
+
+def test_numbers_that_name_sites_are_categories_of_the_page(tmp_path) -> None:
+    """By their description in the dataset, or as ComBat's sites; in the order of their size."""
+    rows = "".join(f"sub-{n:02d}|{n % 12}|{n % 12}|{20 + n}\n" for n in range(48))
+    arguments = study(tmp_path, some(48), f"participant_id|site|centre|age\n{rows}")
+    described = {"centre": {"Levels": {str(n): f"hospital {n}" for n in range(12)}}}
+    (tmp_path / "raw" / "participants.json").write_text(json.dumps(described))
+    assert main(arguments) == 0
+    numbers, categories = axes(tmp_path / "out")
+    assert categories["centre"] == [str(n) for n in range(12)]
+    assert "site" in numbers
+    assert main([*arguments, "--combat", "site", "--combat-covariates", "none"]) == 0
+    numbers, categories = axes(tmp_path / "out")
+    assert categories["site"] == categories["centre"]
+    assert "age" in numbers
+
+
+def test_ages_of_a_small_study_are_numbers_of_the_page(tmp_path) -> None:
+    """Five people of five ages are not five groups; two field strengths are."""
+    rows = "".join(f"sub-{n:02d}|{20 + n * n}|{(1.5, 3)[n % 2]}\n" for n in range(5))
+    assert main(study(tmp_path, some(5), f"participant_id|age|tesla\n{rows}")) == 0
+    numbers, categories = axes(tmp_path / "out")
+    assert {"age", "age_years"} <= set(numbers)
+    assert categories["tesla"] == ["1.5", "3"]
+
+
+def test_a_column_called_proposal_is_told_from_the_programs_own(tmp_path) -> None:
+    rows = "".join(f"sub-{n:02d}|{('yes', 'no')[n % 2]}\n" for n in range(4))
+    assert main(study(tmp_path, some(4), f"participant_id|proposal\n{rows}")) == 0
+    _, categories = axes(tmp_path / "out")
+    assert categories["proposal"] == ["use", "look", "exclude"]
+    assert categories["participants_proposal"] == ["no", "yes"]
+
+
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -22,12 +22,13 @@ from tlseg_bids.bids.atomic import write_text
 from tlseg_bids.group.analyse import Stratum
 from tlseg_bids.group.exclusion import Proposal
 from tlseg_bids.group.headsize import FORMULAS
-from tlseg_bids.group.study import Study, known, number
+from tlseg_bids.group.study import Key, Study, known, number
 
 MISSING = 65535
 LARGEST_DATA_BYTES = 18_000_000
 MOST_LEVELS = 40
 FEW_NUMBERS = 6
+PROPOSAL = "proposal"
 MOST_COLUMNS = 60
 MOST_NOTES = 200
 HIDDEN = {
@@ -131,7 +132,8 @@ def _data(
     place = {n: p for p, n in enumerate(shown)}
     rows = [study.rows[n] for n in shown]
     reports = {row.participant: (out_dir / f"sub-{row.participant}.html").is_file() for row in rows}
-    numbers, categories = _covariates(study, proposals, shown)
+    sites = {stratum.fit.combat.column for stratum in strata if stratum.fit.combat}
+    numbers, categories = _covariates(study, proposals, shown, sites)
     return {
         "participant": [row.participant for row in rows],
         "session": [row.session for row in rows],
@@ -190,24 +192,45 @@ def _packed(values: np.ndarray) -> str:
 
 
 def _covariates(
-    study: Study, proposals: Sequence[Proposal], shown: list[int]
+    study: Study, proposals: Sequence[Proposal], shown: list[int], sites: Collection[str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Columns to plot against: numbers, and categories of not too many levels."""
+    """Columns to plot against: numbers, and categories of not too many levels.
+
+    Numbers that name something (the dataset describes their levels, the column is one of `sites`,
+    or a few of them recur) are categories. A column of the dataset that is called like the
+    program's own ``proposal`` gets its source in front.
+    """
     numbers, categories = [], []
     for key, name in study.names.items():
         if name in HIDDEN or len(numbers) + len(categories) >= MOST_COLUMNS:
             continue
         cells = [study.rows[n].facts.get(key, "n/a") for n in shown]
-        levels = sorted({cell for cell in cells if known(cell)})
+        given = [cell for cell in cells if known(cell)]
+        levels = sorted(set(given), key=_in_order)
         values = np.array([number(cell) for cell in cells])
         numeric = bool(levels) and all(not np.isnan(number(level)) for level in levels)
-        if numeric and len(levels) > FEW_NUMBERS:
+        named = name in sites or set(levels) <= _described(study, key)
+        recurring = len(levels) <= min(FEW_NUMBERS, len(given) // 2)
+        name = f"{key[0]}_{name}" if name == PROPOSAL else name
+        if numeric and not recurring and not (named and len(levels) <= MOST_LEVELS):
             numbers.append({"name": name, **_quantised(values)})
         elif 1 <= len(levels) <= MOST_LEVELS:
             categories.append(_category(name, cells, levels))
     proposed = [proposals[n].proposal for n in shown]
-    categories.append(_category("proposal", proposed, ["use", "look", "exclude"]))
+    categories.append(_category(PROPOSAL, proposed, ["use", "look", "exclude"]))
     return numbers, categories
+
+
+def _in_order(level: str) -> tuple[float, str]:
+    """Key to sort levels by: numbers by size, then words."""
+    value = number(level)
+    return (np.inf if np.isnan(value) else value, level)
+
+
+def _described(study: Study, key: Key) -> set[str]:
+    """The levels of a column that the dataset's JSON files tell."""
+    levels = study.descriptions.get(key, {}).get("Levels")
+    return {str(level) for level in levels} if isinstance(levels, dict) else set()
 
 
 def _category(name: str, cells: Sequence[str], levels: list[str]) -> dict[str, Any]:

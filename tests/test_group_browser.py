@@ -33,9 +33,28 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "group.html"
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of 18 sites with long names; of some participants the site is not known."""
+    folder = tmp_path_factory.mktemp("many")
+    sites = {f"university hospital number {n:02d}": 0.05 * n for n in range(18)}
+    people, rows = simulate(72, Effects(sites, dict.fromkeys(sites, 1)))
+    for n in (20, 40, 60):
+        label, age, sex, _, group = rows[n].split("|")
+        rows[n] = f"{label}|{age}|{sex}|n/a|{group}"
+    write_raw(folder / "raw", {"participants.tsv": "\n".join(rows) + "\n"})
+    out = write_derivatives(folder / "out", people)
+    assert main([str(folder / "raw"), str(out), "group"]) == 0
+    return out / "group.html"
+
+
 @pytest.fixture
 def chrome(browser: Callable, page: Path):  # noqa: F811
     """The page, drawn."""
+    return drawn(browser, page)
+
+
+def drawn(browser: Callable, page: Path):  # noqa: F811
     it = browser(())
     it.get(page.as_uri())
     until(lambda: it.execute_script("return document.body.dataset.ready") == "yes")
@@ -128,6 +147,30 @@ def test_no_number_is_minus_nought(chrome) -> None:
     assert told == ["0"] * 4
     spread = "return shown(0.00021, 0.0015) + ' ' + shown(-1234567, 2e6) + ' ' + shown(NaN)"
     assert chrome.execute_script(spread) == "0.00021 -1\u202f234\u202f567 –"
+
+
+LEGEND = """
+return Array.from(document.querySelectorAll("#legend span"), (entry) => {
+  const style = getComputedStyle(entry.querySelector("i"));
+  return [entry.textContent, style.backgroundColor, style.clipPath];
+});
+"""
+
+
+def test_many_groups_differ_in_colour_or_shape_and_the_unknown_are_named(browser, many) -> None:  # noqa: F811
+    it = drawn(browser, many)
+    legend = it.execute_script(LEGEND)
+    assert len(legend) == 19
+    assert legend[-1][0] == "n/a"
+    assert len({(colour, shape) for _, colour, shape in legend}) == 19
+    cells = summary(it)
+    assert cells["n/a"][0] == "3"
+    assert sum(int(row[0]) for name, row in cells.items() if name != "all") == 72
+
+
+def test_without_unknown_ones_no_group_is_called_so(chrome) -> None:
+    assert "n/a" not in summary(chrome)
+    assert "n/a" not in [name for name, *_ in chrome.execute_script(LEGEND)]
 
 
 def test_the_keyboard_walks_through_the_scans_and_opens_a_report(chrome) -> None:

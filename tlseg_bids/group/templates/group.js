@@ -4,8 +4,18 @@ const data = JSON.parse(document.getElementById("group-data").textContent);
 const by = (id) => document.getElementById(id);
 const MISSING = 65535;
 const NO_LEVEL = 255;
-// Okabe and Ito's colours, which most colour-blind readers can tell apart; further ones repeat.
+// Okabe and Ito's colours, which most colour-blind readers can tell apart. Further groups take them
+// again with another shape: corners in units of the radius, none for a disc.
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a66f00", "#3a87b8", "#333333", "#8a7f00"];
+const SHAPES = [
+  null,
+  [[-1, -1], [1, -1], [1, 1], [-1, 1]],
+  [[0, -1.3], [1.3, 1], [-1.3, 1]],
+  [[0, -1.4], [1.4, 0], [0, 1.4], [-1.4, 0]],
+  [[-1.2, -1.2], [1.2, -1.2], [-1.2, 1.2], [1.2, 1.2]],
+];
+const REACH = 1.4;
+const UNKNOWN = "#9aa3ae";
 const MARGIN = { left: 74, right: 14, top: 12, bottom: 46 };
 const PAGE = 50;
 
@@ -33,6 +43,8 @@ const shown = (value, largest = value) => {
   const rounded = Number(value.toFixed(digits)) + 0; // + 0 turns −0 into 0
   return rounded.toLocaleString("en", { maximumFractionDigits: digits }).replace(/,/g, "\u202f");
 };
+const colourOf = (group) => (group === NO_LEVEL ? UNKNOWN : COLOURS[group % COLOURS.length]);
+const shapeOf = (group) => (group === NO_LEVEL ? null : SHAPES[Math.floor(group / COLOURS.length) % SHAPES.length]);
 const plainly = (name) => name.replace(/_/g, " ");
 const reportOf = (row) => (hasReport[row] ? `sub-${encodeURIComponent(data.participant[row])}.html` : null);
 const nameOf = (row) => `sub-${data.participant[row]}${data.session[row] ? `, ses-${data.session[row]}` : ""}`;
@@ -130,9 +142,11 @@ const draw = () => {
   pen.globalAlpha = points.length > 3000 ? 0.3 : points.length > 500 ? 0.5 : 0.8;
   const radius = points.length > 3000 ? 2 : 3.2;
   points.forEach((p) => {
-    pen.fillStyle = colour && p.group === NO_LEVEL ? "#9aa3ae" : COLOURS[p.group % COLOURS.length];
+    pen.fillStyle = colourOf(p.group);
     pen.beginPath();
-    pen.arc(p.px, p.py, radius, 0, 7);
+    const corners = shapeOf(p.group);
+    if (corners) corners.forEach(([x, y]) => pen.lineTo(p.px + radius * x, p.py + radius * y));
+    else pen.arc(p.px, p.py, radius, 0, 7);
     pen.fill();
   });
   pen.globalAlpha = 1;
@@ -241,7 +255,8 @@ const summarise = () => {
   const { points, category, colour, largest, missing } = state.view;
   const volume = (value) => shown(value, largest);
   const [source, key] = category ? [category, "level"] : [colour, "group"];
-  const groups = source ? source.levels.map((level, n) => [level, points.filter((p) => p[key] === n)]) : [];
+  const among = (entry) => [...entry.levels.map((level, n) => [level, n]), ["n/a", NO_LEVEL]];
+  const groups = source ? among(source).map(([level, n]) => [level, points.filter((p) => p[key] === n)]) : [];
   const rows = [...groups.filter(([, members]) => members.length), ["all", points]].map(([name, members]) => {
     const values = members.map((p) => p.y).sort((a, b) => a - b);
     const mean = values.reduce((sum, v) => sum + v, 0) / values.length;
@@ -254,13 +269,18 @@ const summarise = () => {
   const without = missing ? `; ${missing} without a value` : "";
   by("summary-caption").textContent = `${what}, by ${source ? plainly(source.name) : "nothing"}${without}`;
   canvas.setAttribute("aria-label", `Plot of ${what} against ${plainly(by("against").value)}: ${points.length} scan${points.length === 1 ? "" : "s"}, median ${by("summary").lastElementChild.cells[2].textContent}. The table below says the same in numbers.`);
-  by("legend").replaceChildren(...(colour ? colour.levels.map((level, n) => {
+  const named = colour ? among(colour) : [];
+  const there = new Set(points.map((p) => p.group));
+  by("legend").replaceChildren(...named.filter(([, n]) => n !== NO_LEVEL || there.has(n)).map(([level, n]) => {
     const entry = document.createElement("span");
     const dot = document.createElement("i");
-    dot.style.backgroundColor = COLOURS[n % COLOURS.length];
+    const corners = shapeOf(n)?.map((at) => at.map((c) => `${50 + (50 * c) / REACH}%`).join(" "));
+    dot.style.backgroundColor = colourOf(n);
+    dot.style.clipPath = corners ? `polygon(${corners.join(", ")})` : "";
+    dot.style.borderRadius = corners ? "0" : "";
     entry.append(dot, level);
     return entry;
-  }) : []));
+  }));
 };
 
 const renew = () => {
@@ -276,7 +296,7 @@ const renew = () => {
 const wordsOf = (p) => {
   const { category, colour, largest } = state.view;
   const x = category ? category.levels[p.level] : shown(p.x);
-  const group = colour && colour !== category && p.group !== NO_LEVEL ? `\n${plainly(colour.name)}: ${colour.levels[p.group]}` : "";
+  const group = colour && colour !== category ? `\n${plainly(colour.name)}: ${colour.levels[p.group] ?? "n/a"}` : "";
   return `${nameOf(p.row)}\n${plainly(by("structure").value)}: ${shown(p.y, largest)} ${kind().unit}\n${plainly(by("against").value)}: ${x}${group}\nproposal: ${data.proposal[p.row]}`;
 };
 const mark = (number, aloud) => {

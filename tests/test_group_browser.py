@@ -209,11 +209,47 @@ def test_the_list_shows_what_is_proposed_and_links_to_reports(chrome) -> None:
     assert link.get_attribute("href").endswith("/out/sub-00050.html")
 
 
-def test_a_phone_needs_no_scrolling_sideways(chrome) -> None:
+@pytest.fixture
+def phone(chrome):
+    """The page on a narrow screen."""
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
         "width": 375, "height": 800, "deviceScaleFactor": 2, "mobile": True})  # fmt: skip
+    yield chrome
+    chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_phone_needs_no_scrolling_sideways(phone) -> None:
+    assert phone.execute_script("return document.documentElement.scrollWidth") <= 375
+
+
+def test_a_phone_shows_names_and_axes_in_full(phone) -> None:
+    choose(phone, "structure", "left_cerebral_white_matter")
+    choose(phone, "kind", "z")
+    heading, name = phone.execute_script(
+        "const row = document.getElementById('summary').rows[1];"
+        "const head = row.closest('table').rows[0].cells[0];"
+        "return [head.getBoundingClientRect().height, row.cells[0].getBoundingClientRect().width]"
+    )
+    assert heading < 40, "the heading stands on one line"
+    assert name > 100
+    written = phone.execute_script(
+        "const texts = [], own = pen.fillText.bind(pen), at = pen.getTransform.bind(pen);"
+        "pen.fillText = (text, x, y, most) => { texts.push([text, Math.min("
+        "  pen.measureText(text).width, most ?? Infinity), at().b]); own(text, x, y, most); };"
+        "draw(); pen.fillText = own; return texts"
+    )
+    (turned,) = [width for text, width, turn in written if turn]
+    assert turned <= 340, "the name of the axis is as long as the plot is high, or shorter"
+    assert len([text for text, *_ in written if text in ("20", "40", "60", "80")]) >= 3
+
+
+def test_paper_shows_the_plot_in_its_shape(chrome) -> None:
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
-        wide = chrome.execute_script("return document.documentElement.scrollWidth")
-        assert wide <= 375
+        drawn_in, shown_in = chrome.execute_script(
+            "const c = document.getElementById('canvas');"
+            "return [c.width / c.height, c.clientWidth / c.clientHeight]"
+        )
     finally:
-        chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert shown_in == pytest.approx(drawn_in, rel=0.02)

@@ -189,15 +189,16 @@ const axes = (width, height, xs, ys, px, py) => {
   const bottom = height - MARGIN.bottom + 6;
   const marks = category
     ? category.levels.map((level, n) => [n, level]).filter(([n]) => n % Math.ceil(category.levels.length / Math.max(1, Math.floor(width / 80))) === 0)
-    : ticks(xs[0], xs[1], Math.max(3, width / 110)).map((x) => [x, shown(x, xs[1] - xs[0])]);
+    : ticks(xs[0], xs[1], Math.max(5, width / 110)).map((x) => [x, shown(x, xs[1] - xs[0])]);
   const most = Math.max(4, Math.floor((width / Math.max(marks.length, 1)) / 8));
   marks.forEach(([x, text]) => pen.fillText(text.length > most ? `${text.slice(0, most - 1)}…` : text, px(x), bottom));
   pen.font = "600 13px system-ui, sans-serif";
-  pen.fillText(plainly(by("against").value), MARGIN.left + (width - MARGIN.left) / 2, bottom + 20);
+  const middle = MARGIN.left + (width - MARGIN.left) / 2;
+  pen.fillText(plainly(by("against").value), middle, bottom + 20, width - MARGIN.left);
   pen.save();
   pen.translate(6, height / 2 - 20);
   pen.rotate(-Math.PI / 2);
-  pen.fillText(`${plainly(by("structure").value)} (${kind().unit})`, 0, 0);
+  pen.fillText(`${plainly(by("structure").value)} (${kind().unit})`, 0, 0, height - 40);
   pen.restore();
 };
 

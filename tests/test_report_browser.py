@@ -197,6 +197,24 @@ def test_without_webgl_the_page_says_so(browser, page: Path) -> None:
     assert "the pictures above show the same labels" in message
 
 
+def test_without_javascript_pictures_and_colours_are_there_and_nothing_is_dead(
+    browser, page: Path
+) -> None:
+    chrome = browser(("--blink-settings=scriptEnabled=false",))
+    chrome.get(page.as_uri())
+    shown = {
+        name: [one.is_displayed() for one in chrome.find_elements("css selector", name)]
+        for name in (".viewer", ".rating", "#export", "[data-blink]", ".overview .rated", "figure")
+    }
+    assert shown.pop("figure") == [True] * 6
+    assert {state for states in shown.values() for state in states} == {False}
+    assert "JavaScript is off" in chrome.find_element("id", "main").text
+    swatches = chrome.find_elements("css selector", ".swatch")
+    colours = [one.value_of_css_property("background-color") for one in swatches[: len(INDEX) - 1]]
+    assert len(set(colours)) > 10
+    assert "rgba(0, 0, 0, 0)" not in colours
+
+
 def test_table_is_sorted_by_keyboard(browser, page: Path) -> None:
     chrome = opened(browser, page)
     table = chrome.find_element("css selector", "table[data-sortable]")

@@ -39,6 +39,7 @@ from tlseg_bids.report.provenance import (
 from tlseg_bids.report.verdict import Verdict, totals, verdict, volume_rows
 from tlseg_bids.report.viewer import (
     colours_of,
+    hex_colour,
     label_colormap,
     niivue_licence,
     niivue_script,
@@ -287,6 +288,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _formatted
+    environment.filters["colour"] = hex_colour
     environment.globals["asset"] = _asset
     return environment
 

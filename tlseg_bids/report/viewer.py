@@ -73,6 +73,11 @@ def colours_of(protocol: LabelProtocol) -> np.ndarray:
     return np.array([_rgb(str(colour)) for colour in protocol.table["color"]], np.uint8)
 
 
+def hex_colour(colour: str) -> str:
+    """A protocol's colour as the pictures have it, fit for a style sheet: ``#rrggbb``."""
+    return f"#{bytes(_rgb(colour)).hex()}"
+
+
 def _rgb(colour: str) -> tuple[int, int, int]:
     try:
         red, green, blue = bytes.fromhex(colour.removeprefix("#"))

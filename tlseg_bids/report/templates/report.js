@@ -14,10 +14,6 @@ const store = {
   },
 };
 
-findAll(document, ".swatch").forEach((swatch) => {
-  swatch.style.backgroundColor = swatch.dataset.colour;
-});
-
 // Mosaics: labels on and off, opacity, blinking.
 findAll(document, ".figures").forEach((figures) => {
   const toggle = find(figures, "[data-overlay-toggle]");

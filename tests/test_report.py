@@ -631,6 +631,29 @@ def test_the_verdict_in_the_sidecar_is_the_one_that_counts(tmp_path: Path) -> No
     assert found.reasons == ("The image is noisy.",)
 
 
+def test_a_warning_that_is_no_finding_is_noted(tmp_path: Path) -> None:
+    told = {"Verdict": {"Decision": "use", "Reasons": []}, "Warnings": ["the age is not known"]}
+    write_scan(tmp_path, sidecar=told)
+    text = words(report(tmp_path).text)
+    assert "no finding nothing stands out; noted: the age is not known" in text
+    assert "no warning" not in text
+
+
+def test_numbers_of_the_page_are_written_for_people(tmp_path: Path) -> None:
+    """No power of ten for a volume, no minus sign before a nought."""
+    scores = {"brain_mm3": 1669989.4, "snr": 407.2, "cut_mm2": 999.7, "share": 0.0123, "odd": 1e999}
+    dseg = write_scan(tmp_path, sidecar={"QualityControl": scores})
+    file = dseg.with_name("sub-01_space-T1w_seg-aseg_desc-volumes_dseg.tsv")
+    table = pd.read_csv(file, sep="\t").set_index("name")
+    table.loc[["Left caudate", "Right caudate"], "hard_mm3"] = (5733.0, 5735.0)
+    table.reset_index().to_csv(file, sep="\t", index=False)
+    text = words(report(tmp_path).text)
+    for said in ("brain mm3 1 669 989", "snr 407", "cut mm2 1 000", "share 0.0123", "odd inf"):
+        assert said in text, said
+    assert "L-CAU 5 733" in text
+    assert "\u22120.0" not in text.split()
+
+
 def test_sessions_stand_side_by_side_with_their_change(tmp_path: Path) -> None:
     for days, session in enumerate("ab"):
         age = {"Age": {"Days": 100 + days}}

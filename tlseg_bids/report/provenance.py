@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -104,12 +105,22 @@ def qc_rows(scan: LabelledScan) -> list[tuple[str, str]]:
     if not isinstance(scores, dict):
         return []
     return [
-        (
-            str(name).replace("_", " "),
-            f"{value:.{QC_DIGITS}g}" if isinstance(value, float) else _text(value),
-        )
+        (str(name).replace("_", " "), _score(value) if isinstance(value, float) else _text(value))
         for name, value in scores.items()
     ]
+
+
+def warnings_of(scan: LabelledScan) -> list[str]:
+    """What the run noted of the scan, whether it is a reason to look at it or not."""
+    told = scan.sidecar.get("Warnings")
+    return [str(one) for one in told] if isinstance(told, list) else []
+
+
+def _score(value: float) -> str:
+    """To `QC_DIGITS` digits; large ones as whole numbers, never as a power of ten."""
+    if math.isfinite(value) and round(abs(value)) >= 10**QC_DIGITS:
+        return f"{value:,.0f}".replace(",", "\u202f")
+    return f"{value:.{QC_DIGITS}g}"
 
 
 def _times(seconds: object) -> str:

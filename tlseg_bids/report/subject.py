@@ -35,6 +35,7 @@ from tlseg_bids.report.provenance import (
     model_of,
     qc_rows,
     version_of,
+    warnings_of,
 )
 from tlseg_bids.report.verdict import Verdict, totals, verdict, volume_rows
 from tlseg_bids.report.viewer import (
@@ -126,6 +127,7 @@ def _section(scan: LabelledScan, scans: int, figures: Path, number: int) -> dict
         "id": f"scan-{number}",
         "scan": scan,
         "verdict": judgement,
+        "noted": warnings_of(scan),
         "pictures": pictures,
         "notes": _display_notes(scan, display),
         "viewer": data,
@@ -303,7 +305,8 @@ def _formatted(value: float, digits: int = 0) -> str:
     """``12 345`` with thin spaces; a dash where the number is unknown."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "\u2212")
+    rounded = round(value, digits) + 0.0  # + 0.0 turns −0 into 0
+    return f"{rounded:,.{digits}f}".replace(",", "\u202f").replace("-", "\u2212")
 
 
 def data_uri(kind: str, content: bytes) -> str:

@@ -188,6 +188,25 @@ def place_of(name: str) -> int:
     return list(INDEX).index(name)
 
 
+@pytest.mark.slow
+def test_viewers_that_are_stopped_while_they_load_can_be_started_again(
+    browser, tmp_path_factory
+) -> None:
+    """Scrolling fast past more scans than can have a viewer at once breaks none of them."""
+    out = tmp_path_factory.mktemp("many")
+    for session in "abcdef":
+        write_scan(out, f"sub-02_ses-{session}_space-T1w", {"ContentKey": session})
+    chrome = opened(browser, write_subject_report(out, "02", "tlseg"))
+    chrome.execute_script("sight.disconnect(); viewers.forEach((one) => { one.start(); })")
+    states = "return viewers.map((one) => one.state)"
+    started = ["waiting"] * 2 + ["running"] * 4
+    until(lambda: "starting" not in chrome.execute_script(states))
+    assert chrome.execute_script(states) == started
+    chrome.execute_script("viewers[0].start()")
+    until(lambda: chrome.execute_script(states)[0] == "running")
+    assert chrome.execute_script("return running.length") == 4
+
+
 def test_without_webgl_the_page_says_so(browser, page: Path) -> None:
     chrome = opened(browser, page, NO_GL)
     element = viewer(chrome)

@@ -28,6 +28,7 @@ class Viewer {
       this.controls[element.dataset.view] = element;
     });
     this.nv = null;
+    this.attempt = 0;
     this.state = "waiting";
     this.listen();
     this.enable(false);
@@ -58,20 +59,24 @@ class Viewer {
     this.say("Loading …");
     while (running.length >= MOST_VIEWERS) running[0].stop();
     running.push(this);
+    this.attempt += 1; // a stop while it loads, or a new start after that, makes this one void
+    const { attempt } = this;
     try {
       await this.load();
+      if (attempt !== this.attempt) return;
       this.state = "running";
       this.say("");
       this.enable(true);
       this.apply();
     } catch (error) {
+      if (attempt !== this.attempt) return;
       this.fail(`The viewer could not start (${error.message}); the pictures above show the same labels.`);
     }
     this.section.dataset.state = this.state;
   }
 
   async load() {
-    this.nv = new niivue.Niivue({
+    const nv = new niivue.Niivue({
       logLevel: "silent",
       loadingText: "",
       dragAndDropEnabled: false,
@@ -86,22 +91,23 @@ class Viewer {
       fontColor: [1, 1, 1, 1],
       backColor: [0, 0, 0, 1],
     });
+    this.nv = nv;
     const old = find(this.section, "canvas");
     const canvas = old.cloneNode(false);
     old.replaceWith(canvas);
-    await this.nv.attachToCanvas(canvas);
+    await nv.attachToCanvas(canvas);
     const scan = bytesOf(`${this.scan.id}-scan-volume`);
     const labels = bytesOf(`${this.scan.id}-label-volume`);
     this.hasScan = scan !== null;
     if (this.hasScan) {
-      this.nv.addVolume(await niivue.NVImage.new(scan, "scan.nii.gz", "gray", 1, null, 0, 255));
+      nv.addVolume(await niivue.NVImage.new(scan, "scan.nii.gz", "gray", 1, null, 0, 255));
     }
     const image = await niivue.NVImage.new(labels, "labels.nii.gz", "gray", 0.5);
     image.setColormapLabel(structuredClone(this.protocol.colormap));
-    this.nv.addVolume(image);
-    this.layer = this.nv.volumes.length - 1;
-    this.nv.onLocationChange = (where) => this.tell(where);
-    this.nv.updateGLVolume();
+    nv.addVolume(image);
+    this.layer = nv.volumes.length - 1;
+    nv.onLocationChange = (where) => this.tell(where);
+    nv.updateGLVolume();
   }
 
   listen() {
@@ -146,6 +152,7 @@ class Viewer {
   }
 
   stop() {
+    this.attempt += 1;
     running.splice(running.indexOf(this), 1);
     this.nv?.gl?.getExtension("WEBGL_lose_context")?.loseContext();
     this.nv = null;

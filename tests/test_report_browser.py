@@ -184,6 +184,40 @@ def test_a_click_tells_the_structure_and_left_is_left(
     until(lambda: where.text.startswith(f"{name} (") and f"label {INDEX[name]})" in where.text)
 
 
+def test_the_keyboard_moves_the_crosshair_in_all_directions(browser, page: Path) -> None:
+    keys = pytest.importorskip("selenium.webdriver").Keys
+    chrome = opened(browser, page)
+    element = viewer(chrome)
+    choose(chrome, element, "place", str(place_of("Brain stem")))
+    where = element.find_element("css selector", "[data-view=where]")
+    until(lambda: where.text.startswith("Brain stem ("))
+    canvas = element.find_element("css selector", "canvas")
+    before = place_in(where.text)
+    size = np.array(json.loads(chrome.execute_script(
+        "return JSON.stringify(Array.from(viewers[0].nv.volumes[0].pixDimsRAS).slice(1))"
+    )))  # fmt: skip
+    moves = {
+        keys.ARROW_LEFT: (-1, 0, 0), keys.ARROW_RIGHT: (1, 0, 0), keys.ARROW_UP: (0, 1, 0),
+        keys.ARROW_DOWN: (0, -1, 0), keys.PAGE_UP: (0, 0, 1), keys.PAGE_DOWN: (0, 0, -1),
+    }  # fmt: skip
+    top = chrome.execute_script("return window.scrollY")
+    for key, step in moves.items():
+        canvas.send_keys(key * 3)
+        after = place_in(where.text)
+        assert after - before == pytest.approx(3 * size * step, abs=1.01), step
+        before = after
+    assert chrome.execute_script("return window.scrollY") == top
+    canvas.send_keys("vcp")
+    kinds = "return [viewers[0].nv.opts.sliceType, niivue.SLICE_TYPE.MULTIPLANAR]"
+    assert len(set(chrome.execute_script(kinds))) == 1, "the view is the one that its list names"
+
+
+def place_in(text: str) -> np.ndarray:
+    """The coordinates that the line below a viewer tells, mm."""
+    told = text.partition("x, y, z = ")[2].removesuffix(" mm")
+    return np.array([float(number) for number in told.split(",")])
+
+
 def place_of(name: str) -> int:
     return list(INDEX).index(name)
 

@@ -2,6 +2,11 @@
 // handful of WebGL contexts on a page, so the longest unused one is stopped for a new one.
 const MOST_VIEWERS = 4;
 const running = [];
+// Voxels to the patient's right, front and top that the crosshair goes by.
+const STEPS = {
+  ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowDown: [0, -1, 0], ArrowUp: [0, 1, 0],
+  PageDown: [0, 0, -1], PageUp: [0, 0, 1],
+};
 
 const bytesOf = (id) => {
   const text = document.getElementById(id).textContent;
@@ -80,6 +85,9 @@ class Viewer {
       logLevel: "silent",
       loadingText: "",
       dragAndDropEnabled: false,
+      viewModeHotKey: "",
+      clipPlaneHotKey: "",
+      cycleClipPlaneHotKey: "",
       showAllOrientationMarkers: true,
       show3Dcrosshair: true,
       multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS,
@@ -95,6 +103,7 @@ class Viewer {
     const old = find(this.section, "canvas");
     const canvas = old.cloneNode(false);
     old.replaceWith(canvas);
+    canvas.addEventListener("keydown", (event) => this.step(event));
     await nv.attachToCanvas(canvas);
     const scan = bytesOf(`${this.scan.id}-scan-volume`);
     const labels = bytesOf(`${this.scan.id}-label-volume`);
@@ -140,6 +149,14 @@ class Viewer {
     this.nv.scene.crosshairPos = this.nv.mm2frac(place);
     this.nv.createOnLocationChange();
     this.nv.drawScene();
+  }
+
+  step(event) {
+    const step = STEPS[event.key];
+    if (!step || event.ctrlKey || event.altKey || event.metaKey || this.state !== "running") return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    this.nv.moveCrosshairInVox(...step);
   }
 
   tell(where) {

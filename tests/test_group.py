@@ -470,6 +470,18 @@ def test_the_page_offers_no_kind_of_volume_without_a_structure(tmp_path) -> None
     assert all(kind["names"] for kind in stratum["kinds"])
 
 
+def test_the_page_says_how_many_failures_it_does_not_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tlseg_bids.group.page.MOST_NOTES", 2)
+    arguments = study(tmp_path, some(8), None)
+    for n in range(5):
+        (tmp_path / "out" / f"sub-{n:02d}/anat/sub-{n:02d}_space-T1w_seg-aseg_dseg.json").unlink()
+    assert main(arguments) == 1
+    page = (tmp_path / "out" / "group.html").read_text()
+    assert "Not in the tables: 5" in page
+    assert "And 3 more, which the log tells." in page
+    assert page.count("it is not finished") == 2
+
+
 def axes(out: Path) -> tuple[list[str], dict[str, list[str]]]:
     """Names of the numbers, and levels of the categories, that the page plots against."""
     data = page_data(out)

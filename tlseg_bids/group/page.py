@@ -76,7 +76,8 @@ def write_page(
         version=__version__, command=command, made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         participants=len({row.participant for row in study.rows}), scans=len(study.rows),
         counts={name: counts.get(name, 0) for name in ("use", "look", "exclude")},
-        notes=study.notes[:MOST_NOTES], failures=study.failures[:MOST_NOTES],
+        notes=study.notes[:MOST_NOTES], noted=len(study.notes),
+        failures=study.failures[:MOST_NOTES],
         failed=len(study.failures), step=step, settings=_settings(strata, volume),
         effects=[(s.name, list(zip(s.names, *s.site_effect, strict=True)))
                  for s in strata if s.site_effect is not None],

@@ -415,8 +415,13 @@ def plain_loss(logits, target, known, group, weights):
     present = t.sum((0, 2, 3, 4)) > 4
     share = weights.volumes[present]
     dice = (overlap / size)[present]
+    found, true = (x.sum((0, 2, 3, 4))[present] for x in (inside, t))
+    gap = (found - true) / (found + true)
+    amount = ((gap**2 + losses.GAP_FLOOR**2).sqrt() - losses.GAP_FLOOR).mean()
     return (
-        weights.entropy * entropy + weights.dice * (1 - dice @ share / share.sum()),
+        weights.entropy * entropy
+        + weights.dice * (1 - dice @ share / share.sum())
+        + weights.amount * amount,
         dice.mean(),
     )
 
@@ -431,7 +436,9 @@ def test_the_loss_and_its_own_gradient_are_those_of_the_plain_formula(monkeypatc
     labels[labels == 3] = 0  # one is nowhere
     known = (torch.rand(2, 7, 6, 5) > 0.3).float()
     target = torch.nn.functional.one_hot(labels, 5).permute(3, 0, 1, 2)[None] * known[:, None]
-    weights = losses.Weights(1.5, 0.7, classes=torch.rand(5) + 0.1, volumes=torch.rand(4) + 0.1)
+    weights = losses.Weights(
+        1.5, 0.7, classes=torch.rand(5) + 0.1, volumes=torch.rand(4) + 0.1, amount=0.9
+    )
     logits = (8 * torch.randn(2, 5, 7, 6, 5)).to(dtype)
     logits = logits.to(memory_format=torch.channels_last_3d)
     found = []

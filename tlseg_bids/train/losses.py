@@ -14,6 +14,7 @@ from tlseg_bids.train.dataset import IGNORE
 SMALLEST = 1e-6
 FEWEST_VOXELS = 4
 CACHED_VALUES = 1 << 18
+GAP_FLOOR = 0.02
 
 
 def soft_target(channels: Tensor, count: int, factor: int) -> tuple[Tensor, Tensor]:
@@ -48,7 +49,7 @@ class Weights:
     across the axis `across` if that is not None, `edges` is added to the weight of a voxel's class.
     With `every` the soft Dice is that of all classes, background and absent ones included; else
     that of the structures that are present, which needs a cross-entropy beside it: nothing in it
-    tells background from an absent structure.
+    tells background from an absent structure. `amount` weighs the error of the structures' volumes.
     """
 
     entropy: float = 1.0
@@ -58,6 +59,7 @@ class Weights:
     volumes: Tensor | None = None
     across: int | None = None
     every: bool = False
+    amount: float = 0.0
 
 
 def borders(target: Tensor, across: int | None = None) -> Tensor:
@@ -79,8 +81,9 @@ def segmentation_loss(
 
     `target` (1, channels, I, J, K) already holds merged channels. Cross-entropy is taken of the
     merged probabilities (marginal loss for partial labels: Shi et al. 2021,
-    doi:10.1016/j.media.2021.101979); soft Dice: Milletari et al. 2016, doi:10.1109/3DV.2016.79.
-    Where nothing is `known`, nothing is lost.
+    doi:10.1016/j.media.2021.101979); soft Dice: Milletari et al. 2016, doi:10.1109/3DV.2016.79;
+    volumes: mean over the structures that are present of √(r² + 0.02²) − 0.02, where r is the
+    difference of the soft volumes ÷ their sum. Where nothing is `known`, nothing is lost.
     """
     return _Loss.apply(logits, target, known, group, weights or Weights())
 
@@ -99,15 +102,15 @@ class _Loss(torch.autograd.Function):
         told = _weighted(target, weights)
         count = (known.sum() if told is target else told.sum()).clamp_min(1e-3)
         flat = [x.flatten(2) for x in (logits, target, told, known[:, None])]
-        sums = torch.zeros((4, logits.shape[1]), device=logits.device)
+        sums = torch.zeros((5, logits.shape[1]), device=logits.device)
         for some in _voxels(flat[0]):
             x, t, counted, seen = (one[..., some] for one in flat)
             p = fold(F.softmax(x.float(), 1), group)
             entropy = p.clamp_min(SMALLEST).log_().mul_(counted)
             p = p * seen
-            for total, part in zip(sums, (entropy, p * t, p.square() + t * t, t), strict=True):
+            for total, part in zip(sums, (entropy, p * t, p.square() + t * t, t, p), strict=True):
                 total += part.sum((0, 2))
-        entropy, overlap, size, amount = sums
+        entropy, overlap, size, amount, found = sums
         present = (amount > FEWEST_VOXELS).to(sums.dtype)
         present[0] = 0  # nobody asks for the Dice of the background
         each = (2 * overlap + 1) / (size + 1)
@@ -117,8 +120,13 @@ class _Loss(torch.autograd.Function):
             share = share * F.pad(weights.volumes.to(sums.dtype), (1, 0))
         share = weights.dice * share / share.sum().clamp_min(1e-9)
         loss = -weights.entropy * entropy.sum() / count + (share * (1 - each)).sum()
+        gap = (found - amount) / (found + amount).clamp_min(1)
+        bent = (gap.square() + GAP_FLOOR**2).sqrt()
+        beside = weights.amount * present / present.sum().clamp_min(1)
+        loss = loss + (beside * (bent - GAP_FLOOR)).sum()
+        steep = beside * gap / bent * 2 * amount / (found + amount).clamp_min(1).square()
         up = 2 * share / (size + 1)
-        terms = weights.entropy / count, up, up * each
+        terms = weights.entropy / count, up, up * each, steep
         ctx.save_for_backward(*flat, group, *terms)
         ctx.like = logits.shape
         ctx.mark_non_differentiable(dice)
@@ -128,15 +136,16 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, of_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """With p the merged probabilities, g the gradient by them and s = Σ p·g: p·(g − s), which
         a channel gets by its share of the merged one."""
-        *flat, group, of_entropy, up, down = ctx.saved_tensors
-        of_entropy, up, down = of_loss * of_entropy, of_loss * up[:, None], of_loss * down[:, None]
+        *flat, group, of_entropy, up, down, steep = ctx.saved_tensors
+        of_entropy = of_loss * of_entropy
+        up, down, steep = (of_loss * one[:, None] for one in (up, down, steep))
         gradient = torch.empty_like(flat[0])
         for some in _voxels(flat[0]):
             x, t, counted, seen = (one[..., some] for one in flat)
             raw = F.softmax(x.float(), 1)
             p = fold(raw, group)
             inside = p * seen
-            slope = (inside * down).addcmul_(t, up, value=-1).mul_(inside)
+            slope = (inside * down).addcmul_(t, up, value=-1).add_(steep).mul_(inside)
             # no slope where the logarithm is cut off
             slope.addcmul_(counted.masked_fill(p < SMALLEST, 0), of_entropy, value=-1)
             total = slope.sum(1, keepdim=True)

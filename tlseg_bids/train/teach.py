@@ -55,6 +55,8 @@ class Loss:
         heads' losses is taken.
     age : float
         Weight of the squared error of the age, in units of the training ages' variance.
+    amount : float
+        Weight of the relative error of the volumes of the structures in the example.
     """
 
     entropy: float = 1.0
@@ -66,6 +68,7 @@ class Loss:
     coarser: float = 0.5
     joint: bool = False
     age: float = 0.01
+    amount: float = 0.0
 
     def __post_init__(self) -> None:
         for key, known in (
@@ -174,7 +177,7 @@ class Teacher:
             if how.dice_by:
                 volumes = torch.where(present, 1 / share.clamp_min(1e-9), 0)[1:]
         every = how.dice_over == "all"
-        return Weights(how.entropy, dice, how.edges, classes, volumes, across, every)
+        return Weights(how.entropy, dice, how.edges, classes, volumes, across, every, how.amount)
 
 
 def set_age_scale(network: nn.Module, years: list[float]) -> None:

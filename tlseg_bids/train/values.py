@@ -35,6 +35,7 @@ LIMITS: dict[str, Limits] = {
     "descent": {"momentum": SHARE, "power": (0, 100), "age_rate": FACTOR},
     "loss": {
         "entropy": FACTOR, "edges": FACTOR, "rim": (0, 64), "coarser": FACTOR, "age": FACTOR,
+        "amount": FACTOR,
     },
     "places": {
         "begins": (0, SIDES[1]), "axes": (0, 2), "slices": SIDES, "merged": (0, LARGE),

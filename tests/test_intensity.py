@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from phantom import Phantom, grid_over
 
+from tlseg_bids.background import constant_background, from_zero
 from tlseg_bids.preprocess import brain
 from tlseg_bids.preprocess.brain import looks_skull_stripped, skull_evidence
 from tlseg_bids.preprocess.intensity import (
     PERCENTILES,
-    constant_background,
-    from_zero,
     normalise,
     robust_scale,
     standard_landmarks,
@@ -72,21 +71,21 @@ def noisy_head() -> Volume:
 def test_a_background_elsewhere_than_at_zero_is_brought_there(air: str, change) -> None:
     head = noisy_head().data if air == "noise" else np.where(noisy_head().data > 50, 300, 0)
     moved = change(head.astype(np.float32))
-    found = from_zero(Volume(moved, noisy_head().grid)).data
+    found = from_zero(moved)
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.median(found[:4]), 0, atol=0.02 * np.ptp(moved))
     np.testing.assert_allclose(found - found.min(), moved - moved.min(), atol=1e-3)
 
 
 def test_a_scan_whose_background_is_about_zero_stays_as_it_is() -> None:
-    head = noisy_head()
+    head = noisy_head().data
     assert from_zero(head) is head
-    values = np.random.default_rng(1).normal(size=head.data.shape).astype(np.float32)
-    brain = Volume(np.where(head.data > 50, values, np.float32(0)), head.grid)
+    values = np.random.default_rng(1).normal(size=head.shape).astype(np.float32)
+    brain = np.where(head > 50, values, np.float32(0))
     assert from_zero(brain) is brain, "standardised inside a mask: the background is 0"
-    inside = Volume(head.data[10:20, 10:20, 10:20] + np.indices((10, 10, 10))[0], head.grid)
+    inside = head[10:20, 10:20, 10:20] + np.indices((10, 10, 10))[0]
     assert from_zero(inside) is inside, "a scan that ends inside the head shows no background"
-    nothing = Volume(np.zeros((9, 9, 9), np.float32), Grid((9, 9, 9), np.eye(4)))
+    nothing = np.zeros((9, 9, 9), np.float32)
     assert from_zero(nothing) is nothing
 
 

@@ -57,6 +57,15 @@ def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.data, raw * 0.5 - 3, atol=1e-3)
 
 
+def test_a_scan_is_counted_from_its_background_and_labels_are_not(tmp_path: Path) -> None:
+    data = noise(kind=np.float32)
+    data[:8] = 0
+    moved = save(tmp_path / "a.nii.gz", data - 1024)
+    for volume in (load_volume(moved), load_scan(moved)[0]):
+        np.testing.assert_array_equal(volume.data, data)
+    assert load_labels(moved).data.min() == -1024
+
+
 def test_absent_file(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "none.nii.gz")
 

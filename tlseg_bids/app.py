@@ -29,7 +29,6 @@ from tlseg_bids.postprocess import probability_maps, to_native
 from tlseg_bids.postprocess.judgement import assess
 from tlseg_bids.postprocess.plausibility import judged_age_years
 from tlseg_bids.postprocess.quality import implausible
-from tlseg_bids.preprocess.intensity import from_zero
 from tlseg_bids.report.citation import citation
 from tlseg_bids.report.methods import methods_text
 from tlseg_bids.report.pages import Pages, check_reportable
@@ -42,7 +41,7 @@ from tlseg_bids.resources import (
 from tlseg_bids.runner import Labour, Progress, Steps, Work, exit_code, run_jobs
 from tlseg_bids.segment.answer import Ask, segment
 from tlseg_bids.segment.model import Model, Models
-from tlseg_bids.volume import Grid, Volume, load_scan
+from tlseg_bids.volume import Grid, Volume, load_scan, load_volume
 from tlseg_bids.zoo.evidence import skill
 from tlseg_bids.zoo.registry import load_cards
 
@@ -156,7 +155,7 @@ def fine_tune(config: Config, progress: Progress) -> int:
 
 def answer(job: Job, model: Model) -> tuple[Prepared, Segmentation]:
     """A scan as the model saw it, and its labels on its own grid; nothing is written."""
-    scan = from_zero(load_scan(job.scan.path)[0])
+    scan = load_volume(job.scan.path)
     prepared = find(scan, job, model)
     return prepared, to_native(finely(prepared, model), scan, model.protocol)
 
@@ -168,7 +167,6 @@ def run_job(
     restart_peak()
     with steps("read"):
         scan, odd = load_scan(job.scan.path)
-        scan = from_zero(scan)
     with models.turn(job.device):
         job, model, prepared, prediction = see(scan, job, steps, models)
         with steps("back"):

@@ -19,13 +19,12 @@ from tlseg_bids.postprocess.plausibility import turned_degrees
 from tlseg_bids.postprocess.quality import CLEAR_DICE, HOPEFUL_DICE, SURE_DICE, expected_dice
 from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.geometry import thinned
-from tlseg_bids.preprocess.intensity import from_zero
 from tlseg_bids.preprocess.prepare import better_frame, looks, prepare
 from tlseg_bids.preprocess.register import QUARTER_TURNS, TURNS, between, displacement_mm
 from tlseg_bids.segment.answer import Ask, segment
 from tlseg_bids.segment.model import Model
 from tlseg_bids.segment.place import locate, survey
-from tlseg_bids.volume import Grid, Volume, load_scan, load_volume
+from tlseg_bids.volume import Grid, Volume, load_volume
 from tlseg_bids.zoo.assemble import SETTLER
 from tlseg_bids.zoo.card_file import digest
 from tlseg_bids.zoo.evidence import skill
@@ -173,7 +172,7 @@ def apart(job: Job, other: Model, seen: Prepared) -> tuple[str, ...]:
     for image in job.companions:
         alone = replace(job, card=other.card, scan=image, companions=())
         try:
-            volume = from_zero(load_scan(image.path)[0])
+            volume = load_volume(image.path)
             there = find(volume, alone, other).template_from_native
         except ScanError as error:
             told.append(NOT_SEEN.format(image.path.name, error.what))
@@ -287,7 +286,7 @@ def shown_together(scan: Volume, job: Job) -> tuple[Volume, ...]:
     """The images that the card sees as channels, in its order; none for a card of one channel."""
     others = {other.suffix: other.path for other in job.companions}
     return tuple(
-        scan if suffix == job.scan.suffix else from_zero(load_scan(others[suffix])[0])
+        scan if suffix == job.scan.suffix else load_volume(others[suffix])
         for suffix in job.card.channels
     )
 
@@ -299,7 +298,7 @@ def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame])
         grid, there = template_frame(file, replace(job, card=other.card), other, frames)
         frames[key] = grid, between(other.template, model.template) @ there
     if key not in frames:
-        template, alone = from_zero(load_volume(file)), replace(job.scan, skull_stripped=False)
+        template, alone = load_volume(file), replace(job.scan, skull_stripped=False)
         look = job.card.preprocess, locate(model), model.landmarks
         frames_seen = looks(template, *look, crew=model.crew)
         together = [template] * len(job.card.channels)  # it is shown as every image of a visit

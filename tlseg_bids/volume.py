@@ -23,6 +23,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from tlseg_bids.background import from_zero
 from tlseg_bids.errors import ScanError, amount
 from tlseg_bids.grid import Grid
 
@@ -81,7 +82,7 @@ def load_volume(path: Path | str) -> Volume:
     -------
     Volume
         Shape (I, J, K) as in the file (a fourth axis of length 1 is dropped), intensities with the
-        header's slope and intercept applied.
+        header's slope and intercept applied, then counted from the background (`from_zero`).
 
     Raises
     ------
@@ -98,7 +99,7 @@ def load_scan(path: Path | str) -> tuple[Volume, tuple[str, ...]]:
     shape, affine = image.shape[:3], image.affine
     data = _read(image, path).reshape(shape)
     warnings += _check_values(data, image, path)
-    return Volume(data, Grid(tuple(int(n) for n in shape), affine)), tuple(warnings)
+    return Volume(from_zero(data), Grid(tuple(int(n) for n in shape), affine)), tuple(warnings)
 
 
 def load_grid(path: Path | str) -> tuple[Grid, tuple[str, ...]]:

@@ -15,7 +15,6 @@ from tlseg_bids.adapt.reading import IGNORE, Reading
 from tlseg_bids.bids.atomic import atomic
 from tlseg_bids.errors import DataError
 from tlseg_bids.flow import Job, Prepared, Segmentation
-from tlseg_bids.preprocess.intensity import from_zero
 from tlseg_bids.preprocess.prepare import prepare
 from tlseg_bids.preprocess.register import displacement_mm
 from tlseg_bids.segment.model import Model
@@ -99,7 +98,7 @@ def inspect(
             )
     else:
         base, frame, expected = stored
-        volume = from_zero(load_volume(labelled.scan.path))
+        volume = load_volume(labelled.scan.path)
         prepared = prepare(
             volume, job.card.preprocess, frame, labelled.scan.skull_stripped, (), model.crew,
             model.brain,

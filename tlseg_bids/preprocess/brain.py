@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from tlseg_bids.background import outer_faces
 from tlseg_bids.preprocess.geometry import block_means, in_memory_order
-from tlseg_bids.preprocess.intensity import outer_faces
 from tlseg_bids.volume import Volume
 
 MIN_FACE_SHARE = 0.92

@@ -12,50 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tlseg_bids.volume import Volume
+from tlseg_bids.background import constant_background, spread
 
 PERCENTILES = (1, *range(10, 100, 10), 99)
 
-_SAMPLE = 2_000_000
 _LEAST = 1e-6
-_OFFSET_SHARE = 0.1
-"""Of a scan's range: a background that lies nearer to 0 stays where it is."""
-
-
-def from_zero(volume: Volume) -> Volume:
-    """A scan whose intensities are counted from its background.
-
-    Whatever looks at a scan takes 0 for nothing, also beyond the scan's faces. A rescale
-    intercept or standardised intensities put the background elsewhere.
-
-    Parameters
-    ----------
-    volume : Volume
-        Intensities of any unit.
-
-    Returns
-    -------
-    Volume
-        The same object where the background is about 0, as in nearly every scan, and where a scan
-        that ends inside the head shows none. The background is the constant one (see
-        `constant_background`), else the darkest of the voxels but 1 in 200, if most voxels of the
-        scan's faces are as dark.
-    """
-    zero, high = np.percentile(_sample(volume.data, None), (0.5, 99.5))
-    most = _OFFSET_SHARE * (high - zero)
-    if abs(zero) <= most:
-        return volume
-    background = constant_background(volume.data)
-    if background is None and np.median(_faces(volume.data)) - zero <= most:
-        background = zero
-    if background is None or abs(background) <= most:
-        return volume
-    return Volume(volume.data - np.float32(background), volume.grid)
-
-
-def _faces(data: np.ndarray) -> np.ndarray:
-    """The voxels of the six faces, (n,)."""
-    return np.concatenate([data.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
 
 
 def robust_scale(
@@ -81,7 +42,7 @@ def robust_scale(
     """
     data = np.asarray(data, np.float32)
     background = constant_background(data)
-    sample = _sample(data, mask)
+    sample = spread(data.ravel(order="K") if mask is None else data[np.asarray(mask, bool)])
     if mask is None and background is not None:
         sample = sample[sample != background]
     if sample.size == 0:
@@ -110,8 +71,7 @@ def scaled(
         own = None if mask is None else mask.numpy()
         return torch.from_numpy(robust_scale(data.numpy(), low, high, own))
     background = _background(data)
-    sample = data.reshape(-1) if mask is None else data[mask]
-    sample = sample[:: max(1, len(sample) // _SAMPLE) | 1]
+    sample = spread(data.reshape(-1) if mask is None else data[mask])
     if mask is None and background is not None:
         sample = sample[sample != background]
     if not len(sample):
@@ -166,31 +126,12 @@ def standardise(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 
 def _percentiles(image: np.ndarray) -> np.ndarray:
     inside = image[image > 0]
-    return np.percentile(_sample(inside, None), PERCENTILES) if inside.size else np.zeros(11)
+    return np.percentile(spread(inside), PERCENTILES) if inside.size else np.zeros(11)
 
 
 def normalise(image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """`robust_scale` with its default percentiles."""
     return robust_scale(image, mask=mask)
-
-
-def constant_background(data: np.ndarray, share: float = 0.05) -> float | None:
-    """The exact value that fills the background, or None if the background is noise.
-
-    Parameters
-    ----------
-    data : ndarray, at least 3 voxels along each axis
-    share : float
-        Least share of all voxels that must hold the value.
-
-    Notes
-    -----
-    It is the commonest value on the faces of the array; on a scan with noise no single value fills
-    this share of the volume.
-    """
-    values, counts = np.unique(outer_faces(data), return_counts=True)
-    value = values[np.argmax(counts)]
-    return float(value) if np.mean(data == value) >= share else None
 
 
 def _background(data: Tensor, share: float = 0.05) -> float | None:
@@ -208,16 +149,3 @@ def _percentile(sample: Tensor, percent: float) -> float:
     below = int(place)
     near, far = (float(sample.kthvalue(k + 1).values) for k in (below, int(np.ceil(place))))
     return near + (place - below) * (far - near)
-
-
-def outer_faces(data: np.ndarray) -> np.ndarray:
-    """Every voxel of the two outermost layers along each axis, in one row."""
-    views = [np.moveaxis(data, axis, 0)[end] for axis in range(data.ndim) for end in (0, -1)]
-    return np.concatenate([view.ravel() for view in views])
-
-
-def _sample(data: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """At most about `_SAMPLE` voxels, evenly spread (percentiles of 512³ need no more)."""
-    flat = data.ravel(order="K") if mask is None else data[np.asarray(mask, bool)]
-    step = max(1, flat.size // _SAMPLE)
-    return flat[:: step | 1]

@@ -19,7 +19,6 @@ from tlseg_bids.bids.scan import Age
 from tlseg_bids.errors import DataError, NoInputError, UsageError, amount
 from tlseg_bids.grid import Grid, difference
 from tlseg_bids.labels.protocol import load_protocol
-from tlseg_bids.preprocess.intensity import from_zero
 from tlseg_bids.train.dataset import IGNORE, Classes, Sample, default_protocol, load_classes
 from tlseg_bids.volume import Volume, load_labels, load_volume
 from tlseg_bids.zoo.card import age_in_years
@@ -135,7 +134,7 @@ def _image(root: Path, stem: str, suffix: str) -> Path:
 
 def _read(path: Path, grid: Grid) -> np.ndarray:
     """An image that has to lie on the grid of its labels, in the order of RAS+."""
-    image = from_zero(load_volume(path))
+    image = load_volume(path)
     apart = difference(image.grid, grid)
     if apart:
         raise DataError(

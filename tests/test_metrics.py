@@ -129,12 +129,24 @@ def test_a_structure_in_one_map_only_scores_zero() -> None:
 
 def test_other_grids_are_refused() -> None:
     found, true = _pair()
-    with pytest.raises(ScanError, match="the grids differ: .* compare label images of the same"):
+    other = "the reference lies on another grid than the prediction: "
+    with pytest.raises(ScanError) as caught:
         compare(found, Volume(true.data[:5], Grid((5, 10, 10), OBLIQUE)), PROTOCOL)
+    assert f"{other}(5, 10, 10) voxels, the prediction has (10, 10, 10)" in str(caught.value)
+    assert "compare label images of the same scan" in str(caught.value)
     moved = OBLIQUE.copy()
     moved[0, 3] += 1
-    with pytest.raises(ScanError, match="the grids differ by 1 mm"):
+    with pytest.raises(ScanError) as caught:
         compare(found, Volume(true.data, Grid(true.grid.shape, moved)), PROTOCOL)
+    assert f"{other}a corner lies 1.0 mm from that of the prediction" in str(caught.value)
+
+
+def test_a_header_that_was_rounded_is_the_same_grid() -> None:
+    found, true = _pair()
+    rounded = OBLIQUE.copy()
+    rounded[:3, 3] += 0.05
+    table = compare(found, Volume(true.data, Grid(true.grid.shape, rounded)), PROTOCOL)
+    pd.testing.assert_frame_equal(table, compare(found, true, PROTOCOL))
 
 
 def test_a_reference_in_another_protocol_is_refused() -> None:

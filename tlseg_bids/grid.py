@@ -54,12 +54,24 @@ class Grid:
     __hash__ = None  # type: ignore[assignment]
 
 
-def difference(one: Grid, other: Grid) -> str | None:
-    """How a grid differs from that of a scan, `one`; None if they are the same."""
+def difference(one: Grid, other: Grid, owner: str = "the scan") -> str | None:
+    """How a grid differs from that of a scan, or of another `owner`, in words.
+
+    Parameters
+    ----------
+    one : Grid
+        The owner's.
+    other : Grid
+
+    Returns
+    -------
+    str or None
+        None if they are the same: as many voxels, and every corner within `SAME_GRID_MM`.
+    """
     if one.shape != other.shape:
-        return f"{other.shape} voxels, the scan has {one.shape}"
+        return f"{other.shape} voxels, {owner} has {one.shape}"
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in one.shape], [1], indexing="ij"))
     apart = np.linalg.norm(((one.affine - other.affine) @ corners.reshape(4, -1))[:3], axis=0)
     if apart.max() > SAME_GRID_MM:
-        return f"a corner lies {apart.max():.1f} mm from that of the scan"
+        return f"a corner lies {apart.max():.1f} mm from that of {owner}"
     return None

@@ -30,11 +30,11 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from tlseg_bids.errors import ScanError, UsageError
+from tlseg_bids.grid import Grid, difference
 from tlseg_bids.labels.mapping import LEFT_OUT, LabelMapping, look_up
 from tlseg_bids.labels.protocol import LabelProtocol
-from tlseg_bids.volume import Grid, Volume
+from tlseg_bids.volume import Volume
 
-SAME_GRID_MM = 0.01
 MAX_UNKNOWN_SHARE = 0.01
 AGREEMENT_SD = 1.96
 
@@ -227,20 +227,13 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _check_same_grid(one: Grid, other: Grid) -> None:
-    """Shapes equal, and every corner at the same place."""
-    if one.shape != other.shape:
+def _check_same_grid(predicted: Grid, reference: Grid) -> None:
+    """Refuse to compare voxels that lie elsewhere."""
+    apart = difference(predicted, reference, "the prediction")
+    if apart:
         raise ScanError(
-            f"the grids differ: {one.shape} and {other.shape} voxels", "predicted and reference",
-            "compare label images of the same scan",
-        )  # fmt: skip
-    corners = np.array([[i, j, k, 1] for i in (0, one.shape[0]) for j in (0, one.shape[1])
-                        for k in (0, one.shape[2])])  # fmt: skip
-    apart = np.abs(corners @ (one.affine - other.affine).T).max()
-    if apart > SAME_GRID_MM:
-        raise ScanError(
-            f"the grids differ by {apart:.3g} mm", "predicted and reference",
-            "compare label images of the same scan",
+            f"the reference lies on another grid than the prediction: {apart}",
+            "predicted and reference", "compare label images of the same scan",
         )  # fmt: skip
 
 

@@ -251,12 +251,14 @@ def test_a_real_scan_can_be_left_as_it_is():
 def test_what_was_cut_away_is_exactly_zero_and_does_not_count_for_the_scaling():
     image = layers().float() / CLASSES.index.size + 0.1
     visible = layers() == number("white-matter")
-    seen = acquire(Random(0), image, 1.0, NONE, real=True, visible=visible)
+    seen = acquire(Random(0), image, 1.0, NONE, real=True, kept=scanner.Kept(visible))
     assert not seen[~visible].any()
     hidden = torch.where(visible, image, torch.tensor(50.0))
     low, high = scanner.scale(Random(1), image, visible), scanner.scale(Random(1), hidden, visible)
     torch.testing.assert_close(low[visible], high[visible])
-    nothing = acquire(Random(0), image, 1.0, NONE, real=True, visible=torch.zeros_like(visible))
+    nothing = acquire(
+        Random(0), image, 1.0, NONE, real=True, kept=scanner.Kept(torch.zeros_like(visible))
+    )
     assert not nothing.any()
 
 

@@ -14,7 +14,7 @@ from tlseg_bids.train.synth.contrast import Own, own_contrast
 from tlseg_bids.train.synth.cuts import deface, field_of_view, strip_skull
 from tlseg_bids.train.synth.draws import Random
 from tlseg_bids.train.synth.mix import Mix
-from tlseg_bids.train.synth.scanner import acquire
+from tlseg_bids.train.synth.scanner import Kept, acquire
 from tlseg_bids.train.synth.shape import Place, read_classes, read_image
 
 _FEWEST = 1000
@@ -66,10 +66,10 @@ def example(
     brain = None
     if mix.scaled_by_brain and not real and rng.chance(mix.scaled_by_brain):
         brain = _brain(rng, sample, classes, numbers)
-    image = acquire(rng, image, spacing_mm, mix, real, visible, brain)
+    how = spacing_mm, mix, real, Kept(visible, brain)
+    image = acquire(rng, image, *how)
     if further:
-        more = [acquire(rng, one, spacing_mm, mix, real, visible, brain) for one in further]
-        image = torch.stack([image, *more])
+        image = torch.stack([image, *(acquire(rng, one, *how) for one in further)])
     return image, _channels(rng, sample, classes, numbers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -181,10 +182,48 @@ def noise(rng: Random, image: Tensor, level: float, rician: bool) -> Tensor:
     return noisy.square_().add_(other.square_()).sqrt_()
 
 
-def acquire(  # noqa: PLR0913
-    rng: Random, image: Tensor, spacing_mm: float, mix: Mix, real: bool,
-    visible: Tensor | None = None, brain: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What is left of a scan after it was made, and what of that counts for its scaling.
+
+    Parameters
+    ----------
+    visible : Tensor or None
+        Bool (I, J, K); what is cut away does not count for the scaling and is exactly 0 in the
+        answer. None: all is left.
+    brain : Tensor or None
+        Bool (I, J, K); if given, the only voxels that count for the scaling.
+    """
+
+    visible: Tensor | None = None
+    brain: Tensor | None = None
+
+    @property
+    def counting(self) -> Tensor | None:
+        """The voxels that count for the scaling; None: all of them."""
+        return self.visible if self.brain is None else self.brain
+
+
+WHOLE = Kept()
+
+
+def resampled(
+    rng: Random, image: Tensor, spacing_mm: float, mix: Mix
+) -> tuple[Tensor, list[Tensor]]:
+    """An image (I, J, K) on the scan's own voxels, and the matrices back to the patch."""
+    size = image.shape
+    there, back = scan_matrices(rng, tuple(size), spacing_mm, mix)
+    image = along_axes(there, image)
+    thick = min(range(3), key=lambda axis: image.shape[axis] / size[axis])
+    slices = image.shape[thick] * THICK_MM <= size[thick] * spacing_mm
+    if mix.interleaved and slices and rng.chance(mix.interleaved):
+        image = interleaved(rng, image, thick)
+    return image, back
+
+
+def acquire(
+    rng: Random, image: Tensor, spacing_mm: float, mix: Mix, real: bool, kept: Kept = WHOLE
+) -> Tensor:
     """Resolution, bias field, scaling, gamma, motion and noise of a scanner.
 
     Parameters
@@ -193,31 +232,22 @@ def acquire(  # noqa: PLR0913
         (I, J, K) intensities of the anatomy, or of a real scan.
     real : bool
         It is a scan already: its resolution is seldom lowered further, its noise raised less.
-    visible : Tensor or None
-        Bool (I, J, K); what is cut away after the scan. It does not count for the scaling and is
-        exactly 0 in the answer.
-    brain : Tensor or None
-        Bool (I, J, K); if given, the only voxels that count for the scaling.
+    kept : Kept
+        What is cut away after the scan, and which voxels count for the scaling.
     """
-    size = tuple(image.shape)
-    length_mm = [n * spacing_mm for n in size]
+    length_mm = [n * spacing_mm for n in image.shape]
     back = None
     if rng.chance(mix.bias):
         image = bias_field(rng, image, spacing_mm)
     if not real or rng.chance(mix.rescanned):
-        there, back = scan_matrices(rng, size, spacing_mm, mix)
-        image = along_axes(there, image)
-        thick = min(range(3), key=lambda axis: image.shape[axis] / size[axis])
-        slices = image.shape[thick] * THICK_MM <= length_mm[thick]
-        if mix.interleaved and slices and rng.chance(mix.interleaved):
-            image = interleaved(rng, image, thick)
+        image, back = resampled(rng, image, spacing_mm, mix)
     if rng.chance(0.3 * mix.motion if real else mix.motion):
         image = motion(rng, image, length_mm)
     level = mix.noise * rng.one() ** 2 * (0.04 if real else 0.12)
     image = noise(rng, image, level, rng.chance(mix.rician))
     if back is not None:
         image = along_axes(back, image)
-    image = scale(rng, image, visible if brain is None else brain)
+    image = scale(rng, image, kept.counting)
     if rng.chance(mix.gamma):
         image = image.add_(1e-6).log_().mul_(math.exp(rng.one(-0.35, 0.35))).exp_()
-    return image if visible is None else image * visible
+    return image if kept.visible is None else image * kept.visible

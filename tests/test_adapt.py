@@ -165,7 +165,7 @@ def base(tmp_path, monkeypatch):
 def answer(job, model):
     """Label a scan whose template frame is its own."""
     volume = load_volume(job.scan.path)
-    prepared = prepare(volume, job.card.preprocess, np.eye(4), job.scan.skull_stripped)
+    prepared = prepare(volume, job.card.preprocess, np.eye(4))
     return prepared, to_native(segment(model, prepared, Ask()), volume, model.protocol)
 
 

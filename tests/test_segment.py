@@ -123,7 +123,7 @@ def test_labels_come_back_to_where_they_were(number, monkeypatch):
         "box_mm": [[-90, 90], [-100, 92], [-92, 84]],
     }  # fmt: skip
     *_, frame = looks(scan, options, look, Landmarks(template_of(turn)))
-    prepared = prepare(scan, options, frame, skull_stripped=True)
+    prepared = prepare(scan, options, frame)
     np.testing.assert_allclose(prepared.template_from_native[:3, :3], 0.9 * turn, atol=0.02)
     seen = Phantom().image(prepared.grid).data
     assert np.corrcoef(seen.ravel(), prepared.image[0].ravel())[0, 1] > 0.95
@@ -403,7 +403,7 @@ def test_the_images_of_a_visit_are_shown_in_the_cards_order(tmp_path):
     shown = placing.shown_together(scan, job)
     assert [one.data[0, 0, 0] for one in shown] == [other.data[0, 0, 0], scan.data[0, 0, 0]]
     options = {"box_mm": [[-80, 80]] * 3, "spacing_mm": 10.0}
-    image = prepare(scan, options, np.eye(4), True, shown).image
+    image = prepare(scan, options, np.eye(4), shown).image
     assert image.shape == (2, 16, 16, 16)
     assert np.corrcoef(*image[:, 5:11, 5:11, 5:11].reshape(2, -1))[0, 1] < 0
     assert placing.shown_together(scan, replace(job, card=replace(job.card, channels=()))) == ()
@@ -447,10 +447,10 @@ def test_a_cards_standard_scale_is_applied_to_the_whole_scan():
     scan = Phantom().image(grid_over(Phantom(), (10, 10, 10)), sub=1)
     options = {"box_mm": [[-40, 40]] * 3, "spacing_mm": 10.0}
     squared = np.linspace(0, 1, 11) ** 2
-    plain = prepare(scan, options, np.eye(4), True).image
-    found = prepare(scan, {**options, "standard": squared.tolist()}, np.eye(4), True).image
+    plain = prepare(scan, options, np.eye(4)).image
+    found = prepare(scan, {**options, "standard": squared.tolist()}, np.eye(4)).image
     whole = Volume(standardise(scan.data, squared), scan.grid)
-    np.testing.assert_array_equal(found, prepare(whole, options, np.eye(4), True).image)
+    np.testing.assert_array_equal(found, prepare(whole, options, np.eye(4)).image)
     assert not np.allclose(found, plain, atol=0.05)
 
 
@@ -462,12 +462,12 @@ def test_fat_brighter_than_any_brain_does_not_darken_it():
     fat = scan.data.copy()
     fat[:, :, :3] = 30 * scan.data.max()
     plain, bright = (
-        prepare(Volume(data, scan.grid), options, np.eye(4), True, brain=brain).image[0]
+        prepare(Volume(data, scan.grid), options, np.eye(4), brain=brain).image[0]
         for data in (scan.data, fat)
     )
     np.testing.assert_array_equal(plain[brain], bright[brain])
     assert bright.max() == 1
-    by_all = prepare(Volume(fat, scan.grid), options, np.eye(4), True).image[0]
+    by_all = prepare(Volume(fat, scan.grid), options, np.eye(4)).image[0]
     assert by_all[brain].max() < 0.2 < bright[brain].max()
 
 

@@ -188,7 +188,7 @@ class Directions:
 
     def coarsely(self, _scan, _job, model, frame, *_, **__):
         self.asked.append(self.number(frame))
-        prepared = placing.prepare(self.volume, model.card.preprocess, frame, True)
+        prepared = placing.prepare(self.volume, model.card.preprocess, frame)
         return prepared, self.coarse.get(self.asked[-1], 0.4)
 
     def find(self):
@@ -243,7 +243,7 @@ def test_quarter_turns_are_turns():
 def test_the_settler_sees_the_whole_box_and_its_atlas(tmp_path):
     model = settling(tmp_path)
     volume, _ = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), model.card)
-    prepared = placing.prepare(volume, model.card.preprocess, np.eye(4), True)
+    prepared = placing.prepare(volume, model.card.preprocess, np.eye(4))
     torch.manual_seed(0)
     network = build("unet", out_channels=33, features=[4, 8], stem=2, prior_channels=33)
     network.prior_weight.data.fill_(2.0)
@@ -381,7 +381,7 @@ def test_the_brain_is_found_in_float32_whatever_the_segmenter_computes_in(tmp_pa
     model = settling(tmp_path)
     low = replace(model, precision=torch.bfloat16)
     volume, _ = seen(toy.write_scan(tmp_path / "sub-01_T1w.nii"), model.card)
-    prepared = placing.prepare(volume, model.card.preprocess, np.eye(4), True)
+    prepared = placing.prepare(volume, model.card.preprocess, np.eye(4))
     answers = [survey(one, prepared).probabilities for one in (model, low)]
     np.testing.assert_array_equal(*answers)
     places = [locate(one)(prepared.image[0]) for one in (model, low)]

@@ -81,13 +81,14 @@ class Prepared:
     `image` is float32 (C, I, J, K) on `grid`, on the model's device; `grid.affine` lies in the
     native world, so `native.index_from(grid)` is the 4×4 from model voxels to native voxels.
     `template_from_native` is the 4×4 from native millimetres to template millimetres.
+    `skull_stripped` is None where nobody has asked.
     """
 
     image: Tensor
     grid: Grid
     native: Volume
     template_from_native: np.ndarray
-    skull_stripped: bool
+    skull_stripped: bool | None
     steps: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 

@@ -62,13 +62,11 @@ def find(scan: Volume, job: Job, model: Model) -> Prepared:
     ScanError
         If no structures are found in any direction.
     """
-    known = job.scan.skull_stripped
-    job = replace(job, scan=replace(job.scan, skull_stripped=bool(known)))
     tasks = [partial(_found, scan, job, model)]
-    if known is None:  # finding the brain does not ask for it
+    if job.scan.skull_stripped is None:
         tasks.append(partial(looks_skull_stripped, scan))
     prepared, *told = model.crew.map(lambda task: task(), tasks)
-    return replace(prepared, skull_stripped=told[0]) if told else prepared
+    return replace(prepared, skull_stripped=told[0] if told else job.scan.skull_stripped)
 
 
 def _found(scan: Volume, job: Job, model: Model) -> Prepared:
@@ -150,20 +148,18 @@ def _shown(
     scan: Volume, job: Job, model: Model, frame: np.ndarray, together: Sequence[Volume]
 ) -> Prepared:
     """The scan, and what is seen with it, as the model sees them in a frame."""
-    shown = job.scan.skull_stripped, together, model.crew, model.brain
-    return prepare(scan, job.card.preprocess, frame, *shown)
+    return prepare(scan, job.card.preprocess, frame, together, model.crew, model.brain)
 
 
 def placed(scan: Volume, job: Job, model: Model) -> Prepared:
     """The scan where the model that finds the brain for this one sees it."""
     other = model.placer
-    seen = find(scan, replace(job, card=other.card, companions=()), other)
+    seen = _found(scan, replace(job, card=other.card, companions=()), other)
     if seen_alike(model, other):
         return seen
     frame = between(other.template, model.template) @ seen.template_from_native
-    shown = job.scan.skull_stripped, shown_together(scan, job), model.crew, model.brain
-    told = (*seen.warnings, *apart(job, other, seen))
-    return replace(prepare(scan, job.card.preprocess, frame, *shown), warnings=told)
+    prepared = _shown(scan, job, model, frame, shown_together(scan, job))
+    return replace(prepared, warnings=(*seen.warnings, *apart(job, other, seen)))
 
 
 def apart(job: Job, other: Model, seen: Prepared) -> tuple[str, ...]:
@@ -172,8 +168,7 @@ def apart(job: Job, other: Model, seen: Prepared) -> tuple[str, ...]:
     for image in job.companions:
         alone = replace(job, card=other.card, scan=image, companions=())
         try:
-            volume = load_volume(image.path)
-            there = find(volume, alone, other).template_from_native
+            there = _found(load_volume(image.path), alone, other).template_from_native
         except ScanError as error:
             told.append(NOT_SEEN.format(image.path.name, error.what))
             continue
@@ -271,7 +266,7 @@ def surveyed(
     near_mm = options[SETTLER].get("near_mm", math.inf)
     thin, found = thinned(scan, coarse["spacing_mm"]), frame
     for _ in range(options["rounds"]):
-        seen = prepare(thin, coarse, found, job.scan.skull_stripped, crew=model.crew)
+        seen = prepare(thin, coarse, found, crew=model.crew)
         prediction = survey(model, seen)
         found, distance_mm = better_frame(prediction, found, model.landmarks, scan.grid)
         if distance_mm < options["settled_mm"]:
@@ -298,10 +293,9 @@ def template_frame(file: Path, job: Job, model: Model, frames: dict[Any, Frame])
         grid, there = template_frame(file, replace(job, card=other.card), other, frames)
         frames[key] = grid, between(other.template, model.template) @ there
     if key not in frames:
-        template, alone = load_volume(file), replace(job.scan, skull_stripped=False)
-        look = job.card.preprocess, locate(model), model.landmarks
+        template, look = load_volume(file), (job.card.preprocess, locate(model), model.landmarks)
         frames_seen = looks(template, *look, crew=model.crew)
         together = [template] * len(job.card.channels)  # it is shown as every image of a visit
-        prepared, _ = settle(template, replace(job, scan=alone), model, frames_seen, together)
+        prepared, _ = settle(template, job, model, frames_seen, together)
         frames[key] = template.grid, prepared.template_from_native
     return frames[key]

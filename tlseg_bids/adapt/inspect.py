@@ -99,10 +99,7 @@ def inspect(
     else:
         base, frame, expected = stored
         volume = load_volume(labelled.scan.path)
-        prepared = prepare(
-            volume, job.card.preprocess, frame, labelled.scan.skull_stripped, (), model.crew,
-            model.brain,
-        )  # fmt: skip
+        prepared = prepare(volume, job.card.preprocess, frame, (), model.crew, model.brain)
     evidence = measure(
         prepared.native, labelled.channels, base, reading, prepared.template_from_native
     )

@@ -13,7 +13,6 @@ from tlseg_bids.crew import ALONE, Crew
 from tlseg_bids.errors import ScanError, amount
 from tlseg_bids.flow import Prediction, Prepared
 from tlseg_bids.labels.landmarks import Landmarks
-from tlseg_bids.preprocess.brain import looks_skull_stripped
 from tlseg_bids.preprocess.geometry import interpolated, thinned
 from tlseg_bids.preprocess.intensity import scaled, standardise
 from tlseg_bids.preprocess.register import (
@@ -97,15 +96,10 @@ def looks(
         yield frame
 
 
-def prepare(  # noqa: PLR0913
-    volume: Volume,
-    options: dict[str, Any],
-    template_from_native: np.ndarray,
-    skull_stripped: bool | None,
-    channels: Sequence[Volume] = (),
-    crew: Crew = ALONE,
-    brain: Tensor | None = None,
-) -> Prepared:
+def prepare(
+    volume: Volume, options: dict[str, Any], template_from_native: np.ndarray,
+    channels: Sequence[Volume] = (), crew: Crew = ALONE, brain: Tensor | None = None,
+) -> Prepared:  # fmt: skip
     """The image on the card's grid, in the template's frame: one interpolation.
 
     Parameters
@@ -117,8 +111,6 @@ def prepare(  # noqa: PLR0913
         ``spacing_mm`` and, if it has any, the landmarks of its ``standard`` intensity scale.
     template_from_native : ndarray, shape (4, 4)
         World mm to template mm.
-    skull_stripped : bool or None
-        As the sidecar says; None asks the voxels.
     channels : sequence of Volume, optional
         The images that the model sees together, in its order, the scan among them; they lie in the
         scan's world. The scan alone if not given.
@@ -138,14 +130,12 @@ def prepare(  # noqa: PLR0913
         scaled(interpolated(_standard(one, options), grid, crew=crew), 0.0, 99.9, brain)
         for one in channels or (volume,)
     ]
-    if skull_stripped is None:
-        skull_stripped = looks_skull_stripped(volume)
     return Prepared(
         image=torch.stack(images) if channels else images[0][None],
         grid=grid,
         native=volume,
         template_from_native=template_from_native,
-        skull_stripped=skull_stripped,
+        skull_stripped=None,
         steps=("locate", "resample", "scale"),
     )
 

@@ -221,45 +221,76 @@ def one_window(model: Model, image: Tensor) -> bool:
     return bool(np.all(np.asarray(window) >= np.asarray(image.shape[2:])))
 
 
+@dataclass(frozen=True, eq=False)
+class _Passes:
+    """Passes of a network over what it sees of an image (1, C, I, J, K) and of its mirror image.
+
+    `walk` goes over the windows; `prior` is what the network makes of the atlases, in the box.
+    """
+
+    model: Model
+    ask: Ask
+    image: Tensor
+    walk: Callable[..., Tensor]
+    prior: Seen | None
+
+    @property
+    def seen(self) -> tuple[slice, slice, slice]:
+        """The part of the image that is seen."""
+        return shown(self.model.card, self.image.shape[2:])
+
+    @property
+    def once(self) -> bool:
+        """Whether one window sees all of it."""
+        return one_window(self.model, self.image[(..., *self.seen)])
+
+    def found(self, turned: bool) -> tuple[Tensor, Tensor | None]:
+        """Coarse logits (channels, i, j, k) and, of a fine answer, the features beside them."""
+        image = (self.image.flip(2) if turned else self.image)[(..., *self.seen)]
+        predict, stem = partial(self._predict, turned), self.model.networks[SEGMENTER].stem
+        if self.once:
+            answers: list[tuple[Tensor, Tensor | None]] = []
+
+            def alone(window: Tensor, first: tuple[int, int, int]) -> Tensor:
+                answers.append(predict(window, first))
+                return answers[0][0]
+
+            self.walk(alone, image, factor=stem)
+            logits, features = answers[0]
+            return logits[0], None if features is None else features[0]
+        # Seams are blended in half floats, which are finer than the bfloat16 that comes in.
+        kept = torch.float32 if self.model.precision == torch.float32 else torch.float16
+
+        def joined(window: Tensor, first: tuple[int, int, int]) -> Tensor:
+            return join([one.to(kept) for one in predict(window, first) if one is not None])
+
+        found, count = self.walk(joined, image, factor=stem), len(self.model.heads[self.ask.head])
+        return found[:count], found[count:] if self.ask.fine else None
+
+    def _predict(
+        self, turned: bool, window: Tensor, first: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        network = self.model.networks[SEGMENTER]
+        features = None if self.prior is None else self.prior.features[int(turned)]
+        corner = [part.start + f for part, f in zip(self.seen, first, strict=True)]
+        part = _part(features, corner, window, network.stem)
+        with fast(self.model):
+            return network.body(window, part, self.ask.head, self.ask.fine)
+
+
 def _blended(
     model: Model, ask: Ask, image: Tensor, walk: Callable[..., Tensor]
 ) -> np.ndarray | SharedRows:
     """Probabilities (channels, i, j, k) of a network whose logits and features can be blended."""
     network, size = model.networks[SEGMENTER], image.shape[2:]
     stem, swap = network.stem, torch.as_tensor(model.heads[ask.head].mirror, device=model.device)
-    prior, seen = _seen(model, [n // stem for n in size]), shown(model.card, size)
-    once, both = one_window(model, image[(..., *seen)]), ask.mirror or halved(model.card)
-    # Seams are blended in half floats, which are finer than the bfloat16 that comes in.
-    kept = torch.float32 if model.precision == torch.float32 else torch.float16
-
-    def side(turned: bool) -> tuple[Tensor, Tensor | None]:
-        def predict(window: Tensor, first: tuple[int, int, int]) -> tuple[Tensor, Tensor | None]:
-            features = None if prior is None else prior.features[int(turned)]
-            corner = [part.start + f for part, f in zip(seen, first, strict=True)]
-            part = _part(features, corner, window, stem)
-            with fast(model):
-                return network.body(window, part, ask.head, ask.fine)
-
-        def joined(window: Tensor, first: tuple[int, int, int]) -> Tensor:
-            return join([one.to(kept) for one in predict(window, first) if one is not None])
-
-        there = (image.flip(2) if turned else image)[(..., *seen)]
-        if not once:
-            found = walk(joined, there, factor=stem)
-            return found[: len(swap)], found[len(swap) :] if ask.fine else None
-        answers: list[tuple[Tensor, Tensor | None]] = []
-
-        def alone(window: Tensor, first: tuple[int, int, int]) -> Tensor:
-            answers.append(predict(window, first))
-            return answers[0][0]
-
-        walk(alone, there, factor=stem)
-        logits, edges = answers[0]
-        return logits[0], None if edges is None else edges[0]
-
+    prior, both = _seen(model, [n // stem for n in size]), ask.mirror or halved(model.card)
+    passes = _Passes(model, ask, image, walk, prior)
     # Windows go side by side; where one sees all, the two sides of the mirror do.
-    found = list((model.crew.map if once else map)(side, (False, True)[: 1 + both]))
+    each = model.crew.map if passes.once else map
+    found = list(each(passes.found, (False, True)[: 1 + both]))
     _, reach, *plane = found[0][0].shape
+    seen = passes.seen
     whole = [(size[0] - 2 * seen[0].start) // stem if halved(model.card) else reach, *plane]
     corner = [part.start // stem for part in seen]
     around = Around([n + 2 * c for n, c in zip(whole, corner, strict=True)], corner)

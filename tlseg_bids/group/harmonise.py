@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,7 @@ def fit_combat(
     chosen = np.array(sites, str)[use]
     _check_rank(chosen, design[use], large, column)
     pooled = np.array([name not in TOTALS for name in names] or [True] * values.shape[1])
-    numbers, said = _by_gaps(values[use], chosen, design[use], large, (reference, pooled))
+    numbers, said = _by_gaps(values[use], chosen, design[use], large, _Way(reference, pooled))
     notes += said + _gap_notes(np.isfinite(values), use, numbers, names)
     scans = {site: int((chosen == site).sum()) for site in large}
     return SiteEffects(column, reference, covariates, numbers, scans), notes
@@ -221,16 +221,19 @@ def _separable(sites: np.ndarray, design: np.ndarray, large: list[str]) -> bool:
     return len(both) > both.shape[1] and np.linalg.matrix_rank(both) == both.shape[1]
 
 
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """The site that stays as it is, if one does, and the features (bool) that priors are of."""
+
+    reference: str | None
+    pooled: np.ndarray
+
+
 def _by_gaps(
-    values: np.ndarray,
-    sites: np.ndarray,
-    design: np.ndarray,
-    large: list[str],
-    how: tuple[str | None, np.ndarray],
+    values: np.ndarray, sites: np.ndarray, design: np.ndarray, large: list[str], way: _Way
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """`_lines` for every set of features that the same scans have; NaN where there is no fit."""
     here = np.isfinite(values)
-    reference, pooled = how
     numbers = {site: np.full((2 + design.shape[1], values.shape[1]), np.nan) for site in large}
     said: list[str] = []
     for pattern in np.unique(here, axis=1).T:
@@ -238,15 +241,14 @@ def _by_gaps(
         own = (here == pattern[:, None]).all(axis=0)
         there = [s for s in large if (sites[rows] == s).sum() >= MIN_SITE]
         rows = rows[np.isin(sites[rows], there)]
-        lost = reference is not None and reference not in there
+        lost = way.reference is not None and way.reference not in there
         if len(there) < 2 or lost or not _separable(sites[rows], design[rows], there):
             continue
         varies = _varies(values[rows], sites[rows], there)
         if not (own & varies).any():
             continue
-        lines, told = _lines(
-            values[rows][:, varies], sites[rows], design[rows], there, (reference, pooled[varies])
-        )
+        varying = replace(way, pooled=way.pooled[varies])
+        lines, told = _lines(values[rows][:, varies], sites[rows], design[rows], there, varying)
         said += [text for text in told if text not in said]
         for site in there:
             numbers[site][:, own & varies] = lines[site][:, own[varies]]
@@ -282,15 +284,9 @@ def _varies(values: np.ndarray, sites: np.ndarray, large: list[str]) -> np.ndarr
 
 
 def _lines(
-    values: np.ndarray,
-    sites: np.ndarray,
-    design: np.ndarray,
-    large: list[str],
-    how: tuple[str | None, np.ndarray],
+    values: np.ndarray, sites: np.ndarray, design: np.ndarray, large: list[str], way: _Way
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Scale, offset and coefficients of every site: what the fitted ComBat does to probes.
-
-    `how` is the reference site, and which features the priors are taken over (`shrink`).
 
     The library is asked for 0, for the mean, and for each covariate in turn; as it is linear in
     all of them, the answers give the line exactly.
@@ -304,7 +300,7 @@ def _lines(
     table = pd.DataFrame(np.concatenate([values, probes[0]]))
     covariates = pd.DataFrame(np.concatenate([(design - centre) / spread, probes[1]]))
     batch = pd.Series(np.concatenate([sites, np.repeat(large, len(ask))]))
-    combat = _library(*how)
+    combat = _library(way)
     parts = [
         {"batch": batch[part], "continuous_covariates": covariates[part] if columns else None}
         for part in (slice(len(values)), slice(len(values), None))
@@ -323,7 +319,7 @@ def _lines(
     return numbers, [f"ComBat: {text}" for text in sorted(said)]
 
 
-def _library(reference: str | None, pooled: np.ndarray) -> Any:
+def _library(way: _Way) -> Any:
     """The library's model with the priors as published.
 
     Version 2.3 takes the priors of each structure over the sites instead of those of each site
@@ -342,9 +338,9 @@ def _library(reference: str | None, pooled: np.ndarray) -> Any:
 
         def _shrink_eb(self, gamma_hat, delta_hat, n_per_batch, _names):
             self.shrunk = True
-            return shrink(gamma_hat, delta_hat, n_per_batch, pooled)
+            return shrink(gamma_hat, delta_hat, n_per_batch, way.pooled)
 
-    return Published(method="fortin", reference_batch=reference)
+    return Published(method="fortin", reference_batch=way.reference)
 
 
 def _check_shrunk(combat: Any) -> None:

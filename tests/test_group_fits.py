@@ -243,6 +243,28 @@ def test_a_saved_fit_outlives_a_run_that_fits_nothing(tmp_path, caplog) -> None:
     assert "fits nothing" not in caplog.text
 
 
+def test_a_saved_fit_with_other_priors_is_applied_and_told(tmp_path, caplog) -> None:
+    people, rows = simulate(60, THREE_SITES)
+    arguments = study(tmp_path, people, "\n".join(rows) + "\n")
+    assert main([*arguments, *COMBAT]) == 0
+    new, before = parameters(tmp_path / "out"), read(tmp_path / "out", "group_volumes")
+    saved = tmp_path / "saved.json"
+    text = (tmp_path / "out" / "group_parameters.json").read_text()
+    sentence = (
+        "the saved ComBat of aseg_T1w was fitted with priors of each structure over the sites, "
+        "which leave part of what a scanner does to all structures; fit it again"
+    )
+    for old in (False, True):
+        content = json.loads(text)
+        if old:
+            del content["Strata"]["aseg_T1w"]["Combat"]["Priors"]
+        saved.write_text(json.dumps(content))
+        assert main([*arguments, "--group-parameters", str(saved)]) == 0
+        assert (sentence in caplog.text) is old
+        assert read(tmp_path / "out", "group_volumes").equals(before)
+    assert new["Combat"]["Priors"] == "of each site over the structures"
+
+
 def test_a_saved_fit_that_cannot_be_kept_is_an_error(tmp_path, capsys, monkeypatch) -> None:
     arguments = study(tmp_path, some(3), None)
     (tmp_path / "out" / "group_parameters.json").write_text("{}")

@@ -218,6 +218,11 @@ def _saved(part: _Part, given: Parameters | None) -> tuple[Fit, list[str]]:
     done = given.fit(part.name, part.names) if given else Fit()
     if done is None:
         return Fit(), [f"the parameters hold no fit of {part.name}; nothing applied"]
+    if done.combat and not done.combat.published:
+        return done, [
+            f"the saved ComBat of {part.name} was fitted with priors of each structure over the "
+            "sites, which leave part of what a scanner does to all structures; fit it again"
+        ]
     return done, []
 
 

@@ -44,6 +44,9 @@ class SiteEffects:
         coefficient for every design column. NaN for a feature that cannot be harmonised.
     scans : dict
         Site to its scans in the fit.
+    published : bool
+        Whether its priors are those of the published formulas; a fit that was saved before they
+        were has others.
     """
 
     column: str
@@ -51,6 +54,7 @@ class SiteEffects:
     covariates: tuple[Covariate, ...]
     sites: dict[str, np.ndarray]
     scans: dict[str, int] = field(default_factory=dict)
+    published: bool = True
 
     def apply(self, values: np.ndarray, sites: Sequence[str], design: np.ndarray) -> np.ndarray:
         """Harmonised volumes; NaN for a site that is not in the fit or an unknown covariate.

@@ -19,6 +19,7 @@ from tlseg_bids.group.headsize import FORMULAS, HeadSize
 FORMAT = "tlseg group parameters"
 FORMAT_VERSION = 1
 COMBAT = "harmonised = scale * volume + offset + sum of coefficient * covariate, per site"
+PRIORS = "of each site over the structures"
 MEND = "give the group_parameters.json of an earlier run"
 
 
@@ -92,6 +93,7 @@ def _combat(effects: SiteEffects) -> dict[str, Any]:
     terms = [name for covariate in effects.covariates for name in covariate.names]
     return {
         "Formula": COMBAT,
+        "Priors": PRIORS,
         "Column": effects.column,
         "Reference": effects.reference,
         "Covariates": [{"Column": c.column, "Levels": list(c.levels)} for c in effects.covariates],
@@ -159,6 +161,7 @@ def _read_combat(entry: dict[str, Any], features: int) -> SiteEffects:
         covariates,
         sites,
         scans,
+        entry.get("Priors") == PRIORS,
     )
 
 

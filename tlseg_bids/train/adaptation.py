@@ -13,12 +13,18 @@ from pathlib import Path
 
 from tlseg_bids.errors import NoInputError, UsageError
 from tlseg_bids.train.descent import OPTIMISERS
+from tlseg_bids.train.values import FACTOR, LARGE, SHARE, Limits, check_values, hints_of
 
 FOLDER = Path(__file__).parent / "recipes" / "adapt"
 SCOPES = (
     "classifier", "norm", "shallow", "medium", "deep", "decoder", "all", "two-stage", "adapters",
 )  # fmt: skip
 HEADS = ("keep", "reset", "new")
+LIMITS: Limits = {
+    "learning_rate": (1e-15, 10), "warmup": (0, LARGE), "weight_decay": FACTOR, "ema": SHARE,
+    "dice_weight": FACTOR, "distillation": FACTOR, "division": FACTOR, "pull": FACTOR,
+    "rank": (1, 1024), "max_steps": (1, LARGE),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,13 +137,7 @@ def load_adaptation(name: str) -> Adaptation:
     if unknown:
         known = ", ".join(field.name for field in fields(Adaptation))
         raise UsageError(f"unknown keys {unknown}", path, f"known are {known}")
-    for field in fields(Adaptation):
-        value = values.get(field.name)
-        number = field.type in ("int", "float") and not isinstance(value, bool | str | list | dict)
-        fits = {"str": isinstance(value, str), "int": isinstance(value, int) and number,
-                "float": isinstance(value, int | float) and number}  # fmt: skip
-        if value is not None and not fits.get(str(field.type), isinstance(value, list)):
-            raise UsageError(f"{value!r} is no value of '{field.name}'", path, "see the presets")
+    check_values(values, hints_of(Adaptation), LIMITS, str(path))
     if "shares" in values:
         values["shares"] = tuple(values["shares"])
     try:

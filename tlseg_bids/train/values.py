@@ -58,7 +58,7 @@ RULE_LIMITS: Limits = {
     "real": SHARE,
 }
 BUDGET: Hints = {"axis": str, "share": float}
-LOOSER: Hints = {"way": list[float]}
+LOOSER: Hints = {"way": list[float], "shares": list[float]}
 """Of fields whose table tells by itself how many values they have."""
 
 

@@ -379,6 +379,24 @@ def test_what_a_card_shall_say_has_to_be_there(tmp_path):
         read_description(path)
 
 
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ("[prep]", r"unknown: prep .*model.toml.*known are name, .*preprocess"),
+        ("preprocess = 3", r"3 is not a table .*model.toml, preprocess"),
+        ("known_failures = [3]", r"3 is not text .*known_failures"),
+        ("[memory]\nhost_gib = 'x'", r"'x' is not a number .*\[memory\], host_gib"),
+        ("[calibration]\nheat = 1", r"unknown: heat .*\[calibration\]"),
+    ],
+)
+def test_what_a_card_shall_say_has_to_be_of_its_kind(tmp_path, more, sentence):
+    path = tmp_path / "model.toml"
+    table = more.startswith("[")
+    path.write_text(f"{CARD}\n{more}\n" if table else f"{more}\n{CARD}\n")
+    with pytest.raises(DataError, match=sentence):
+        read_description(path)
+
+
 def test_a_fold_is_two_numbers(heads, tmp_path, capsys):
     path = tmp_path / "label.toml"
     path.write_text(TINY.format(name="label", role="segmenter", prior=33))

@@ -19,13 +19,30 @@ from tlseg_bids.train.supply import describe
 from tlseg_bids.zoo.atlases import pack
 from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
-from tlseg_bids.zoo.card_file import SEGMENTER, check_card, read_card, write_card
+from tlseg_bids.zoo.card_file import (
+    CARD,
+    CARD_OPTIONAL,
+    SEGMENTER,
+    check_card,
+    check_keys,
+    check_kinds,
+    read_card,
+    write_card,
+)
 from tlseg_bids.zoo.licence import all_of
 from tlseg_bids.zoo.proof import make_proof
 from tlseg_bids.zoo.weights import describe as file_entry
 
 CURVE_POINTS = 20
-DESCRIBED = ("name", "version", "status", "summary", "domain", "strategy", "citations")
+DESCRIBED = {
+    key: CARD[key]
+    for key in ("name", "version", "status", "summary", "domain", "strategy", "citations")
+}
+ALSO_DESCRIBED = {
+    key: (CARD | CARD_OPTIONAL)[key]
+    for key in ("preprocess", "memory", "evidence", "known_failures", "parent", "calibration")
+}
+"""What a description may hold; the rest of a card is what its checkpoints know."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +316,8 @@ def read_description(path: Path) -> dict[str, Any]:
     NoInputError
         If there is no such file.
     DataError
-        If it is not TOML, or a key that every card needs is missing.
+        If it is not TOML, a key that every card needs is missing, or one is unknown or of the wrong
+        kind.
     """
     if not path.is_file():
         raise NoInputError("no such file", path, "see tlseg_bids/train/models")
@@ -307,7 +325,6 @@ def read_description(path: Path) -> dict[str, Any]:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid TOML: {error}", path, "mend that line") from error
-    missing = [key for key in DESCRIBED if key not in found]
-    if missing:
-        raise DataError(f"missing: {', '.join(missing)}", path, "add it; see docs/cards.md")
+    check_keys(found, path, DESCRIBED, ALSO_DESCRIBED)
+    check_kinds(found, path)
     return found

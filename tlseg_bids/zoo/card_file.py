@@ -47,6 +47,7 @@ DOMAIN: Keys = {
     "suffixes": list, "age_years": list, "contrast_agent": bool, "skull_stripped": bool,
     "voxel_mm": list, "agents": list,
 }  # fmt: skip
+DOMAIN_LISTS: Keys = {"suffixes": str, "agents": str, "age_years": float, "voxel_mm": float}
 WEIGHTS: Keys = {"sha256": str, "bytes": int, "licence": str}
 WEIGHTS_OPTIONAL: Keys = {"file": str, "url": str}
 MEMORY: Keys = {field.name: float for field in fields(Memory)}
@@ -79,16 +80,22 @@ def read_card(path: Path) -> ModelCard:
     except (ValueError, RecursionError) as error:
         raise DataError(f"the model card is not TOML ({error})", path, SEE) from error
     check_keys(table, path, CARD, CARD_OPTIONAL)
-    check_keys(table["domain"], f"{path}, [domain]", NOTHING, DOMAIN)
     check_keys(table["weights"], f"{path}, [weights]", WEIGHTS, WEIGHTS_OPTIONAL)
-    check_keys(table.get("memory", {}), f"{path}, [memory]", NOTHING, MEMORY)
-    check_keys(table.get("calibration", {}), f"{path}, [calibration]", NOTHING, CALIBRATION)
-    for key in ("citations", "known_failures", "heads", "channels"):
-        check_list(table.get(key, []), f"{path}, {key}", str)
-    check_list(table.get("evidence", []), f"{path}, evidence", dict)
+    check_kinds(table, path)
     card = _card(table, path)
     check_card(card)
     return card
+
+
+def check_kinds(table: dict[str, Any], path: Path) -> None:
+    """Refuse, by a DataError, keys unknown and values of a wrong kind in what people write."""
+    for name, keys in (("domain", DOMAIN), ("memory", MEMORY), ("calibration", CALIBRATION)):
+        check_keys(table.get(name, {}), f"{path}, [{name}]", NOTHING, keys)
+    for key in ("citations", "known_failures", "heads", "channels"):
+        check_list(table.get(key, []), f"{path}, {key}", str)
+    check_list(table.get("evidence", []), f"{path}, evidence", dict)
+    for key, kind in DOMAIN_LISTS.items():
+        check_list(table["domain"].get(key, []), f"{path}, [domain], {key}", kind)
 
 
 def check_card(card: ModelCard) -> None:
@@ -228,14 +235,9 @@ def _check_kind(value: Any, kind: type, where: str) -> None:
 
 def _card(table: dict[str, Any], path: Path) -> ModelCard:
     domain = dict(table["domain"])
-    for key in ("suffixes", "agents"):
+    for key, kind in DOMAIN_LISTS.items():
         if key in domain:
-            check_list(domain[key], f"{path}, [domain], {key}", str)
-            domain[key] = tuple(domain[key])
-    for key in ("age_years", "voxel_mm"):
-        if key in domain:
-            check_list(domain[key], f"{path}, [domain], {key}", float)
-            domain[key] = tuple(float(limit) for limit in domain[key])
+            domain[key] = tuple(kind(one) for one in domain[key])
     return ModelCard(
         **{
             **table,

@@ -397,6 +397,13 @@ def test_what_a_card_shall_say_has_to_be_of_its_kind(tmp_path, more, sentence):
         read_description(path)
 
 
+def test_a_standard_scale_needs_images(heads, recipe, tmp_path):
+    with pytest.raises(
+        UsageError, match=r"no image to take the standard scale.*leave out standard"
+    ):
+        train(replace(recipe, standard=True), heads, tmp_path, log=_quiet)
+
+
 def test_a_fold_is_two_numbers(heads, tmp_path, capsys):
     path = tmp_path / "label.toml"
     path.write_text(TINY.format(name="label", role="segmenter", prior=33))

@@ -47,7 +47,12 @@ def new_state(recipe: Recipe, samples: dict[str, list[Sample]], start: dict | No
     state = {"template": template, "priors": {}, "standard": (start or {}).get("standard", [])}
     every = [sample for found in samples.values() for sample in found]
     if recipe.standard:
-        images = (image.numpy() for sample in every for image in sample.images.values())
+        images = [image.numpy() for sample in every for image in sample.images.values()]
+        if not images and not state["standard"]:
+            raise UsageError(
+                "there is no image to take the standard scale from", f"recipe '{recipe.name}'",
+                "give a dataset images, or leave out standard",
+            )  # fmt: skip
         state["standard"] = state["standard"] or standard_landmarks(images).tolist()
         for sample in every:
             sample.images = {

@@ -115,6 +115,29 @@ def test_post_menstrual_units_of_the_json_are_obeyed(tmp_path):
     assert age_of(tmp_path, texts).pma_weeks == 38
 
 
+def test_weeks_of_gestation_are_post_menstrual(tmp_path):
+    texts = {
+        PEOPLE: table("participant_id|age", "sub-01|38"),
+        "participants.json": {"age": {"Units": "GA weeks"}},
+    }
+    age = age_of(tmp_path, texts)
+    assert (age.days, age.pma_weeks) == (None, 38)
+
+
+@pytest.mark.parametrize("units", ["weeks post-conception", "postconceptional weeks"])
+def test_weeks_since_conception_are_not_taken_as_since_birth(tmp_path, units):
+    texts = {
+        PEOPLE: table("participant_id|age", "sub-01|40"),
+        "participants.json": {"age": {"Units": units}},
+    }
+    age = age_of(tmp_path, texts)
+    assert (age.days, age.pma_weeks) == (None, None)
+    assert age.source == (
+        f"participants.tsv, column 'age': the unit '{units}' counts from conception; since birth "
+        "or post-menstrual is needed"
+    )
+
+
 def test_scans_come_before_sessions_and_participants(tmp_path):
     texts = {
         "sub-01/ses-1/sub-01_ses-1_scans.tsv": table(

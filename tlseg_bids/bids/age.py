@@ -35,7 +35,7 @@ AGE_COLUMNS = (
 )  # fmt: skip
 PMA_COLUMNS = ("scan_age", "pma_weeks", "pma")
 UNKNOWN = {"", "n/a", "na", "nan", "none", "null", "unknown", "missing", "-"}
-PMA_WORDS = re.compile(r"\b(pma|gw|post-?\s?menstrual(\s+age)?|gestation(al)?(\s+age)?)\b")
+PMA_WORDS = re.compile(r"\b(pma|ga|gw|post-?\s?menstrual(\s+age)?|gestation(al)?(\s+age)?)\b")
 AMOUNT = re.compile(r"(\d+(?:[.,]\d+)?)\s*([a-zµ]*)")
 
 
@@ -228,6 +228,10 @@ def _unit(stated: str | None, default: str) -> str:
     """The unit in a phrase such as ``months (corrected)``; `default` if nothing is stated."""
     if stated is None:
         return default
+    if "conception" in stated.casefold():
+        raise _CannotRead(
+            f"the unit '{stated}' counts from conception; since birth or post-menstrual is needed"
+        )
     words = re.findall(r"[a-z]+", stated.casefold())
     units = {UNITS[word] for word in words if word in UNITS}
     if PMA_WORDS.search(stated.casefold()) and not units:

@@ -229,6 +229,8 @@ def test_a_model_is_adapted_kept_and_taken_by_the_next_run(site, base, capsys):
     assert not card.weights.permissive
     assert set(card.training["data"][-1]["subjects"]) == {"sub-00_T1w", "sub-01_T1w"}
     assert card.evidence[0]["mean"] > 0.02
+    after = [one["DiceAfter"] for one in record["HeldOut"]]
+    assert card.evidence[0]["sd"] == pytest.approx(np.std(after, ddof=1))
     before = np.mean([one["DiceBefore"] for one in record["HeldOut"]])
     assert card.evidence[0]["parent_mean"] == pytest.approx(before)
     parent, child = load_weights(cards["atlas"]), load_weights(card)
@@ -486,6 +488,7 @@ def test_a_half_without_labels_leaves_no_gap_in_card_and_record(tmp_path, base, 
     assert "1 held-out part shows no labelled structure" in record["Reason"]
     (row,) = {card.name: card for card in load_cards((base,), what.out_dir)}["lab"].evidence
     assert row["n"] == 1 and row["mean"] == pytest.approx(one["DiceAfter"])
+    assert row["sd"] == 0
     assert "nan" not in (folder / "card.toml").read_text()
 
 

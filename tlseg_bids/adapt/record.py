@@ -272,6 +272,7 @@ def _card(outcome: Outcome, weights: Any, version: str) -> ModelCard:
     verdict, count = outcome.verdict, len(outcome.scans)
     after = [mean(one.child) for one in outcome.tested]
     before = float(np.mean([mean(one.base) for one in outcome.tested]))
+    spread = float(np.std(after, ddof=1)) if len(after) > 1 else 0.0
     persons = len({one.scan.subject for one in outcome.scans})
     how = (
         "halves of one brain, each held out once" if persons == 1
@@ -313,7 +314,7 @@ def _card(outcome: Outcome, weights: Any, version: str) -> ModelCard:
         },
         evidence=({
             "dataset": dataset, "n": len(after), "metric": "dice", "mean": float(np.mean(after)),
-            "sd": float(np.std(after)), "how": f"{how}; the base has {before:.3f} on the same",
+            "sd": spread, "how": f"{how}; the base has {before:.3f} on the same",
             "suffixes": sorted({one.scan.suffix for one in outcome.scans}), "parent_mean": before,
         },),
         parent=base.name,

@@ -10,11 +10,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
 from tests.datasets import config, real_dataset
 from tests.test_adapt import PROTOCOL, affine, head, paint, save_nifti, write_site
 from tlseg_bids.adapt.corrected import changed_channels, corrected_only
-from tlseg_bids.adapt.evidence import Evidence, explained, measure, why_wrong
+from tlseg_bids.adapt.evidence import Evidence, explained, measure, ranks_of, why_wrong
 from tlseg_bids.adapt.labels import collect, unknown_slices
 from tlseg_bids.adapt.matching import match
 from tlseg_bids.adapt.reading import IGNORE, own_protocol, read_as
@@ -297,6 +298,21 @@ def test_the_explained_share_is_that_of_the_variance():
     classes = np.array([0, 0, 1, 1, IGNORE])
     assert explained(values, classes) == 1
     assert explained(values, np.array([0, 1, 0, 1, IGNORE])) == 0
+
+
+def test_equal_intensities_explain_nothing():
+    labels = head(0)
+    table = np.zeros(256, np.uint8)
+    table[PROTOCOL.indices] = np.arange(len(PROTOCOL))
+    reading = read_as({int(i): 100 for i in np.unique(labels)}, None, "aseg", PROTOCOL)
+    image = Volume(np.ones(labels.shape, np.float32), Grid(labels.shape, affine()))
+    found = measure(image, table[labels], table[labels], reading, np.eye(4))
+    assert found.explained == found.explained_by_base == found.explained_moved == 0
+
+
+def test_intensities_are_ranked_as_statisticians_do():
+    values = np.random.default_rng(0).integers(0, 9, 500)
+    np.testing.assert_allclose(ranks_of(values), rankdata(values))
 
 
 @pytest.mark.data

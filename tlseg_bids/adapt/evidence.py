@@ -92,7 +92,7 @@ def measure(
     agreement, shift = (_purity if reading.new_head else _agreement)(folded, answer, known, image)
     pairs, crossed = _sides(folded, reading, frame @ image.grid.affine)
     points = _places(folded, answer)
-    ranks = image.data[tuple(points.T)].argsort().argsort().astype(np.float64)
+    ranks = ranks_of(image.data[tuple(points.T)])
     moved, place = _best_moved(ranks, folded, points, image)
     return Evidence(
         pairs, crossed, agreement, shift,
@@ -106,6 +106,12 @@ def explained(values: np.ndarray, classes: np.ndarray) -> float:
     """Share of the variance of `values` that their `classes` explain, `IGNORE` left out; 0 to 1."""
     keep = classes != IGNORE
     return variance_between(values[keep], classes[keep]) if keep.any() else 0.0
+
+
+def ranks_of(values: np.ndarray) -> np.ndarray:
+    """Rank of each of the values (n,), from 1; equal ones share the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (count.cumsum() - (count - 1) / 2)[place]
 
 
 def _folded(channels: np.ndarray, group: np.ndarray) -> np.ndarray:

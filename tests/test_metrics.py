@@ -406,6 +406,13 @@ def test_one_scan_has_a_bias_and_no_limits() -> None:
     assert agreement(scored([0.0], [0.0])).empty
 
 
+def test_equal_volumes_have_no_correlation() -> None:
+    """The standard deviation of three times 100.1 is 1e-14, not 0."""
+    same, other = [100.1] * 3, [90.0, 100, 120]
+    for predicted, reference in ((same, same), (same, other), (other, same)):
+        assert np.isnan(agreement(scored(predicted, reference)).iloc[0]["volume_r"])
+
+
 def test_the_page_holds_every_structure_and_loads_nothing(tmp_path) -> None:
     two = [scored([110.0, 205, 330], [100.0, 200, 300]), scored([5.0], [5.0], 11, "<b>odd</b>")]
     page = write_agreement_page(tmp_path / "a.html", pd.concat(two), "tlseg-evaluate <x>")

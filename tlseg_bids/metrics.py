@@ -215,7 +215,7 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
         one, other = there["predicted_mm3"], there["reference_mm3"]
         gap, mean = one - other, (one + other).mean() / 2
         spread = gap.std(ddof=1)
-        varied = len(there) > 2 and one.std() > 0 and other.std() > 0
+        varied = len(there) > 2 and one.nunique() > 1 and other.nunique() > 1
         rows.append({
             "index": index, "name": name, "scans": len(there), "dice": there["dice"].mean(),
             "volume_r": float(np.corrcoef(one, other)[0, 1]) if varied else float("nan"),

@@ -413,6 +413,12 @@ def test_equal_volumes_have_no_correlation() -> None:
         assert np.isnan(agreement(scored(predicted, reference)).iloc[0]["volume_r"])
 
 
+def test_an_agreement_without_structures_keeps_its_columns() -> None:
+    nothing, some = agreement(scored([0.0], [0.0])), agreement(scored([10.0], [8.0]))
+    assert nothing.empty
+    assert list(nothing.columns) == list(some.columns)
+
+
 def test_the_page_holds_every_structure_and_loads_nothing(tmp_path) -> None:
     two = [scored([110.0, 205, 330], [100.0, 200, 300]), scored([5.0], [5.0], 11, "<b>odd</b>")]
     page = write_agreement_page(tmp_path / "a.html", pd.concat(two), "tlseg-evaluate <x>")

@@ -37,6 +37,10 @@ from tlseg_bids.volume import Volume
 
 MAX_UNKNOWN_SHARE = 0.01
 AGREEMENT_SD = 1.96
+AGREEMENT_COLUMNS = (
+    "index", "name", "scans", "dice", "volume_r", "bias_mm3", "sd_mm3", "low_mm3", "high_mm3",
+    "bias_percent",
+)  # fmt: skip
 
 
 def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
@@ -224,7 +228,7 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
             "high_mm3": gap.mean() + AGREEMENT_SD * spread,
             "bias_percent": 100 * gap.mean() / mean,
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))
 
 
 def _check_same_grid(predicted: Grid, reference: Grid) -> None:

@@ -2,8 +2,8 @@
 
 ========================  ====================================================================
 Dice                      2|A∩B| ÷ (|A|+|B|). Dice 1945, doi:10.2307/1932409
-Weighted Dice             mean of the Dice over structures, weighted by 1 ÷ volume.
-                          Crum et al. 2006, doi:10.1109/TMI.2006.880587
+Weighted Dice             mean of the Dice over structures, weighted by 1 ÷ reference volume.
+                          Kushibar et al. 2019, doi:10.1038/s41598-019-43299-z
 Volume similarity         1 − ||A|−|B|| ÷ (|A|+|B|). Taha & Hanbury 2015,
                           doi:10.1186/s12880-015-0068-x
 HD95, mm                  larger of the two directed 95th percentiles of the distances between

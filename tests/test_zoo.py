@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import os
 import pickle
 import threading
@@ -24,6 +25,7 @@ from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.zoo import weights as weights_module
 from tlseg_bids.zoo.card import Domain, Memory, Weights
 from tlseg_bids.zoo.card_file import check_card, digest, read_card, to_toml, write_card
+from tlseg_bids.zoo.evidence import counts
 from tlseg_bids.zoo.licence import all_of
 from tlseg_bids.zoo.registry import BUILTIN, find_card, load_cards, mean_score, most_robust, ranked
 from tlseg_bids.zoo.weights import cached_file, describe, fetch, load_weights, unavailable, verify
@@ -107,6 +109,10 @@ BROKEN = [
     ),
     (lambda t: t["evidence"][0].update(age_years=[9]), ["[9] is not a range", "entry 1, age_y"]),
     (lambda t: t["evidence"][0].update(suffixes=[1]), ["1 is not text", "entry 1, suffixes"]),
+    (lambda t: t["evidence"][0].update(mean=81.5), ["a Dice of 81.5", "entry 1, mean", "per cent"]),
+    (lambda t: t["evidence"][0].update(parent_mean=80), ["a Dice of 80", "1, parent_mean"]),
+    (lambda t: t["evidence"][0].update(n=0), ["measured on 0 scans", "entry 1, n", "1 or more"]),
+    (lambda t: t["evidence"][0].update(sd=-0.1), ["a spread of -0.1", "entry 1, sd", "deviation"]),
     (lambda t: t["evidence"][0].update(scanner="x"), ["unknown: scanner", "entry 1"]),
     (lambda t: t["weights"].pop("licence"), ["missing: licence", "[weights]"]),
     (lambda t: t["weights"].update(licence=" "), ["licence is empty", "SPDX"]),
@@ -118,6 +124,9 @@ BROKEN = [
     (lambda t: t["weights"].update(file="/x.safetensors"), ["'/x.safetensors' is not a relative"]),
     (lambda t: t["weights"].update(url="ftp://x"), ["'ftp://x' cannot be fetched", "use https"]),
     (lambda t: t.update(memory={"host": 1}), ["unknown: host", "[memory]", "host_gib"]),
+    (lambda t: t.update(memory={"host_gib": -1.0}), ["-1 is no amount", "host_gib", "0.1 or more"]),
+    (lambda t: t.update(memory={"device_gib": math.nan}), ["nan is no amount", "device_gib"]),
+    (lambda t: t.update(memory={"host_gib": math.inf}), ["inf is no amount", "[memory], host_gib"]),
     (lambda t: t.update(status="good"), ["unknown status 'good'", "experimental, verified"]),
     (lambda t: t.update(status="verified", evidence=[]), ["'verified' and there is no evidence"]),
     (lambda t: t["evidence"][0].pop("n"), ["missing: n", "evidence entry 1"]),
@@ -151,6 +160,12 @@ def test_a_broken_card_is_refused_with_file_and_key(tmp_path, change, parts):
         assert part in message
     assert caught.value.hint
     assert str(path) in message or "protocol" in message
+
+
+def test_a_measurement_that_could_not_be_made_does_not_break_a_card(tmp_path):
+    card = small_card(path=None, evidence=(evidence(mean=math.nan, sd=math.nan),))
+    write_card(card, tmp_path / "small.toml")
+    assert not counts(read_card(tmp_path / "small.toml").evidence[0])
 
 
 def test_what_is_no_toml_and_what_is_not_there(tmp_path):

@@ -10,11 +10,9 @@ import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Sequence
 from dataclasses import asdict, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import tomli_w
@@ -24,6 +22,7 @@ from tlseg_bids.zoo.calibration import KEYS as CALIBRATION
 from tlseg_bids.zoo.calibration import Calibration, check_calibration
 from tlseg_bids.zoo.card import Domain, Memory, ModelCard, Weights
 from tlseg_bids.zoo.settings import check_settings
+from tlseg_bids.zoo.values import check_domain, check_measured, check_memory, check_weights
 
 STATUSES = ("experimental", "verified")
 SEGMENTER = "segmenter"
@@ -131,16 +130,17 @@ def check_card(card: ModelCard) -> None:
         check_keys(_plain(row, entry), entry, EVIDENCE, EVIDENCE_OPTIONAL)
         check_list(row.get("suffixes", []), f"{entry}, suffixes", str)
         check_list(row.get("age_years", []), f"{entry}, age_years", float)
-        _check_range(row.get("age_years"), f"{entry}, age_years")
+        check_measured(row, entry)
     _check_heads(card, where)
     _check_tables(card, where)
     _check_channels(card, where)
     _check_networks(card, where)
     check_settings(card.preprocess, card.strategy, where)
-    _check_domain(card.domain, f"{where}, [domain]")
+    check_domain(card.domain, f"{where}, [domain]")
+    check_memory(card.memory, f"{where}, [memory]")
     heads = [card.protocol_of(name) for name in card.heads]
     check_calibration(card.calibration, heads, f"{where}, [calibration]")
-    _check_weights(card.weights, f"{where}, [weights]")
+    check_weights(card.weights, f"{where}, [weights]")
 
 
 def to_toml(card: ModelCard) -> str:
@@ -331,57 +331,6 @@ def _check_networks(card: ModelCard, where: object) -> None:
             "the strategy has no name", f"{where}, [strategy]",
             'add name = "…", a name of the strategy table',
         )  # fmt: skip
-
-
-def _check_domain(domain: Domain, where: str) -> None:
-    _check_range(domain.age_years, f"{where}, age_years")
-    _check_range(domain.voxel_mm, f"{where}, voxel_mm")
-    strange = [agent for agent in domain.agents if not agent or agent != agent.lower()]
-    if strange:
-        raise DataError(
-            f"{strange[0]!r} cannot begin the name of a contrast agent", f"{where}, agents",
-            "write lower-case letters, gad for example",
-        )  # fmt: skip
-    if domain.agents and domain.contrast_agent is False:
-        raise DataError(
-            f"the agents {', '.join(domain.agents)} are named and contrast_agent is false",
-            f"{where}, agents", "leave one of the two out",
-        )  # fmt: skip
-
-
-def _check_range(limits: Sequence[float] | None, where: str) -> None:
-    if limits is not None and (len(limits) != 2 or not 0 <= limits[0] < limits[1]):
-        raise DataError(
-            f"{list(limits)} is not a range", where,
-            "write [lowest, highest], or leave the key out for any",
-        )  # fmt: skip
-
-
-def _check_weights(weights: Weights, where: str) -> None:
-    if not re.fullmatch(r"[0-9a-f]{64}", weights.sha256):
-        raise DataError(
-            f"'{weights.sha256}' is not a SHA-256", f"{where}, sha256",
-            "write the 64 lower-case hexadecimal digits that sha256sum prints",
-        )  # fmt: skip
-    if weights.bytes <= 0:
-        raise DataError(
-            f"a size of {weights.bytes} bytes", f"{where}, bytes", "write the size of the file"
-        )
-    if not weights.licence.strip():
-        raise DataError("the licence is empty", f"{where}, licence", "write its SPDX identifier")
-    if weights.file is None and weights.url is None:
-        raise DataError("neither file nor url is given", where, "say where the weights are")
-    if weights.file is not None and (
-        PurePosixPath(weights.file).is_absolute() or not weights.file.endswith(".safetensors")
-    ):
-        raise DataError(
-            f"'{weights.file}' is not a relative path of a .safetensors file", f"{where}, file",
-            "write the path from the card's folder; no other format is opened",
-        )  # fmt: skip
-    if weights.url is not None and urlsplit(weights.url).scheme not in ("https", "http", "file"):
-        raise DataError(
-            f"'{weights.url}' cannot be fetched", f"{where}, url", "use https, http or file"
-        )
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -95,7 +95,15 @@ def check_weights(weights: Weights, where: str) -> None:
             f"'{weights.file}' is not a relative path of a .safetensors file", f"{where}, file",
             "write the path from the card's folder; no other format is opened",
         )  # fmt: skip
-    if weights.url is not None and urlsplit(weights.url).scheme not in ("https", "http", "file"):
+    if weights.url is not None and not _can_be_fetched(weights.url):
         raise DataError(
             f"'{weights.url}' cannot be fetched", f"{where}, url", "use https, http or file"
         )
+
+
+def _can_be_fetched(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # half an IPv6 address
+        return False
+    return parts.scheme == "file" or (parts.scheme in ("https", "http") and bool(parts.hostname))

@@ -10,6 +10,7 @@ import pickle
 import threading
 import tomllib
 from dataclasses import fields, replace
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,14 @@ def test_a_broken_card_is_refused_with_file_and_key(tmp_path, change, parts):
         assert part in message
     assert caught.value.hint
     assert str(path) in message or "protocol" in message
+
+
+def test_dates_are_kept(tmp_path):
+    when = {"day": date(2024, 5, 1), "begun": datetime(2024, 5, 1, 8, tzinfo=UTC), "hour": time(8)}
+    write_card(small_card(path=None, training=when), tmp_path / "small.toml")
+    card = read_card(tmp_path / "small.toml")
+    assert card.training == when
+    assert len(digest(card)) == 64
 
 
 def test_a_measurement_that_could_not_be_made_does_not_break_a_card(tmp_path):

@@ -11,6 +11,7 @@ import os
 import re
 import tomllib
 from dataclasses import asdict, fields
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +342,7 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(item, where) for item in value]
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, str | bool | int | float):
+    if isinstance(value, str | bool | int | float | date | time):
         return value
     raise DataError(
         f"{value!r} cannot be written to a card", where, "use text, numbers, lists and tables"

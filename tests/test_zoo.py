@@ -130,6 +130,8 @@ BROKEN = [
     (lambda t: t.update(memory={"host_gib": -1.0}), ["-1 is no amount", "host_gib", "0.1 or more"]),
     (lambda t: t.update(memory={"device_gib": math.nan}), ["nan is no amount", "device_gib"]),
     (lambda t: t.update(memory={"host_gib": math.inf}), ["inf is no amount", "[memory], host_gib"]),
+    (lambda t: t.update(training={"data": "malc"}), ["'malc' is not a list", "[training], data"]),
+    (lambda t: t.update(training={"data": ["malc"]}), ["'malc' is not a table", "[training], da"]),
     (lambda t: t.update(status="good"), ["unknown status 'good'", "experimental, verified"]),
     (lambda t: t.update(status="verified", evidence=[]), ["'verified' and there is no evidence"]),
     (lambda t: t["evidence"][0].pop("n"), ["missing: n", "evidence entry 1"]),

@@ -94,6 +94,9 @@ def check_kinds(table: dict[str, Any], path: Path) -> None:
     for key in ("citations", "known_failures", "heads", "channels"):
         check_list(table.get(key, []), f"{path}, {key}", str)
     check_list(table.get("evidence", []), f"{path}, evidence", dict)
+    data, where = table.get("training", {}).get("data", []), f"{path}, [training], data"
+    _check_kind(data, list, where)
+    check_list(data, where, dict)
     for key, kind in DOMAIN_LISTS.items():
         check_list(table["domain"].get(key, []), f"{path}, [domain], {key}", kind)
 

@@ -102,7 +102,7 @@ def _check_tensors(card: ModelCard, tensors: dict[str, Tensor], where: object) -
         for key, value in tensors.items():
             if key.startswith(f"{role}."):
                 types.setdefault(value.dtype, key)
-                if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+                if not value.is_floating_point() or not bool(value.float().isfinite().all()):
                     raise DataError(f"'{key}' holds what is no finite number", where, AGAIN)
     if len(types) > 1:
         told = " and ".join(f"'{key}' in {_short(kind)}" for kind, key in types.items())
@@ -121,8 +121,7 @@ def _check_heads(
     """Refuse a number of heads, or of a head's channels, that is not the card's."""
     members = any(key.startswith(f"{role}.members.") for key in tensors)
     prefix = f"{role}.members.0.heads." if members else f"{role}.heads."
-    numbers = {int(key.removeprefix(prefix).split(".")[0]) for key in tensors
-               if key.startswith(prefix)}  # fmt: skip
+    numbers = {key.removeprefix(prefix).split(".")[0] for key in tensors if key.startswith(prefix)}
     if len(numbers) != len(heads):
         raise DataError(
             f"the {role} has {amount(len(numbers), 'head')} in its weights and {len(heads)} in "
@@ -131,7 +130,7 @@ def _check_heads(
         )  # fmt: skip
     for number, (name, wanted) in enumerate(heads.items()):
         weight = tensors.get(f"{prefix}{number}.weight")
-        found = 0 if weight is None else len(weight)
+        found = len(weight) if weight is not None and weight.dim() else 0
         if found != wanted:
             raise DataError(
                 f"head {number} of the {role} has {amount(found, 'channel')} and the protocol "
@@ -148,6 +147,11 @@ def _check_atlases(
         atlas = tensors.get(PRIOR + name)
         if atlas is None:
             continue
+        if atlas.dim() != 4 or not atlas.numel() or atlas.dtype != torch.uint8:
+            raise DataError(
+                f"the atlas of '{name}' has the shape {tuple(atlas.shape)} and the type "
+                f"{_short(atlas.dtype)}, and not (channels, I, J, K) and uint8", where, AGAIN,
+            )  # fmt: skip
         channels += len(atlas)
         if len(atlas) != len(card.protocol_of(name)):
             raise DataError(

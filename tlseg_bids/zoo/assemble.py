@@ -55,6 +55,8 @@ def assemble(card: ModelCard, tensors: dict[str, Tensor]) -> dict[str, nn.Module
         try:
             network = build(**arguments, out_channels=sizes)
             network.load_state_dict({key: value.float() for key, value in state.items()})
+        except DataError as error:
+            raise DataError(error.what, f"{where}, [networks.{role}]", error.hint) from None
         except UNBUILDABLE as error:
             reason = " ".join(str(error).split())[:300]
             raise DataError(

@@ -219,6 +219,15 @@ def test_an_unknown_strategy(model):
         load_model(card, load_weights(card))
 
 
+def test_an_argument_that_the_strategy_does_not_take(model):
+    path = model.with_name("changed.toml")
+    path.write_text(model.read_text().replace("overlap = ", "overlop = "))
+    card = read_card(path)
+    message = r"'sliding' takes no overlop – .*\[strategy\] – known are name, .*, window, overlap$"
+    with pytest.raises(DataError, match=message):
+        load_model(card, load_weights(card))
+
+
 def test_a_network_without_features(tmp_path):
     card = write_model(tmp_path, "small")
     path = card.path.with_name("changed.toml")

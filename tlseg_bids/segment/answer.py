@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tlseg_bids.flow import Prediction, Prepared, SharedRows
 from tlseg_bids.networks.convolution import join
-from tlseg_bids.segment import STRATEGIES
+from tlseg_bids.segment import HOW_ASKED, STRATEGIES
 from tlseg_bids.segment.fine import Around, Side, both_sides, likely, refine, shares
 from tlseg_bids.segment.model import Model, Seen, fast, logits_of
 from tlseg_bids.zoo.card import ModelCard
@@ -140,8 +140,7 @@ def segment(model: Model, prepared: Prepared, ask: Ask) -> Prediction:
     age head is asked with every window of the fine answer; the mean is the scan's age. What
     float16 has no numbers for is computed again in float32.
     """
-    own = ("name", "mirror", "merged", "halves", "trim")
-    strategy = {k: v for k, v in model.card.strategy.items() if k not in own}
+    strategy = {k: v for k, v in model.card.strategy.items() if k not in HOW_ASKED}
     if "overlap" in strategy and not ask.fine:
         strategy["overlap"] = 0.0  # finding the frame needs no smooth seams
     walk = partial(STRATEGIES[model.card.strategy["name"]], **strategy, each=model.crew.map)

@@ -20,7 +20,7 @@ from tlseg_bids.errors import DataError
 from tlseg_bids.labels.landmarks import BoxAtlas, Landmarks
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.networks import channels_last
-from tlseg_bids.segment import STRATEGIES
+from tlseg_bids.segment import HOW_ASKED, STRATEGIES, arguments_of
 from tlseg_bids.zoo.assemble import assemble, atlases
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import SEGMENTER, digest
@@ -147,13 +147,9 @@ def load_model(
     Raises
     ------
     DataError
-        If the tensors do not fit the card's networks, or there is no such `placer`.
+        If the tensors do not fit the card's networks, or there is no such `placer` or strategy.
     """
-    if card.strategy["name"] not in STRATEGIES:
-        raise DataError(
-            f"no strategy '{card.strategy['name']}'", f"{card.path or card.name}, [strategy]",
-            f"known are {', '.join(STRATEGIES)}",
-        )  # fmt: skip
+    _check_strategy(card)
     heads = tuple(card.protocol_of(name) for name in card.heads)
     place = torch.device(device)
     crew = crew if place == crew.device else Crew(device=place)
@@ -170,6 +166,19 @@ def load_model(
         card, heads, networks, tensors.get("template", nowhere).double().numpy(), priors,
         place, fast_precision(place), crew, placer,
     )  # fmt: skip
+
+
+def _check_strategy(card: ModelCard) -> None:
+    """Refuse a strategy that is not known, and arguments that it does not take."""
+    name, where = card.strategy["name"], f"{card.path or card.name}, [strategy]"
+    if name not in STRATEGIES:
+        raise DataError(f"no strategy '{name}'", where, f"known are {', '.join(STRATEGIES)}")
+    known = (*HOW_ASKED, *arguments_of(name))
+    if unknown := [key for key in card.strategy if key not in known]:
+        raise DataError(
+            f"the strategy '{name}' takes no {' and no '.join(unknown)}", where,
+            f"known are {', '.join(known)}",
+        )  # fmt: skip
 
 
 class Models:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import json
 import math
@@ -12,6 +13,7 @@ import tomllib
 from dataclasses import fields, replace
 from datetime import UTC, date, datetime, time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -525,6 +527,25 @@ def test_a_cache_that_cannot_be_made(tmp_path, cache):
     cache.write_text("a file in the way")
     with pytest.raises(CannotCreateError, match=r"cache folder cannot be written.*TLSEG_CACHE"):
         fetch(remote(tmp_path))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_who_may_read_a_shared_cache_is_up_to_the_umask(tmp_path, umask, mode):
+    card = remote(tmp_path)
+    before = os.umask(umask)
+    try:
+        assert fetch(card).stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+
+
+def test_a_damaged_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    card = remote(tmp_path)
+    fetch(card).write_bytes(b"rubbish")
+    refused = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(Path, "unlink", Mock(side_effect=refused))
+    with pytest.raises(CannotCreateError, match=r"written \(Permission denied\) – .*TLSEG_CACHE"):
+        fetch(card)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

@@ -6,12 +6,14 @@ read once into memory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
+import secrets
 import shutil
-import tempfile
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -152,7 +154,8 @@ def fetch(card: ModelCard, offline: bool = False) -> Path:
         try:
             return verify_file(target, card.weights)
         except DataError:
-            target.unlink()
+            with _writing(target.parent):
+                target.unlink(missing_ok=True)
     if url is None:
         raise NoInputError(
             f"model '{card.name}' has no address to fetch its weights from", card.path or "",
@@ -225,16 +228,24 @@ def _check_hash(path: object, found: str, weights: Weights) -> None:
 
 
 def _new_file(target: Path) -> Path:
-    try:
+    """A new file beside `target`, which whoever the umask allows may read: caches are shared."""
+    partial = target.with_name(f"{secrets.token_hex(8)}.part")
+    with _writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=".part", dir=target.parent)
+        partial.touch(exist_ok=False)
+    return partial
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A block whose OSError says that the cache cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise CannotCreateError(
-            f"the cache folder cannot be written ({error.strerror})", target.parent,
+            f"the cache folder cannot be written ({error.strerror})", folder,
             f"set the variable {CACHE_VARIABLE} to a folder that you may write to",
         ) from error  # fmt: skip
-    os.close(handle)
-    return Path(name)
 
 
 def _download(url: str, partial: Path, weights: Weights) -> None:

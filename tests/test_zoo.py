@@ -334,6 +334,16 @@ def test_the_same_card_twice_is_one_and_two_of_one_name_are_refused(tmp_path):
         load_cards([tmp_path / "a", tmp_path / "b"], builtin=tmp_path / "none")
 
 
+def test_a_card_that_cannot_be_read(tmp_path, caplog):
+    path = write_model(tmp_path / "models").path
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(NoInputError, match=r"cannot be read \(Is a directory\) – .*small\.toml"):
+        load_cards([tmp_path / "models"])
+    assert "small" not in {card.name for card in load_cards(out_dir=tmp_path)}
+    assert "is left out: the model card cannot be read" in caplog.text
+
+
 def test_folders_without_models(tmp_path):
     with pytest.raises(NoInputError, match=r"there is no such folder – --models – give a folder"):
         load_cards([tmp_path / "absent"])
@@ -392,6 +402,16 @@ def test_a_pickle_in_disguise_is_never_run(tmp_path):
     with pytest.raises(DataError, match=r"'small' are not safetensors .* – no other format"):
         load_weights(card)
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("read", [load_weights, verify])
+def test_weights_that_cannot_be_read(tmp_path, monkeypatch, read):
+    card = write_model(tmp_path)
+    refused = Mock(side_effect=PermissionError(errno.EACCES, "Permission denied"))
+    monkeypatch.setattr(Path, "read_bytes" if read is load_weights else "open", refused)
+    message = r"weights cannot be read \(Permission denied\) – .*small\.safetensors – give the user"
+    with pytest.raises(NoInputError, match=message):
+        read(card)
 
 
 def test_missing_weights_say_what_to_do(tmp_path):

@@ -66,7 +66,7 @@ def read_card(path: Path) -> ModelCard:
     Raises
     ------
     NoInputError
-        If there is no such file.
+        If there is no such file, or it cannot be read.
     DataError
         If the file is not TOML, a key is missing, unknown or of the wrong kind, or a value makes
         no sense; the message names the file and the key.
@@ -77,6 +77,11 @@ def read_card(path: Path) -> ModelCard:
         raise NoInputError(
             "there is no such model card", path, "correct the name or the folder"
         ) from None
+    except OSError as error:
+        raise NoInputError(
+            f"the model card cannot be read ({error.strerror})", path,
+            "give the user who runs this access to the file, or move it away",
+        ) from error  # fmt: skip
     except (ValueError, RecursionError) as error:
         raise DataError(f"the model card is not TOML ({error})", path, SEE) from error
     check_keys(table, path, CARD, CARD_OPTIONAL)

@@ -78,7 +78,7 @@ def load_weights(card: ModelCard, offline: bool = False) -> dict[str, torch.Tens
     Raises
     ------
     NoInputError
-        If the weights are nowhere, or cannot be fetched.
+        If the weights are nowhere, or cannot be fetched or read.
     DataError
         If size, hash or format are not what the card says.
     """
@@ -114,7 +114,7 @@ def verify(card: ModelCard) -> Path:
     Raises
     ------
     NoInputError
-        If the weights are not on this machine.
+        If the weights are not on this machine, or cannot be read.
     DataError
         If size or hash are not what the card says.
     """
@@ -177,11 +177,13 @@ def verify_file(path: Path, weights: Weights) -> Path:
 
     Raises
     ------
+    NoInputError
+        If the file cannot be read.
     DataError
         If they differ.
     """
-    _check_size(path, path.stat().st_size, weights)
-    with path.open("rb") as stream:
+    with _reading(path), path.open("rb") as stream:
+        _check_size(path, os.fstat(stream.fileno()).st_size, weights)
         _check_hash(path, hashlib.file_digest(stream, "sha256").hexdigest(), weights)
     return path
 
@@ -205,10 +207,23 @@ def describe(file: Path, licence: str, card_path: Path) -> Weights:
 
 
 def _read_verified(path: Path, weights: Weights) -> bytes:
-    _check_size(path, path.stat().st_size, weights)
-    content = path.read_bytes()
+    with _reading(path):
+        _check_size(path, path.stat().st_size, weights)
+        content = path.read_bytes()
     _check_hash(path, hashlib.sha256(content).hexdigest(), weights)
     return content
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """A block whose OSError says that the weights cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise NoInputError(
+            f"the weights cannot be read ({error.strerror or error})", path,
+            "give the user who runs this access to the file, or check the disk",
+        ) from error  # fmt: skip
 
 
 def _check_size(path: object, found: int, weights: Weights) -> None:

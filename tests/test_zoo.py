@@ -319,6 +319,9 @@ def test_cards_are_found_in_the_package_in_folders_and_in_the_output(tmp_path):
     nested = write_model(tmp_path / "out" / "models" / "three", "three")
     nested.path.rename(nested.path.with_name("card.toml"))
     (tmp_path / "out" / "models" / "three" / "recipe.toml").write_text("steps = 3\n")
+    for hidden in ("._two.toml", ".trash/card.toml"):
+        (tmp_path / "more" / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / "more" / hidden).write_bytes(b"\x00\x05\x16\x07")
     cards = load_cards([tmp_path / "more"], tmp_path / "out", builtin=tmp_path / "builtin")
     assert [card.name for card in cards] == ["one", "two", "three"]
     assert load_cards((), tmp_path / "no-output", builtin=tmp_path / "builtin") == cards[:1]

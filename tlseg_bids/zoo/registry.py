@@ -235,7 +235,9 @@ def _worse(card: ModelCard, by_name: dict[str, ModelCard], scan: Scan) -> bool:
 
 
 def _card_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.toml")) + sorted(folder.glob("*/card.toml"))
+    """Cards of a folder, without what is hidden: a Mac leaves ``._NAME.toml`` on other drives."""
+    found = sorted(folder.glob("*.toml")) + sorted(folder.glob("*/card.toml"))
+    return [file for file in found if not file.relative_to(folder).parts[0].startswith(".")]
 
 
 def _readable(files: Iterable[Path]) -> list[ModelCard]:

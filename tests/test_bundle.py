@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,20 @@ def test_a_model_goes_out_and_in(bundle, tmp_path):
     assert import_model(bundle, tmp_path / "there").name == "lab"
     assert export_model(card, tmp_path / "again.zip").read_bytes() == first
     assert [p.name for p in (tmp_path / "there").iterdir()] == ["lab"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o2755), (0o002, 0o2775), (0o077, 0o2700)])
+def test_who_may_use_a_model_is_up_to_the_umask_and_the_folders_group(
+    bundle, tmp_path, umask, mode
+):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there").chmod(0o2775)
+    before = os.umask(umask)
+    try:
+        card = import_model(bundle, tmp_path / "there")
+    finally:
+        os.umask(before)
+    assert card.path.parent.stat().st_mode & 0o7777 == mode
 
 
 @pytest.mark.parametrize("fetched", [False, True])

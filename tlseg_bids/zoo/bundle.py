@@ -186,6 +186,5 @@ def _install(card: ModelCard, folder: Path, target: Path) -> ModelCard:
         raise UsageError(
             f"'{target.name}' is there already and is no model", target, "choose another folder"
         )
-    folder.chmod(0o755)
     folder.replace(target)
     return read_card(target / CARD)

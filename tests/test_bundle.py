@@ -6,6 +6,7 @@ import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -171,6 +172,17 @@ def test_a_damaged_file_is_refused(bundle, tmp_path):
     assert nothing_installed(tmp_path / "there")
     with pytest.raises(NoInputError, match="there is no such file"):
         import_model(tmp_path / "none.zip", tmp_path / "there")
+
+
+def test_an_export_that_is_interrupted_leaves_nothing(bundle, tmp_path, monkeypatch):
+    card = import_model(bundle, tmp_path / "there")
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "replace", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        export_model(card, tmp_path / "out" / "lab.zip")
+    with pytest.raises(KeyboardInterrupt):
+        write_card(card, tmp_path / "out" / "card.toml")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_zip_without_a_card_is_refused(bundle, tmp_path):

@@ -72,11 +72,12 @@ def export_model(card: ModelCard, target: Path) -> Path:
                 archive.writestr(entry, data)
         partial.replace(target)
     except OSError as error:
-        with contextlib.suppress(OSError):  # where a folder is a file, there is nothing to remove
-            partial.unlink(missing_ok=True)
         raise CannotCreateError(
             f"the model cannot be exported ({error.strerror})", target, "choose another place"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # it was renamed, or there is nothing to remove
+            partial.unlink()
     return target
 
 

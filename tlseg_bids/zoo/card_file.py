@@ -196,12 +196,13 @@ def write_card(card: ModelCard, path: Path) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise CannotCreateError(
             f"the model card cannot be written ({error.strerror})", path,
             "choose a folder that you may write to",
         ) from error  # fmt: skip
+    finally:
+        with contextlib.suppress(OSError):  # it was renamed, or there is nothing to remove
+            partial.unlink()
 
 
 def digest(card: ModelCard) -> str:

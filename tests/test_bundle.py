@@ -174,6 +174,19 @@ def test_a_damaged_file_is_refused(bundle, tmp_path):
         import_model(tmp_path / "none.zip", tmp_path / "there")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_what_is_damaged_and_compressed_otherwise_is_refused(bundle, tmp_path, method):
+    other = tmp_path / "other.zip"
+    with zipfile.ZipFile(other, "w", method) as archive:
+        for name, data in entries(bundle).items():
+            archive.writestr(name, data)
+    content = bytearray(other.read_bytes())
+    content[60:400] = b"x" * 340
+    other.write_bytes(content)
+    with pytest.raises(DataError, match=r"compressed in another way .*other\.zip – it is no exp"):
+        import_model(other, tmp_path / "there")
+
+
 def test_an_export_that_is_interrupted_leaves_nothing(bundle, tmp_path, monkeypatch):
     card = import_model(bundle, tmp_path / "there")
     (tmp_path / "out").mkdir()

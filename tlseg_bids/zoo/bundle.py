@@ -153,6 +153,11 @@ def _check_entry(entry: zipfile.ZipInfo, file: Path) -> None:
             f"the file holds '{name}', which is neither {CARD} nor weights nor a table", file,
             "it was tampered with or is no exported model; nothing of it was installed",
         )  # fmt: skip
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(
+            f"'{name}' is compressed in another way than an export is", file,
+            "it is no exported model; nothing of it was installed",
+        )  # fmt: skip
     most = MOST_BYTES if name.endswith(SUFFIXES[0]) else MOST_CARD_BYTES
     if entry.file_size > most:
         raise DataError(

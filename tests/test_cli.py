@@ -692,3 +692,27 @@ def test_a_plan_for_which_the_disk_is_full_is_a_sentence(flush):
     assert done.returncode == 74
     assert "reading or writing failed (No space left on device) – check the disk" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("words", ["cli.run import main; main(['--help'])",
+                                   "cli.zoo import main; main(['list'])"])  # fmt: skip
+def test_a_terminal_without_utf_8_is_printed_to(encoding, words):
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; from tlseg_bids.{words[:-1]}) or sys.exit(3)"],
+        env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (3, b"")
+    assert b"\\u2" in done.stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_without_streams_runs_and_lends_their_numbers_to_no_file(closed, tmp_path):
+    code = PLAN.format(flush=True).replace(
+        'print("a scan", flush=True)',
+        f"open({str(tmp_path / 'file')!r}, 'w').write(str(__import__('os').open('.', 0)))",
+    ).replace("or 0", "and 0")  # fmt: skip
+    line = f'"{sys.executable}" -c "$CODE" {closed}'
+    done = subprocess.run(["sh", "-c", line], env={**os.environ, "CODE": code}, check=False)
+    assert done.returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2

@@ -24,7 +24,7 @@ from typing import Any
 
 from tlseg_bids.cli import options, values
 from tlseg_bids.cli.room import check_disk, check_memory
-from tlseg_bids.cli.run import make_config, report
+from tlseg_bids.cli.run import make_config, report, until_closed
 from tlseg_bids.config import Config
 from tlseg_bids.errors import CannotCreateError, NoInputError, TlsegError, UsageError
 
@@ -97,6 +97,7 @@ def parser() -> options.Parser:
     return it
 
 
+@until_closed
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``tlseg-run``; returns the exit code of the program in the image."""
     try:

@@ -24,6 +24,7 @@ from tlseg_bids.errors import OutputError, TlsegError, UsageError, no_memory
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+STDERR = 2
 Main = Callable[..., int]
 EXCLUSIVE = ("dry_run", "reports_only", "boilerplate_only")
 TUPLES = (
@@ -37,10 +38,15 @@ CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 
 
 def until_closed(main: Main) -> Main:
-    """A command that ends quietly where the reader of what it prints (``| head``) has enough."""
+    """A command that ends quietly where the reader of what it prints (``| head``) has enough.
+
+    It can always print: characters that the encoding of the terminal lacks as escapes, and to
+    nowhere where it was started without stdout or stderr.
+    """
 
     @wraps(main)
     def quietly(argv: list[str] | None = None) -> int:
+        _open_streams()
         try:
             code = main(argv)
             sys.stdout.flush()
@@ -52,6 +58,24 @@ def until_closed(main: Main) -> Main:
         return code
 
     return quietly
+
+
+def _open_streams() -> None:
+    """Make stdout and stderr streams that anything can be printed to.
+
+    Where they are closed, the next files that are opened would take their numbers, and libraries
+    would write their messages into them.
+    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, os.fdopen(nowhere, "w", encoding="utf-8"))
+        elif getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @until_closed

@@ -709,3 +709,10 @@ def test_a_card_says_what_its_description_says(name):
     )
     for table in ("version", "status", "summary", "domain", "strategy", "memory", "evidence"):
         assert card[table] == said[table], table
+
+
+def test_an_interrupted_command_says_so(models, capsys, monkeypatch):
+    monkeypatch.setattr("tlseg_bids.zoo.registry.load_cards", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("sys.argv", ["/usr/bin/tlseg-zoo"])
+    assert command.main(["fetch", "small", "--models", str(models)]) == 130
+    assert capsys.readouterr().err == "tlseg-zoo: stopped\n"

@@ -40,8 +40,8 @@ CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 def until_closed(main: Main) -> Main:
     """A command that ends quietly where the reader of what it prints (``| head``) has enough.
 
-    It can always print: characters that the encoding of the terminal lacks as escapes, and to
-    nowhere where it was started without stdout or stderr.
+    So it does after Ctrl-C, and it can always print: characters that the encoding of the terminal
+    lacks as escapes, and to nowhere where it was started without stdout or stderr.
     """
 
     @wraps(main)
@@ -55,6 +55,9 @@ def until_closed(main: Main) -> Main:
             if isinstance(error, BrokenPipeError):
                 return BROKEN_PIPE
             return report(system_error(error), Path(sys.argv[0]).name)
+        except KeyboardInterrupt:
+            print(f"{Path(sys.argv[0]).name}: stopped", file=sys.stderr)
+            return INTERRUPTED
         return code
 
     return quietly

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -326,12 +328,42 @@ def test_the_engine_is_started_without_a_shell_and_its_code_returned(place, monk
     monkeypatch.setitem(
         launch.COMMANDS, "docker", lambda _, what: [str(engine), *what.words, "; touch pwned"]
     )
-    monkeypatch.setattr(launch.subprocess, "run", subprocess.run)
     words = ["--engine", "docker", "--no-checks", "bids", "o u t", "participant"]
     assert launch.main(words) == 18
     assert (place / "o u t").is_dir(), "what is written to is made before the engine starts"
     assert '"; touch pwned"' in (place / "seen").read_text()
     assert not (place / "pwned").exists()
+
+
+ENGINE = """#!/bin/sh
+trap 'sleep 1; echo stopped >> heard; exit 130' INT TERM
+echo started
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize(("end", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)])
+def test_an_engine_has_the_time_to_stop_its_container(place, end, number):
+    (place / "docker").write_text(ENGINE)
+    (place / "docker").chmod(0o755)
+    words = ["--engine", "docker", "--no-checks", "bids", "out", "participant"]
+    code = f"import sys; from tlseg_bids.cli.launch import main; sys.exit(main({words}))"
+    started = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}, start_new_session=True,
+    )  # fmt: skip
+    assert started.stdout.readline() == "started\n"
+    end(started.pid, number)
+    said = started.communicate(timeout=30)
+    assert (started.returncode, said) == (130, ("", ""))
+    assert (place / "heard").read_text() == "stopped\n", "once, and to its end"
+
+
+def test_an_engine_that_is_killed_gives_the_code_of_a_shell(place, monkeypatch):
+    monkeypatch.setitem(launch.COMMANDS, "docker", lambda *_: ["sh", "-c", "kill -9 $$"])
+    words = ["--engine", "docker", "--no-checks", "bids", "out", "participant"]
+    assert launch.main(words) == 137
+    assert place.is_dir()
 
 
 def test_an_engine_that_cannot_be_started_is_a_sentence(place, capsys, monkeypatch):

@@ -14,6 +14,7 @@ import io
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,8 @@ from tlseg_bids.errors import CannotCreateError, NoInputError, TlsegError, Usage
 
 ENGINES = ("docker", "podman", "apptainer", "singularity")
 IMAGE, SIF = "tlseg", "tlseg.sif"
+SIGNALLED = 128
+"""What a shell adds to the number of the signal that ended a program."""
 GPU_DEVICE = Path("/dev/nvidiactl")
 PATHS = (values.absolute, values.filters)
 """What options that name a file or folder read it with."""
@@ -127,12 +130,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TlsegError as error:
         return report(error, "tlseg-run")
     try:
-        return subprocess.run(command, check=False).returncode
+        return _until_it_ends(command)
     except OSError as error:
         return report(
             NoInputError(f"{engine} cannot be started ({error.strerror})", command[0], "mend it"),
             "tlseg-run",
         )
+
+
+def _until_it_ends(command: Sequence[str]) -> int:
+    """Start an engine and wait for it; its exit code, as a shell would give it.
+
+    It is left the time to stop its container: Ctrl-C it hears by itself, SIGTERM is handed on.
+    """
+    engines: list[subprocess.Popen] = []
+
+    def hand_on(number: int, _: object) -> None:
+        for engine in engines:
+            engine.send_signal(number)
+
+    heard = {signal.SIGINT: lambda *_: None, signal.SIGTERM: hand_on}
+    before = {number: signal.signal(number, do) for number, do in heard.items()}
+    try:
+        with subprocess.Popen(command) as engine:
+            engines.append(engine)
+            code = engine.wait()
+    finally:
+        for number, do in before.items():
+            signal.signal(number, do)
+    return code if code >= 0 else SIGNALLED - code
 
 
 def understand(words: Sequence[str]) -> tuple[Config, tuple[str, ...], tuple[Mount, ...]]:

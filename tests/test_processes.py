@@ -7,6 +7,7 @@ import pickle
 import signal
 import time
 from dataclasses import replace
+from multiprocessing import Pipe, active_children
 
 import pytest
 
@@ -17,7 +18,7 @@ from tlseg_bids.cli.run import make_config
 from tlseg_bids.config import Config
 from tlseg_bids.errors import OutputError, ScanError, UsageError
 from tlseg_bids.executors import choose_executor
-from tlseg_bids.executors.processes import in_processes
+from tlseg_bids.executors.processes import _Sent, in_processes
 from tlseg_bids.flow import Outcome
 from tlseg_bids.runner import Labour, in_threads, run_jobs
 
@@ -129,3 +130,36 @@ def test_after_a_failure_no_other_scan_is_tried_where_that_was_asked_for(tmp_pat
     labour = Labour(asked, setting.log.run_id, failing)
     outcomes = run_jobs(setting.plan, labour, setting.log.record, Steps(), in_processes)
     assert [o.error for o in outcomes] == ["it is upside down", "not tried"]
+
+
+def labour_of(setting: Setting, prepare, at_once: int = 1) -> Labour:
+    asked = Config(setting.raw, setting.out, "participant", nprocs=at_once, threads=1)
+    return Labour(replace(asked, scan_timeout_minutes=1.0), setting.log.run_id, prepare)
+
+
+def test_a_scan_that_is_stopped_is_no_failure_and_is_not_waited_for(tmp_path):
+    """Ctrl-C goes to every process of a terminal; that of the run ends the others."""
+    setting, progress = Setting(tmp_path), Steps()
+    outcomes = in_processes(setting.plan.jobs, labour_of(setting, hanging, 2), progress)
+    assert next(outcomes)[1].status == "done"
+    while not progress.told:
+        time.sleep(0.1)
+    processes = active_children()
+    for process in processes:
+        os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert [process.is_alive() for process in processes] == [True, True]
+    begun = time.monotonic()
+    outcomes.close()
+    assert time.monotonic() - begun < 10
+    assert setting.crashes() == []
+
+
+def test_a_process_whose_run_is_gone_ends_and_accuses_no_scan(tmp_path):
+    setting = Setting(tmp_path)
+    ours, theirs = Pipe()
+    attempt = labour_of(setting, hanging).begin(_Sent(theirs))
+    ours.close()
+    with pytest.raises(SystemExit):
+        attempt(setting.plan.jobs[0])
+    assert setting.crashes() == []

@@ -129,11 +129,12 @@ Try = Callable[[Job, float], Outcome]
 
 
 def side_by_side(
-    jobs: Sequence[Job], labour: Labour, attempt: Try
+    jobs: Sequence[Job], labour: Labour, attempt: Try, give_up: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[Job, Outcome]]:
     """Have every job done by `attempt` in threads of this process.
 
-    Scans that another run holds come again at the end, when that run has probably done them.
+    Scans that another run holds come again at the end, when that run has probably done them. Who
+    stops the run waits for the scans at work, unless `give_up` can end those.
     """
     need = max((job.memory_gib for job in jobs), default=1.0)
     held = []
@@ -145,8 +146,10 @@ def side_by_side(
                 else:
                     yield job, outcome
             yield from _each(pool, held, attempt, PATIENCE_S)
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, Exception):
+                give_up()
             raise
 
 

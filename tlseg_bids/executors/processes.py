@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
@@ -32,7 +33,7 @@ def in_processes(
     """
     slots = Slots(labour, progress)
     with closing(slots):
-        yield from side_by_side(jobs, labour, slots)
+        yield from side_by_side(jobs, labour, slots, slots.close)
 
 
 class Slots:
@@ -57,15 +58,16 @@ class Slots:
 
     def close(self) -> None:
         """End every process."""
+        self._stopped = True
         for slot in self._every:
-            slot.process.kill()
+            slot.close()
 
 
 class Slot:
     """A process that does one job after another, as it is told."""
 
     def __init__(self, labour: Labour) -> None:
-        self.labour, self._ready = labour, False
+        self.labour, self._ready, self._closed = labour, False, False
         context = get_context(START)
         self._pipe, other = context.Pipe()
         self.process = context.Process(target=serve, args=(labour, other), daemon=True)
@@ -99,11 +101,18 @@ class Slot:
                     return answer
                 progress.step(*answer)
         except (EOFError, ConnectionError):
+            if self._closed:
+                return not_tried(job)
             self.process.join()
             return self._lost(job, f"the process that labelled it {_end_of(self.process)}", KILLED)
         self.process.kill()
         self.process.join()
         return self._lost(job, f"it took more than {amount(float(minutes), 'minute')}", TOO_LONG)
+
+    def close(self) -> None:
+        """End the process; the job that it does was not its failure."""
+        self._closed = True
+        self.process.kill()
 
     def _lost(self, job: Job, what: str, hint: str) -> Outcome:
         RunLog(self.labour.config.out_dir, self.labour.run_id).crash(
@@ -113,10 +122,14 @@ class Slot:
 
 
 def serve(labour: Labour, pipe: Connection) -> None:
-    """What a `Slot`'s process does until the pipe is closed."""
+    """What a `Slot`'s process does until the pipe is closed, or the process of the run is gone.
+
+    Ctrl-C, which a terminal sends to every process, is heard by that of the run alone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     attempt = labour.begin(_Sent(pipe))
     pipe.send(True)
-    with suppress(EOFError, KeyboardInterrupt):
+    with suppress(EOFError, ConnectionError):
         while True:
             try:
                 pipe.send(attempt(*pipe.recv()))
@@ -134,7 +147,10 @@ class _Sent:
     def finish(self, scan: str, status: str, note: str = "") -> None: ...
 
     def step(self, scan: str, name: str, number: int, of: int) -> None:
-        self._pipe.send((scan, name, number, of))
+        try:
+            self._pipe.send((scan, name, number, of))
+        except ConnectionError:  # nobody waits for this scan any more
+            raise SystemExit(1) from None
 
 
 def _end_of(process: BaseProcess) -> str:

@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from multiprocessing import Pipe, active_children
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from tlseg_bids.cli.run import make_config
 from tlseg_bids.config import Config
 from tlseg_bids.errors import OutputError, ScanError, UsageError
 from tlseg_bids.executors import choose_executor
-from tlseg_bids.executors.processes import _Sent, in_processes
+from tlseg_bids.executors.processes import Slots, _Sent, in_processes
 from tlseg_bids.flow import Outcome
 from tlseg_bids.runner import Labour, in_threads, run_jobs
 
@@ -163,3 +164,14 @@ def test_a_process_whose_run_is_gone_ends_and_accuses_no_scan(tmp_path):
     with pytest.raises(SystemExit):
         attempt(setting.plan.jobs[0])
     assert setting.crashes() == []
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="open files are not counted here")
+def test_processes_that_were_lost_leave_no_file_open(tmp_path):
+    setting = Setting(tmp_path)
+    labour = labour_of(setting, killed)
+    slots, opened = Slots(labour, Steps()), []
+    for _ in range(3):
+        assert slots(setting.plan.jobs[0], 0.0).status == "failed"
+        opened.append(len(list(Path("/dev/fd").iterdir())))
+    assert opened[0] == opened[1] == opened[2]

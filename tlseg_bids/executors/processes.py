@@ -49,6 +49,8 @@ class Slots:
             return not_tried(job)
         slot = getattr(self._here, "slot", None)
         if slot is None or not slot.is_alive:
+            if slot is not None:
+                self._every.remove(slot)  # with its files
             slot = self._here.slot = Slot(self._labour)
             self._every.append(slot)
         outcome = slot.do(job, wait_s, self._progress)

@@ -15,6 +15,7 @@ import tomllib
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -716,3 +717,14 @@ def test_a_command_without_streams_runs_and_lends_their_numbers_to_no_file(close
     done = subprocess.run(["sh", "-c", line], env={**os.environ, "CODE": code}, check=False)
     assert done.returncode == 0
     assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_a_user_without_a_home_folder_gets_one(app, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("HOME")
+    unknown = Mock(side_effect=KeyError("uid not found"))
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert run.main(["bids", "out", "participant"]) == 0
+    assert len(app.configs) == 1
+    assert Path.home() == tmp_path / f"tlseg-{os.getuid()}"

@@ -47,6 +47,7 @@ def until_closed(main: Main) -> Main:
     @wraps(main)
     def quietly(argv: list[str] | None = None) -> int:
         _open_streams()
+        _settle_home()
         try:
             code = main(argv)
             sys.stdout.flush()
@@ -79,6 +80,20 @@ def _open_streams() -> None:
             setattr(sys, name, os.fdopen(nowhere, "w", encoding="utf-8"))
         elif getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _settle_home() -> None:
+    """Give a user without a home folder one among the temporary files.
+
+    A container that is run as a user whom its system does not know, without the variable HOME, has
+    none, and several libraries ask for it when they are imported.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        import tempfile
+
+        os.environ["HOME"] = str(Path(tempfile.gettempdir()) / f"tlseg-{os.getuid()}")
 
 
 @until_closed

@@ -107,6 +107,7 @@ def check_proof(card: ModelCard, tensors: dict[str, Tensor]) -> dict[str, float]
             "the weights hold no stored question with its answer", where,
             f"write one with python -m tlseg_bids.zoo.proof {card.path or 'CARD.toml'}",
         )  # fmt: skip
+    _check_question(tensors, networks, where)
     _check_flags(card, tensors, where)
     found = _answers(card, networks, tensors, tensors[f"{PROOF}input"])
     worst = {}
@@ -165,9 +166,32 @@ def _number(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else list(value)
 
 
+def _check_question(
+    tensors: dict[str, Tensor], networks: dict[str, nn.Module], where: object
+) -> None:
+    """Refuse an image that `make_proof` would not store for these networks."""
+    image = tensors[f"{PROOF}input"]
+    divisor = max(network.divisor for network in networks.values())
+    sides = image.shape[1:]
+    if image.dim() != 4 or min(sides) < SIDE or any(side % (2 * divisor) for side in sides):
+        raise DataError(
+            f"the stored question has the shape {tuple(image.shape)}, and not (channels, i, j, k) "
+            f"of {SIDE} voxels or more and multiples of {2 * divisor}", where, AGAIN,
+        )  # fmt: skip
+
+
+def _stored_flags(tensors: dict[str, Tensor], where: object) -> dict[str, Any]:
+    try:
+        stored = json.loads(bytes(tensors[f"{PROOF}card"].numpy()))
+    except (KeyError, ValueError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise DataError("what the card said at the export is missing or damaged", where, AGAIN)
+    return stored
+
+
 def _check_flags(card: ModelCard, tensors: dict[str, Tensor], where: object) -> None:
-    stored = json.loads(bytes(tensors[f"{PROOF}card"].numpy()).decode())
-    now = _flags(card)
+    stored, now = _stored_flags(tensors, where), _flags(card)
     for flag in FLAGS:
         if stored.get(flag) != now[flag]:
             raise DataError(

@@ -219,6 +219,35 @@ def test_what_does_not_touch_the_answer_may_be_changed(proven):
     check_proof(card(summary="x", version="2", strategy={"name": "sliding", "window": 64}), proven)
 
 
+SHARED = [
+    ({"name": "whole"}, "the strategy 'whole' asks 1 network and the segmenter has 2"),
+    ({"name": "views"}, "the strategy 'views' asks 3 networks and the segmenter has 2 – "),
+    ({"name": "tiles", "window": 96, "begins": [[0], [0], [0]]}, "'tiles' asks 1 network and"),
+    ({"name": "views", "axes": [2, 1], "merged": [2]},
+     r"merged holds 2 and the networks are 0 to 1 – .*\[strategy\], merged"),
+    ({"name": "tiles", "window": [160, 100, 160], "begins": [[0], [0, 90], [0]]},
+     r"tiles of 100 voxels that begin at \[0, 90\] do not cover the 192 of axis 1 – .*begins"),
+    ({"name": "tiles", "window": [160, 100, 160], "begins": [[0], [0, 101], [0]]}, "do not cover"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("strategy", "message"), SHARED, ids=[m[:40] for _, m in SHARED])
+def test_networks_that_share_a_volume_are_asked_all_and_cover_it(strategy, message):
+    one = {"network": "unet", "features": [2, 4]}
+    networks = {"segmenter": {"network": "members", "of": one, "each": [{}, {}]}}
+    state = build(**networks["segmenter"], out_channels=SIZES["aseg"]).state_dict()
+    tensors = {f"segmenter.{key}": value for key, value in state.items()}
+    preprocess = {"box_mm": PREPROCESS["box_mm"], "spacing_mm": 1.0}
+    wrong = small_card(networks=networks, preprocess=preprocess, strategy=strategy)
+    assemble(replace(wrong, strategy={"name": "views", "axes": [2, 1], "merged": [1]}), tensors)
+    begins = [[0], [0, 92], [0]]
+    right = {"name": "tiles", "window": [160, 100, 160], "begins": begins}
+    assemble(replace(wrong, strategy=right), tensors)
+    with pytest.raises(DataError, match=message) as caught:
+        assemble(wrong, tensors)
+    assert caught.value.hint
+
+
 def test_halves_are_for_sub_voxel_answers(tensors):
     blunt = {key: value for key, value in tensors.items() if ".details" not in key}
     blunt = {key: value for key, value in blunt.items() if ".edges" not in key}

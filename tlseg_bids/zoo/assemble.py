@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tlseg_bids.networks.unet import UNet
 from tlseg_bids.zoo.atlases import PRIOR
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.card_file import SEGMENTER
+from tlseg_bids.zoo.settings import VIEWS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,6 +69,8 @@ def assemble(card: ModelCard, tensors: dict[str, Tensor]) -> dict[str, nn.Module
     _check_atlases(card, networks[SEGMENTER], tensors, where)
     _check_settler(card, networks.get(SETTLER), tensors, where)
     _check_sizes(card, networks, where)
+    _check_members(card, networks[SEGMENTER], where)
+    _check_tiles(card, where)
     return networks
 
 
@@ -239,7 +243,7 @@ def _check_sizes(card: ModelCard, networks: dict[str, nn.Module], where: object)
 
 def _check_shown(card: ModelCard, segmenter: nn.Module, where: object) -> None:
     """Refuse halves and trims that a segmenter cannot be shown, or that leave the middle out."""
-    box, spacing_mm = card.preprocess.get("box_mm"), card.preprocess.get("spacing_mm")
+    size = _sides(card.preprocess.get("box_mm"), card.preprocess.get("spacing_mm"))
     halves, trim = card.strategy.get("halves", False), card.strategy.get("trim", (0, 0, 0))
     if not halves and not any(trim):
         return
@@ -248,9 +252,8 @@ def _check_shown(card: ModelCard, segmenter: nn.Module, where: object) -> None:
             "halves and trim are for a segmenter with sub-voxel answers (detail), which this one "
             "has not", f"{where}, [strategy]", CORRECT,
         )  # fmt: skip
-    if box is None or spacing_mm is None:
+    if size is None:
         return
-    size = [round((high - low) / spacing_mm) for low, high in box]
     left = [n - 2 * t for n, t in zip(size, trim, strict=True)]
     window = np.broadcast_to(card.strategy.get("window", max(size)), 3)
     shown = np.minimum(window, left)
@@ -267,12 +270,53 @@ def _check_shown(card: ModelCard, segmenter: nn.Module, where: object) -> None:
         )  # fmt: skip
 
 
+def _check_members(card: ModelCard, segmenter: nn.Module, where: object) -> None:
+    """Refuse to ask another number of networks than share the volume."""
+    strategy, own = card.strategy, len(getattr(segmenter, "members", ()))
+    if not own:
+        return
+    asked = 1
+    if strategy["name"] == "views":
+        asked = len(strategy.get("axes", range(VIEWS)))
+    elif strategy["name"] == "tiles":
+        asked = math.prod(map(len, strategy["begins"])) if "begins" in strategy else own
+    if asked != own:
+        raise DataError(
+            f"the strategy '{strategy['name']}' asks {amount(asked, 'network')} and the segmenter "
+            f"has {own}", f"{where}, [strategy]", CORRECT,
+        )  # fmt: skip
+    if (last := max(strategy.get("merged", ()), default=0)) >= own:
+        raise DataError(
+            f"merged holds {last} and the networks are 0 to {own - 1}",
+            f"{where}, [strategy], merged", CORRECT,
+        )  # fmt: skip
+
+
+def _check_tiles(card: ModelCard, where: object) -> None:
+    """Refuse tiles that leave voxels of the box out, or reach beyond it."""
+    begins = card.strategy.get("begins")
+    box = _sides(card.preprocess.get("box_mm"), card.preprocess.get("spacing_mm"))
+    if begins is None or box is None or "window" not in card.strategy:
+        return
+    tile = np.minimum(np.broadcast_to(card.strategy["window"], 3), box)
+    for axis, (n, side, firsts) in enumerate(zip(box, tile, begins, strict=True)):
+        if {voxel for first in firsts for voxel in range(first, first + side)} != set(range(n)):
+            raise DataError(
+                f"tiles of {side} voxels that begin at {list(firsts)} do not cover the {n} of "
+                f"axis {axis}", f"{where}, [strategy], begins", CORRECT,
+            )  # fmt: skip
+
+
 def _settler_sides(card: ModelCard) -> list[int] | None:
     """Voxels that the settler is shown along each axis; None where the card does not say."""
-    box, spacing_mm = card.preprocess.get("box_mm"), card.preprocess.get(SETTLER, {})
-    if box is None or "spacing_mm" not in spacing_mm:
+    return _sides(card.preprocess.get("box_mm"), card.preprocess.get(SETTLER, {}).get("spacing_mm"))
+
+
+def _sides(box_mm: Any, spacing_mm: float | None) -> list[int] | None:
+    """Voxels along each axis of a box; None where box or voxels are not known."""
+    if box_mm is None or spacing_mm is None:
         return None
-    return [round((high - low) / spacing_mm["spacing_mm"]) for low, high in box]
+    return [round((high - low) / spacing_mm) for low, high in box_mm]
 
 
 def _short(kind: torch.dtype) -> str:

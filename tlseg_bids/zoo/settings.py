@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlseg_bids.errors import DataError
+from tlseg_bids.errors import DataError, amount
 
 SEE = "see docs/cards.md"
 LARGEST_MM = 1000.0
@@ -20,6 +20,9 @@ SETTLE = {**LOOK, "sure_dice": (0.0, 1.0), "near_mm": (0.0, LARGEST_MM)}
 LOOK_WHOLE = {"size": (1, MOST_VOXELS), "looks": (1, MOST_TIMES)}
 STRATEGY = {"overlap": (0.0, 0.95)}
 STRATEGY_WHOLE = {"window": (1, MOST_VOXELS)}
+FUSES = ("mean", "vote")
+VIEWS = 3
+"""How many views there are where a card names no axes."""
 TO_FIND = ("box_mm", "spacing_mm", "rounds", "settled_mm", "locator")
 TO_PREPARE = ("box_mm", "spacing_mm")
 TO_LOOK = ("size", "spacing_mm", "looks")
@@ -63,6 +66,53 @@ def check_settings(preprocess: dict[str, Any], strategy: dict[str, Any], where: 
                 f"{strategy[key]!r} is not a truth value", f"{place}, {key}", "write true or false"
             )
     _check_halves(strategy, place)
+    _check_shared(strategy, place)
+
+
+def _check_shared(strategy: dict[str, Any], place: str) -> None:
+    """Refuse what does not say how several networks share a volume and are joined."""
+    _check_list(strategy, "axes", (0, 2), place, whole=True)
+    _check_list(strategy, "merged", (0, MOST_TIMES), place, whole=True)
+    _check_list(strategy, "weights", (0, MOST_TIMES), place)
+    if "weights" in strategy:
+        views, weights = strategy.get("axes", [0] * VIEWS), strategy["weights"]
+        if len(weights) < len(views) or not sum(weights[: len(views)]):
+            raise DataError(
+                f"{list(weights)} cannot weigh {amount(len(views), 'view')}", f"{place}, weights",
+                "write a number for each view, at least one of them above 0",
+            )  # fmt: skip
+    if strategy["name"] == "views" and isinstance(strategy.get("window"), list):
+        raise DataError(
+            f"{strategy['window']} is not a number of slices", f"{place}, window",
+            "write one whole number",
+        )  # fmt: skip
+    if strategy.get("fuse", FUSES[0]) not in FUSES:
+        raise DataError(
+            f"{strategy['fuse']!r} is no way to join tiles", f"{place}, fuse",
+            f"write {' or '.join(FUSES)}",
+        )  # fmt: skip
+    begins = strategy.get("begins", [[0]] * 3)
+    if not isinstance(begins, list | tuple) or len(begins) != 3:
+        raise DataError(
+            f"{str(begins)[:200]!r} does not say where tiles begin", f"{place}, begins",
+            "write three lists, of the tiles' first voxels along each axis",
+        )  # fmt: skip
+    for firsts in begins:
+        _check_list({"begins": firsts}, "begins", (0, MOST_VOXELS), place, whole=True)
+
+
+def _check_list(
+    table: dict[str, Any], key: str, bounds: tuple[float, float], place: str, whole: bool = False
+) -> None:
+    """Refuse what is no list of numbers, each within bounds; it may be left out."""
+    values = table.get(key, ())
+    if not isinstance(values, list | tuple) or (key in table and key != "merged" and not values):
+        raise DataError(
+            f"{str(values)[:200]!r} is not a list of numbers", f"{place}, {key}",
+            "write numbers in square brackets",
+        )  # fmt: skip
+    for value in values:
+        _check_numbers({key: value}, {key: bounds}, place, whole)
 
 
 def _check_halves(strategy: dict[str, Any], place: str) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import signal
 import threading
 import tomllib
 from dataclasses import fields, replace
@@ -722,6 +723,23 @@ def test_a_card_says_what_its_description_says(name):
     )
     for table in ("version", "status", "summary", "domain", "strategy", "memory", "evidence"):
         assert card[table] == said[table], table
+
+
+def test_a_fetch_that_is_told_to_end_leaves_nothing_behind(tmp_path, cache, monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    card = replace(remote(tmp_path), path=None)
+    write_card(card, tmp_path / "here" / "small.toml")
+
+    def told(*_: object) -> None:
+        assert len(list((cache / "weights").iterdir())) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(10)
+
+    monkeypatch.setattr(weights_module, "_copy", told)
+    assert command.main(["fetch", "small", "--models", str(tmp_path / "here")]) == 130
+    assert capsys.readouterr().err.endswith(": stopped\n")
+    assert list((cache / "weights").iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_interrupted_command_says_so(models, capsys, monkeypatch):

@@ -40,8 +40,8 @@ CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 def until_closed(main: Main) -> Main:
     """A command that ends quietly where the reader of what it prints (``| head``) has enough.
 
-    So it does after Ctrl-C, and it can always print: characters that the encoding of the terminal
-    lacks as escapes, and to nowhere where it was started without stdout or stderr.
+    So it does after Ctrl-C and SIGTERM, and it can always print: characters that the encoding of
+    the terminal lacks as escapes, and to nowhere where it was started without stdout or stderr.
     """
 
     @wraps(main)
@@ -49,7 +49,8 @@ def until_closed(main: Main) -> Main:
         _open_streams()
         _settle_home()
         try:
-            code = main(argv)
+            with _until_told():
+                code = main(argv)
             sys.stdout.flush()
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -120,8 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         config = make_config({**parse(words), "command": command})
         verbosity = config.verbosity
         check_folders(config)
-        with _until_told():
-            return _run(config)
+        return _run(config)
     except SystemExit as stop:
         return int(stop.code or 0)
     except TlsegError as error:

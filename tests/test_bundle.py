@@ -146,8 +146,9 @@ def test_changed_weights_are_refused(bundle, tmp_path):
     weights = bytearray(content["lab.safetensors"])
     weights[-1] ^= 1
     file = rewritten(bundle, {**content, "lab.safetensors": bytes(weights)})
-    with pytest.raises(DataError, match="SHA-256"):
+    with pytest.raises(DataError, match="SHA-256") as caught:
         import_model(file, tmp_path / "there")
+    assert caught.value.where == f"{file}, lab.safetensors"
     assert nothing_installed(tmp_path / "there")
 
 
@@ -156,6 +157,16 @@ def test_a_card_that_points_elsewhere_is_refused(bundle, tmp_path):
     card = content["card.toml"].replace(b'"lab.safetensors"', b'"../lab.safetensors"')
     with pytest.raises(DataError, match="are not in the file"):
         import_model(rewritten(bundle, {**content, "card.toml": card}), tmp_path / "there")
+
+
+def test_a_card_with_a_mistake_is_named_by_the_zip_that_holds_it(bundle, tmp_path):
+    content = entries(bundle)
+    card = content["card.toml"].replace(b'name = "lab"', b'name = "../lab"')
+    file = rewritten(bundle, {**content, "card.toml": card})
+    with pytest.raises(DataError, match="'../lab' cannot name a model") as caught:
+        import_model(file, tmp_path / "there")
+    assert caught.value.where == f"{file}, card.toml, name"
+    assert nothing_installed(tmp_path / "there")
 
 
 def test_a_damaged_file_is_refused(bundle, tmp_path):

@@ -111,9 +111,7 @@ def import_model(file: Path, models: Path) -> ModelCard:
             folder = Path(place) / "model"
             folder.mkdir()
             _unpack(file, folder)
-            card = read_card(folder / CARD)
-            _check(card, file)
-            load_weights(card, offline=True)
+            card = _checked(folder, file)
             return _install(card, folder, models / card.name)
     except OSError as error:
         raise CannotCreateError(
@@ -166,15 +164,22 @@ def _check_entry(entry: zipfile.ZipInfo, file: Path) -> None:
         )  # fmt: skip
 
 
-def _check(card: ModelCard, file: Path) -> None:
-    """The card's weights are a plain file of the zip, and whole."""
-    name = card.weights.file
-    if name is None or Path(name).name != name or not (card.path.parent / name).is_file():
-        raise DataError(
-            f"the card's weights, '{name}', are not in the file", file,
-            "it was tampered with or is no exported model; nothing of it was installed",
-        )  # fmt: skip
-    verify(card)
+def _checked(folder: Path, file: Path) -> ModelCard:
+    """The unpacked card, once its weights are found to be a plain file of the zip, and whole."""
+    try:
+        card = read_card(folder / CARD)
+        name = card.weights.file
+        if name is None or Path(name).name != name or not (folder / name).is_file():
+            raise DataError(
+                f"the card's weights, '{name}', are not in the file", file,
+                "it was tampered with or is no exported model; nothing of it was installed",
+            )  # fmt: skip
+        verify(card)
+        load_weights(card, offline=True)
+    except DataError as error:  # the folder is about to vanish
+        where = error.where.replace(f"{folder}{os.sep}", f"{file}, ")
+        raise DataError(error.what, where, error.hint) from None
+    return card
 
 
 def _install(card: ModelCard, folder: Path, target: Path) -> ModelCard:

@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from faults import Place, broken, finished  # noqa: E402
+from fault_place import Place, broken, finished  # noqa: E402
 
 from tests import toy  # noqa: E402
 from tests.datasets import make_dataset  # noqa: E402

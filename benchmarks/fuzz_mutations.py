@@ -1,11 +1,13 @@
-"""Ways to spoil a file: bytes, JSON, tables, TOML, NIfTI headers, tensors."""
+"""Ways to spoil a file: bytes, JSON, tables, TOML, NIfTI headers, tensors, bundles."""
 
 from __future__ import annotations
 
 import copy
 import gzip
+import io
 import json
 import struct
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -192,3 +194,19 @@ def tensors_of(content: bytes, rng: Random) -> bytes:
         rest = bytes_of(rest, rng)
     length = len(head) if rng.random() < 0.9 else int(_any([0, 1, 2**63, 2**40, 7], rng))
     return struct.pack("<Q", length) + head + rest
+
+
+def bundle_of(content: bytes, rng: Random) -> bytes:
+    """The zip's bytes changed, or the card and the names inside it."""
+    if rng.random() < 0.5:
+        return bytes_of(content, rng)
+    out = io.BytesIO()
+    names = ["../x.toml", "/tmp/x.safetensors", "a/b.tsv", "card.toml", ".hidden.tsv", "x.py"]
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            if entry.filename.endswith(".toml"):
+                data = toml_of(data, rng)
+            name = str(rng.choice(names)) if rng.random() < 0.2 else entry.filename
+            new.writestr(zipfile.ZipInfo(name), data)
+    return out.getvalue()

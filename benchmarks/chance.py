@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import t as student
 
-from tlseg_bids.group.harmonise import fit_combat
+from tlseg_bids.group.harmonise import SiteColumn, fit_combat
 from tlseg_bids.group.outliers import Z_LIMIT, robust_scores
 
 STRUCTURES = 30
@@ -44,8 +44,9 @@ def shift_left(rng: np.random.Generator, scans: int) -> np.ndarray:
     )
     values = LEVEL + SD * (values + SHIFT * site[:, None])
     every = np.ones(len(site), bool)
-    effects, _ = fit_combat(values, [f"s{n}" for n in site], {}, every, ("site", None))
-    after = effects.apply(values, [f"s{n}" for n in site], np.empty((len(site), 0)))
+    names = [f"s{n}" for n in site]
+    effects, _ = fit_combat(values, SiteColumn("site", names), {}, every)
+    after = effects.apply(values, names, np.empty((len(site), 0)))
     gap = after[scans:].mean(0) - after[:scans].mean(0)
     before = values[scans:].mean(0) - values[:scans].mean(0)
     spread = after[scans:].std(0, ddof=1).mean() / after[:scans].std(0, ddof=1).mean()
@@ -70,7 +71,7 @@ def found_by_chance(rng: np.random.Generator, sites: int, scans: int, uneven: bo
     values, names = volumes(rng, site, sites), [f"s{n}" for n in site]
     columns = {"age": [f"{a!r}" for a in age.tolist()], "dx": [f"d{p:.0f}" for p in patient]}
     every = np.ones(len(site), bool)
-    effects, _ = fit_combat(values, names, columns, every, ("site", None))
+    effects, _ = fit_combat(values, SiteColumn("site", names), columns, every)
     after = effects.apply(values, names, np.column_stack([age, patient]))
     own = np.eye(sites)[site]
     models = [np.column_stack([np.ones(len(site)), age, patient]),

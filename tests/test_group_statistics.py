@@ -13,7 +13,8 @@ from scipy.stats import norm
 from tests.studies import Effects, Person, simulate
 from tlseg_bids.errors import DataError
 from tlseg_bids.group.bayes import shrink
-from tlseg_bids.group.harmonise import Covariate, design_of, fit_combat, site_share
+from tlseg_bids.group.design import Covariate, design_of
+from tlseg_bids.group.harmonise import SiteColumn, fit_combat, site_share
 from tlseg_bids.group.headsize import fit_head_size
 from tlseg_bids.group.outliers import MAD_TO_SD, MEAN_TO_SD, robust_scores
 from tlseg_bids.group.study import Row, number, snake
@@ -181,7 +182,9 @@ def published(
 @pytest.mark.parametrize("reference", [None, "B"])
 def test_combat_is_that_of_the_published_formulas(reference: str | None) -> None:
     values, sites, columns = data()
-    effects, notes = fit_combat(values, sites, columns, np.ones(90, bool), ("site", reference))
+    effects, notes = fit_combat(
+        values, SiteColumn("site", sites, reference), columns, np.ones(90, bool)
+    )
     assert notes == []
     design = design_of(effects.covariates, columns, 90)
     ours = effects.apply(values, sites, design)
@@ -196,7 +199,7 @@ def test_combat_removes_what_a_scanner_does_to_all_structures() -> None:
     sites = np.repeat(["A", "B"], 10)
     scale, shift = np.where(sites == "A", 0.8, 1.2), np.where(sites == "A", -0.3, 0.3)
     values = 1000 + 50 * (rng.normal(0, scale, (200, 20)).T + shift[:, None])
-    effects, _ = fit_combat(values, sites, {}, np.ones(20, bool), ("site", None))
+    effects, _ = fit_combat(values, SiteColumn("site", sites), {}, np.ones(20, bool))
     after = effects.apply(values, sites, np.empty((20, 0)))
 
     def apart(these: np.ndarray) -> tuple[float, float]:
@@ -227,7 +230,7 @@ def test_the_head_size_and_the_structures_do_not_tell_of_each_other() -> None:
     wild[sites == "B", -1] *= 3
     done = []
     for these in (values, wild):
-        effects, _ = fit_combat(these, sites, {}, np.ones(100, bool), ("site", None), names)
+        effects, _ = fit_combat(these, SiteColumn("site", sites), {}, np.ones(100, bool), names)
         done.append(effects.apply(these, sites, np.empty((100, 0))))
     assert np.allclose(done[0][:, :-1], done[1][:, :-1], rtol=1e-9)
     for after in done:
@@ -241,7 +244,7 @@ def test_a_structure_that_is_absent_at_a_site_is_not_harmonised() -> None:
     values[np.array(sites) == "A", 3] = 0.0
     values[5, 4] = np.nan
     values[2:, 5] = np.nan
-    effects, _ = fit_combat(values, sites, columns, np.ones(90, bool), ("site", None))
+    effects, _ = fit_combat(values, SiteColumn("site", sites), columns, np.ones(90, bool))
     result = effects.apply(values, sites, design_of(effects.covariates, columns, 90))
     assert np.isnan(result[:, [3, 5]]).all()
     assert np.flatnonzero(np.isnan(result[:, 4])).tolist() == [5]
@@ -252,7 +255,7 @@ def test_without_the_library_there_is_a_sentence(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "combatlearn", None)
     values, sites, columns = data()
     with pytest.raises(DataError) as error:
-        fit_combat(values, sites, columns, np.ones(90, bool), ("site", None))
+        fit_combat(values, SiteColumn("site", sites), columns, np.ones(90, bool))
     assert str(error.value) == (
         "the library combatlearn is not installed – --combat – install it: "
         'pip install "tlseg-bids[harmonise]"'
@@ -271,7 +274,7 @@ def test_a_library_that_estimates_otherwise_is_refused(monkeypatch) -> None:
     monkeypatch.setattr("combatlearn.core.ComBatModel", Later)
     values, sites, columns = data()
     with pytest.raises(DataError) as error:
-        fit_combat(values, sites, columns, np.ones(90, bool), ("site", None))
+        fit_combat(values, SiteColumn("site", sites), columns, np.ones(90, bool))
     assert str(error.value) == (
         "this version of the library combatlearn estimates ComBat in a way that is not known here "
         '– --combat – install another: pip install "tlseg-bids[harmonise]"'

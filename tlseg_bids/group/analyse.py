@@ -11,7 +11,7 @@ import numpy as np
 from tlseg_bids.config import Config
 from tlseg_bids.errors import DataError, TlsegError, UsageError, amount
 from tlseg_bids.group.design import design_of, without_words
-from tlseg_bids.group.harmonise import SiteEffects, fit_combat, site_share
+from tlseg_bids.group.harmonise import SiteColumn, SiteEffects, fit_combat, site_share
 from tlseg_bids.group.headsize import FEW, HeadSize, fit_head_size
 from tlseg_bids.group.models import notes_on_models
 from tlseg_bids.group.outliers import Scores, robust_scores
@@ -287,10 +287,8 @@ def _fit_combat(study: Study, config: Config, part: _Part) -> tuple[SiteEffects,
     complete = fit & np.array([all(map(known, cells)) for cells in told])
     usable = complete if complete.any() else fit  # of none, it is said what is unknown
     who = [(study.rows[n].participant, every[n]) for n in rows]
-    effects, notes = fit_combat(
-        part.raw, sites, columns, _first(who, usable),
-        (config.combat, config.combat_reference), part.names,
-    )  # fmt: skip
+    column = SiteColumn(config.combat, sites, config.combat_reference)
+    effects, notes = fit_combat(part.raw, column, columns, _first(who, usable), part.names)
     return effects, said + notes
 
 

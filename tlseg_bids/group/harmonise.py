@@ -10,21 +10,37 @@ imaging: Fortin et al. 2018, https://doi.org/10.1016/j.neuroimage.2017.11.024.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from tlseg_bids.errors import DataError, UsageError, amount
-from tlseg_bids.group.bayes import shrink
 from tlseg_bids.group.design import Covariate, covariates_of, design_of
+from tlseg_bids.group.library import Asked, site_lines
 from tlseg_bids.group.study import TOTALS, known, listed
 
 MIN_SITE = 3
 FEW = 10
+
+
+@dataclass(frozen=True)
+class SiteColumn:
+    """The column that names the site of each scan.
+
+    Parameters
+    ----------
+    name : str
+        Its head.
+    cells : sequence of str
+        Site of each scan; ``n/a`` where unknown.
+    reference : str, optional
+        The site that stays as it is.
+    """
+
+    name: str
+    cells: Sequence[str]
+    reference: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +98,9 @@ class SiteEffects:
 
 def fit_combat(
     values: np.ndarray,
-    sites: Sequence[str],
+    column: SiteColumn,
     columns: Mapping[str, Sequence[str]],
     fit: np.ndarray,
-    options: tuple[str, str | None],
     names: Sequence[str] = (),
 ) -> tuple[SiteEffects, list[str]]:
     """Estimate the effect of the site.
@@ -97,14 +112,12 @@ def fit_combat(
     ----------
     values : ndarray, shape (scans, features)
         Volumes, mm³.
-    sites : sequence of str
-        Site of each scan; ``n/a`` where unknown.
+    column : SiteColumn
+        Which site each scan is of.
     columns : mapping
         Covariates to keep: column to its cells.
     fit : ndarray of bool, shape (scans,)
         Scans to estimate from. Those without site or covariate are left out.
-    options : tuple
-        Name of the site column, and the reference site or None.
     names : sequence of str, optional
         Features, for the sentences on those that some scans lack; the priors of a site are taken
         over those that are no `TOTALS`.
@@ -123,36 +136,26 @@ def fit_combat(
     UsageError
         If the reference is no site of the fit.
     """
-    column, reference = options
+    sites = np.array(column.cells, str)
     covariates = covariates_of(columns, fit)
     design = design_of(covariates, columns, len(values))
     use = fit & ~np.isnan(design).any(axis=1) & np.array([known(site) for site in sites])
-    counts = pd.Series(np.array(sites, object)[use]).value_counts().sort_index()
-    large = [str(site) for site, count in counts.items() if count >= MIN_SITE]
-    notes = _size_notes(counts, large)
-    if len(large) < 2:
-        raise DataError(
-            f"{amount(len(large), 'site has', 'sites have')} the {MIN_SITE} scans that ComBat "
-            "needs (of "
-            f"{listed(f'{site}: {count}' for site, count in counts.items()) or 'no site'})",
-            f"--combat {column}",
-            "widen --fit-where, leave out a covariate that is often unknown, or leave ComBat out",
-        )  # fmt: skip
-    if reference is not None and reference not in large:
-        raise UsageError(
-            f"the reference site '{reference}' is not among the sites of the fit",
-            "--combat-reference", f"choose from {listed(large)}",
-        )  # fmt: skip
-    use &= np.isin(np.array(sites, str), large)
+    found, scans = np.unique(sites[use], return_counts=True)
+    counts = dict(zip(found.tolist(), scans.tolist(), strict=True))
+    large = [site for site, count in counts.items() if count >= MIN_SITE]
+    _check_sites(counts, large, column)
+    use &= np.isin(sites, large)
     covariates = covariates_of(columns, use)  # a level of the small sites alone is no more
     design = design_of(covariates, columns, len(values))
-    chosen = np.array(sites, str)[use]
-    _check_rank(chosen, design[use], large, column)
+    chosen = sites[use]
+    _check_rank(chosen, design[use], large, column.name)
     pooled = np.array([name not in TOTALS for name in names] or [True] * values.shape[1])
-    numbers, said = _by_gaps(values[use], chosen, design[use], large, _Way(reference, pooled))
-    notes += said + _gap_notes(np.isfinite(values), use, numbers, names)
-    scans = {site: int((chosen == site).sum()) for site in large}
-    return SiteEffects(column, reference, covariates, numbers, scans), notes
+    asked = Asked(column.reference, pooled)
+    numbers, said = _by_gaps(values[use], chosen, design[use], large, asked)
+    notes = [*_size_notes(counts, large), *said]
+    notes += _gap_notes(np.isfinite(values), use, numbers, names)
+    fitted = {site: counts[site] for site in large}
+    return SiteEffects(column.name, column.reference, covariates, numbers, fitted), notes
 
 
 def site_share(values: np.ndarray, sites: Sequence[str], design: np.ndarray) -> np.ndarray:
@@ -190,7 +193,24 @@ def _residual(design: np.ndarray, y: np.ndarray) -> float:
     return float(left @ left)
 
 
-def _size_notes(counts: pd.Series, large: list[str]) -> list[str]:
+def _check_sites(counts: Mapping[str, int], large: list[str], column: SiteColumn) -> None:
+    """Refuse sites too few to be compared, and a reference that is none of them."""
+    if len(large) < 2:
+        raise DataError(
+            f"{amount(len(large), 'site has', 'sites have')} the {MIN_SITE} scans that ComBat "
+            "needs (of "
+            f"{listed(f'{site}: {count}' for site, count in counts.items()) or 'no site'})",
+            f"--combat {column.name}",
+            "widen --fit-where, leave out a covariate that is often unknown, or leave ComBat out",
+        )  # fmt: skip
+    if column.reference is not None and column.reference not in large:
+        raise UsageError(
+            f"the reference site '{column.reference}' is not among the sites of the fit",
+            "--combat-reference", f"choose from {listed(large)}",
+        )  # fmt: skip
+
+
+def _size_notes(counts: Mapping[str, int], large: list[str]) -> list[str]:
     small = [f"{s} ({amount(n, 'scan')})" for s, n in counts.items() if n < MIN_SITE]
     few = [f"{s} ({counts[s]})" for s in large if counts[s] < FEW]
     notes = []
@@ -225,18 +245,10 @@ def _separable(sites: np.ndarray, design: np.ndarray, large: list[str]) -> bool:
     return len(both) > both.shape[1] and np.linalg.matrix_rank(both) == both.shape[1]
 
 
-@dataclass(frozen=True, eq=False)
-class _Way:
-    """The site that stays as it is, if one does, and the features (bool) that priors are of."""
-
-    reference: str | None
-    pooled: np.ndarray
-
-
 def _by_gaps(
-    values: np.ndarray, sites: np.ndarray, design: np.ndarray, large: list[str], way: _Way
+    values: np.ndarray, sites: np.ndarray, design: np.ndarray, large: list[str], asked: Asked
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """`_lines` for every set of features that the same scans have; NaN where there is no fit."""
+    """`site_lines` of every set of features that the same scans have; NaN without a fit."""
     here = np.isfinite(values)
     numbers = {site: np.full((2 + design.shape[1], values.shape[1]), np.nan) for site in large}
     said: list[str] = []
@@ -245,14 +257,16 @@ def _by_gaps(
         own = (here == pattern[:, None]).all(axis=0)
         there = [s for s in large if (sites[rows] == s).sum() >= MIN_SITE]
         rows = rows[np.isin(sites[rows], there)]
-        lost = way.reference is not None and way.reference not in there
+        lost = asked.reference is not None and asked.reference not in there
         if len(there) < 2 or lost or not _separable(sites[rows], design[rows], there):
             continue
         varies = _varies(values[rows], sites[rows], there)
         if not (own & varies).any():
             continue
-        varying = replace(way, pooled=way.pooled[varies])
-        lines, told = _lines(values[rows][:, varies], sites[rows], design[rows], there, varying)
+        own_priors = replace(asked, pooled=asked.pooled[varies])
+        lines, told = site_lines(
+            values[rows][:, varies], sites[rows], design[rows], there, own_priors
+        )
         said += [text for text in told if text not in said]
         for site in there:
             numbers[site][:, own & varies] = lines[site][:, own[varies]]
@@ -285,72 +299,3 @@ def _varies(values: np.ndarray, sites: np.ndarray, large: list[str]) -> np.ndarr
     """Features that are known in every scan of the fit and vary at every site."""
     spread = np.array([np.ptp(values[sites == site], axis=0) for site in large])
     return np.isfinite(values).all(axis=0) & (spread > 0).all(axis=0)
-
-
-def _lines(
-    values: np.ndarray, sites: np.ndarray, design: np.ndarray, large: list[str], way: _Way
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Scale, offset and coefficients of every site: what the fitted ComBat does to probes.
-
-    The library is asked for 0, for the mean, and for each covariate in turn; as it is linear in
-    all of them, the answers give the line exactly.
-    """
-    centre, spread = design.mean(axis=0), design.std(axis=0)
-    level = values.mean(axis=0)
-    columns = design.shape[1]
-    steps = np.concatenate([np.zeros((2, columns)), np.eye(columns)])
-    ask = np.concatenate([[np.zeros_like(level), level], np.zeros((columns, len(level)))])
-    probes = [np.tile(ask, (len(large), 1)), np.tile(steps, (len(large), 1))]
-    table = pd.DataFrame(np.concatenate([values, probes[0]]))
-    covariates = pd.DataFrame(np.concatenate([(design - centre) / spread, probes[1]]))
-    batch = pd.Series(np.concatenate([sites, np.repeat(large, len(ask))]))
-    combat = _library(way)
-    parts = [
-        {"batch": batch[part], "continuous_covariates": covariates[part] if columns else None}
-        for part in (slice(len(values)), slice(len(values), None))
-    ]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        combat.fit(table[: len(values)], **parts[0])
-        answers = combat.transform(table[len(values) :], **parts[1]).to_numpy()
-    _check_shrunk(combat)
-    numbers = {}
-    for site, answer in zip(large, np.split(answers, len(large)), strict=True):
-        coefficients = (answer[2:] - answer[0]) / spread[:, None]
-        offset = answer[0] - (coefficients * centre[:, None]).sum(axis=0)
-        numbers[site] = np.stack([(answer[1] - answer[0]) / level, offset, *coefficients])
-    said = {str(one.message).splitlines()[0] for one in caught if one.category is UserWarning}
-    return numbers, [f"ComBat: {text}" for text in sorted(said)]
-
-
-def _library(way: _Way) -> Any:
-    """The library's model with the priors as published.
-
-    Version 2.3 takes the priors of each structure over the sites instead of those of each site
-    over the structures, which leaves up to a third of an effect that a scanner has on all of them.
-    """
-    try:
-        from combatlearn import core
-    except ImportError as error:
-        raise DataError(
-            "the library combatlearn is not installed", "--combat",
-            'install it: pip install "tlseg-bids[harmonise]"',
-        ) from error  # fmt: skip
-
-    class Published(core.ComBatModel):
-        shrunk = False
-
-        def _shrink_eb(self, gamma_hat, delta_hat, n_per_batch, _names):
-            self.shrunk = True
-            return shrink(gamma_hat, delta_hat, n_per_batch, way.pooled)
-
-    return Published(method="fortin", reference_batch=way.reference)
-
-
-def _check_shrunk(combat: Any) -> None:
-    """Refuse a version of the library that does not ask for the priors as published."""
-    if not combat.shrunk:
-        raise DataError(
-            "this version of the library combatlearn estimates ComBat in a way that is not known "
-            "here", "--combat", 'install another: pip install "tlseg-bids[harmonise]"',
-        )  # fmt: skip

@@ -26,37 +26,39 @@ def labelled_by(people: list[Person], name: str, version: str, weights: str = "a
     return [replace(one, sidecar={**one.sidecar, "Model": model}) for one in people]
 
 
-def test_ages_since_birth_and_post_menstrual_ages_are_not_put_on_one_line(tmp_path, caplog) -> None:
-    people = [*some(3, session="newborn"), *some(3, session="m06")]
-    heads = "session_id|age_months|scan_age\n"
-    mixed = heads + "ses-newborn|n/a|41\nses-m06|6|n/a\n"
-    assert main(visits(tmp_path, people, mixed)) == 0
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        (
+            "session_id|age_months|scan_age\nses-a|n/a|41\nses-b|6|n/a\n",
+            "no change is computed for sub-00, sub-01: at some visits only the age since birth is "
+            "known and at others only the post-menstrual age, which count from different days; "
+            "give acq_time, or one of the two ages for every visit, in scans.tsv or sessions.tsv",
+        ),
+        (
+            "session_id|age\nses-a|30\nses-b|n/a\n",
+            "no change is computed for sub-00, sub-01, as the time of some visits is not known; "
+            "give acq_time, or the age at every visit, in scans.tsv or sessions.tsv",
+        ),
+    ],
+)
+def test_visits_that_no_time_orders_are_told(tmp_path, caplog, table, sentence) -> None:
+    people = [*some(2, session="a"), *some(2, session="b")]
+    assert main(visits(tmp_path, people, table)) == 0
     assert read(tmp_path / "out", "group_change").empty
-    sentence = (
-        "no change is computed for sub-00, sub-01, sub-02: at some visits only the age since birth "
-        "is known and at others only the post-menstrual age, which count from different days; give "
-        "acq_time, or one of the two ages for every visit, in scans.tsv or sessions.tsv"
-    )
     assert sentence in caplog.text
     assert sentence in (tmp_path / "out" / "group.html").read_text()
-    caplog.clear()
-    post_menstrual = heads + "ses-newborn|n/a|41\nses-m06|6|67\n"
-    assert main(visits(tmp_path, people, post_menstrual)) == 0
+
+
+def test_post_menstrual_ages_at_every_visit_order_them(tmp_path, caplog) -> None:
+    people = [*some(3, session="newborn"), *some(3, session="m06")]
+    table = "session_id|age_months|scan_age\nses-newborn|n/a|41\nses-m06|6|67\n"
+    assert main(visits(tmp_path, people, table)) == 0
     change = read(tmp_path / "out", "group_change")
     assert set(change["participant_id"]) == {"sub-00", "sub-01", "sub-02"}
     assert set(change["span_years"].round(6)) == {round(26 * 7 / 365.25, 6)}
     assert set(change["scan"].str.split("_").str[1]) == {"ses-newborn"}
     assert "no change" not in caplog.text
-
-
-def test_visits_without_a_time_are_told(tmp_path, caplog) -> None:
-    people = [*some(2, session="a"), *some(2, session="b")]
-    assert main(visits(tmp_path, people, "session_id|age\nses-a|30\nses-b|n/a\n")) == 0
-    assert read(tmp_path / "out", "group_change").empty
-    assert (
-        "no change is computed for sub-00, sub-01, as the time of some visits is not known; give "
-        "acq_time, or the age at every visit, in scans.tsv or sessions.tsv" in caplog.text
-    )
 
 
 YEARLY = "session_id|age\nses-a|30\nses-b|31\nses-c|32\n"

@@ -8,7 +8,7 @@ method is a point in this space.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from tlseg_bids.errors import NoInputError, UsageError
@@ -133,10 +133,6 @@ def load_adaptation(name: str) -> Adaptation:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the recipe is not TOML ({error})", path, "mend that line") from error
-    unknown = sorted(set(values) - {field.name for field in fields(Adaptation)})
-    if unknown:
-        known = ", ".join(field.name for field in fields(Adaptation))
-        raise UsageError(f"unknown keys {unknown}", path, f"known are {known}")
     check_values(values, hints_of(Adaptation), LIMITS, str(path))
     if "shares" in values:
         values["shares"] = tuple(values["shares"])

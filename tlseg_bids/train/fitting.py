@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
@@ -17,13 +16,13 @@ from tlseg_bids.labels.protocol import known_protocols, load_protocol
 from tlseg_bids.networks import NETWORKS, build
 from tlseg_bids.networks.blocks import Design
 from tlseg_bids.train.dataset import default_protocol, load_classes
-from tlseg_bids.train.places import PLACED
 from tlseg_bids.train.synth import Mix
 from tlseg_bids.train.values import (
     BUDGET,
+    DATASET,
+    DATASET_LIMITS,
     FACTOR,
-    RULE_LIMITS,
-    RULES,
+    LIMITS,
     SHARE,
     Limits,
     check_values,
@@ -33,7 +32,6 @@ from tlseg_bids.train.values import (
 if TYPE_CHECKING:
     from tlseg_bids.train.recipe import Recipe
 
-MIX: Limits = {one.name: SHARE for one in fields(Mix)} | {"noise": FACTOR}
 DESIGN: Limits = {"slope": SHARE, "supervised": (0, 16), "age": (0, 65_536), "gain": FACTOR}
 WIDTHS = (1, 65_536)
 ARGUMENTS: Limits = {
@@ -44,20 +42,44 @@ ARGUMENTS: Limits = {
 """Of the numbers among the arguments of networks."""
 
 
-def check_rules(name: str, rules: Mapping[str, Any], where: str) -> None:
-    """Refuse a dataset's rules of the wrong kind, and labels that its protocol does not have.
+def check_datasets(datasets: Any, where: str) -> None:
+    """Refuse a recipe that learns from nothing, and rules of a dataset that cannot be.
+
+    Parameters
+    ----------
+    datasets : object
+        What the file has as its table ``datasets``.
+    where : str
+        The file.
 
     Raises
     ------
     UsageError
-        With the value, the file and table, and what would be right.
+        If there is none, a rule is unknown or of the wrong kind, or names labels that the dataset's
+        protocol does not have.
     """
-    table = f"{where}, [datasets.{name}]"
-    check_values(rules, RULES, RULE_LIMITS, table)
-    check_values(rules.get("mix", {}), hints_of(Mix), MIX, f"{table}, mix")
+    if not isinstance(datasets, dict) or not datasets:
+        raise UsageError("the recipe names no dataset", where, "add a table [datasets.NAME]")
+    for name, rules in datasets.items():
+        if not isinstance(rules, dict):
+            raise UsageError(
+                f"dataset '{name}' is {rules!r} and no table", where, f"write [datasets.{name}]"
+            )
+        unknown = sorted(set(rules) - set(DATASET))
+        if unknown:
+            raise UsageError(
+                f"unknown keys {unknown} of dataset '{name}'", where,
+                f"known are {', '.join(DATASET)}",
+            )  # fmt: skip
+        _check_rules(rules, f"{where}, [datasets.{name}]")
+
+
+def _check_rules(rules: Mapping[str, Any], table: str) -> None:
+    """Values of a dataset's rules, its protocol and head, and the labels that they name."""
+    check_values(rules, DATASET, DATASET_LIMITS, table)
+    check_values(rules.get("mix", {}), hints_of(Mix), LIMITS["mix"], f"{table}, mix")
     check_values(rules.get("budget", {}), BUDGET, {"share": SHARE}, f"{table}, budget")
-    protocol = rules.get("protocol", default_protocol().name)
-    head = rules.get("head", protocol)
+    protocol, head = _taught(rules)
     for one in (protocol, head):
         _check_protocol(one, table)
     for target in {head, default_protocol().name} - {protocol}:
@@ -72,6 +94,12 @@ def check_rules(name: str, rules: Mapping[str, Any], where: str) -> None:
     if "fill" in rules:
         known = set(load_classes(own).index.tolist())
         _check_labels("fill", [rules["fill"]], known, f"{table}, protocol '{protocol}'")
+
+
+def _taught(rules: Mapping[str, Any]) -> tuple[str, str]:
+    """The protocol of a dataset's labels, and that of the head which they teach."""
+    protocol = rules.get("protocol", default_protocol().name)
+    return protocol, rules.get("head", protocol)
 
 
 def _check_labels(key: str, labels: list[int], known: set[int], where: str) -> None:
@@ -123,10 +151,10 @@ def _check_heads(recipe: Recipe, where: str) -> None:
             "name each protocol once in protocol and more_heads",
         )  # fmt: skip
     for name, rules in recipe.datasets.items():
-        taught = rules.get("head", rules.get("protocol", default_protocol().name))
-        if taught not in recipe.heads:
+        head = _taught(rules)[1]
+        if head not in recipe.heads:
             raise UsageError(
-                f"dataset '{name}' teaches '{taught}', and the heads are {heads}", where,
+                f"dataset '{name}' teaches '{head}', and the heads are {heads}", where,
                 "name it in protocol or more_heads, or give the dataset another head",
             )  # fmt: skip
     if not any(rules.get("weight", 1.0) > 0 for rules in recipe.datasets.values()):
@@ -246,8 +274,8 @@ def _sides(recipe: Recipe) -> list[tuple[int, ...]]:
 def _check_places(recipe: Recipe, network: nn.Module, where: str) -> None:
     """Where patches lie is something that the network can be asked for."""
     places, table = recipe.places, f"{where}, [places]"
-    by_begins = places.kind in PLACED and places.kind != "views"
-    if by_begins and (len(places.begins) != 3 or not all(places.begins)):
+    listed = places.kind in ("windows", "tiles")
+    if listed and (len(places.begins) != 3 or not all(places.begins)):
         raise UsageError(
             f"begins is {places.begins}", table,
             "write three lists, of the first voxels along each axis",

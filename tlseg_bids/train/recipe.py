@@ -14,8 +14,7 @@ from tlseg_bids import __version__
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.descent import Descent
-from tlseg_bids.train.fitting import MIX, check_fit, check_rules
-from tlseg_bids.train.pack import RULES
+from tlseg_bids.train.fitting import check_datasets, check_fit
 from tlseg_bids.train.places import Places
 from tlseg_bids.train.synth import Ageing, Mix, Shape
 from tlseg_bids.train.teach import Loss
@@ -25,7 +24,6 @@ TABLES = {
     "shape": Shape, "ageing": Ageing, "mix": Mix, "descent": Descent, "loss": Loss,
     "places": Places,
 }  # fmt: skip
-DATASET_KEYS = (*RULES, "first", "head", "budget", "weight", "real", "mix")
 ROLES = ("locator", "settler", "segmenter")
 
 
@@ -191,11 +189,11 @@ def load_recipe(
     if unknown:
         raise UsageError(f"unknown keys {unknown}", path, "see the docstring of Recipe")
     if "datasets" in values:
-        _check_datasets(values["datasets"], path)
+        check_datasets(values["datasets"], str(path))
     check_values(values, hints_of(Recipe), LIMITS[""], str(path))
     for key in sorted(TABLES.keys() & values.keys()):
-        limits = {**LIMITS, "mix": MIX}.get(key, {})
-        check_values(values[key], hints_of(TABLES[key]), limits, f"{path}, [{key}]")
+        table = f"{path}, [{key}]"
+        check_values(values[key], hints_of(TABLES[key]), LIMITS.get(key, {}), table)
     try:
         recipe = recipe_of(values)
     except TypeError as error:
@@ -205,24 +203,6 @@ def load_recipe(
     if to_train:
         check_fit(recipe, str(path))
     return recipe
-
-
-def _check_datasets(datasets: Any, path: Path) -> None:
-    """Refuse a recipe that learns from nothing, or a rule that nobody would read."""
-    if not isinstance(datasets, dict) or not datasets:
-        raise UsageError("the recipe names no dataset", path, "add a table [datasets.NAME]")
-    for name, rules in datasets.items():
-        if not isinstance(rules, dict):
-            raise UsageError(
-                f"dataset '{name}' is {rules!r} and no table", path, f"write [datasets.{name}]"
-            )
-        unknown = sorted(set(rules) - set(DATASET_KEYS))
-        if unknown:
-            raise UsageError(
-                f"unknown keys {unknown} of dataset '{name}'", path,
-                f"known are {', '.join(DATASET_KEYS)}",
-            )  # fmt: skip
-        check_rules(name, rules, str(path))
 
 
 def recipe_of(values: dict[str, Any]) -> Recipe:

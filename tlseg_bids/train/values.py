@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from tlseg_bids.errors import UsageError
+from tlseg_bids.train.synth import Mix
 
 Hints = dict[str, Any]
 Limits = dict[str, tuple[float, float]]
@@ -32,6 +33,7 @@ LIMITS: dict[str, Limits] = {
         "rotation": (0, 180), "log_scale": (-3, 3), "anisotropy": (0, 3), "shear": (0, 3),
         "shift_mm": (0, 1000), "elastic_mm": (0, 100), "elastic_spacing_mm": (1, 1000),
     },
+    "mix": {one.name: SHARE for one in fields(Mix)} | {"noise": FACTOR},
     "descent": {"momentum": SHARE, "power": (0, 100), "age_rate": FACTOR},
     "loss": {
         "entropy": FACTOR, "edges": FACTOR, "rim": (0, 64), "coarser": FACTOR, "age": FACTOR,
@@ -42,21 +44,18 @@ LIMITS: dict[str, Limits] = {
         "voxels": (2, LARGE), "rim": (0, 64),
     },
 }  # fmt: skip
-"""Of every number in a value, by table; those of the table ``[mix]`` are shares."""
+"""Of every number in a value, by table."""
 
-RULES: Hints = {
+DATASET: Hints = {
     "protocol": str, "labels": str, "merge": list[tuple[int, int]], "ignore": list[int],
     "fill": int, "images": list[str], "moved": dict[str, tuple[float, float, float]],
     "first": int, "head": str, "budget": dict[str, Any], "weight": float, "real": float,
     "mix": dict[str, Any],
 }  # fmt: skip
-"""Of a dataset in a recipe."""
-RULE_LIMITS: Limits = {
-    "ignore": (0, LARGE),
-    "first": (1, LARGE),
-    "weight": FACTOR,
-    "real": SHARE,
-}
+"""The rules of a dataset in a recipe."""
+DATASET_LIMITS: Limits = {
+    "ignore": (0, LARGE), "first": (1, LARGE), "weight": FACTOR, "real": SHARE,
+}  # fmt: skip
 BUDGET: Hints = {"axis": str, "share": float}
 LOOSER: Hints = {"way": list[float], "shares": list[float]}
 """Of fields whose table tells by itself how many values they have."""
@@ -87,29 +86,29 @@ def check_values(values: Mapping[str, Any], hints: Hints, limits: Limits, where:
     if unknown:
         raise UsageError(f"unknown keys {unknown}", where, f"known are {', '.join(hints)}")
     for key, value in values.items():
-        if not fits(value, hints[key]):
-            raise UsageError(f"{key} is {_short(value)}", where, f"write {words(hints[key])}")
+        if not _fits(value, hints[key]):
+            raise UsageError(f"{key} is {_short(value)}", where, f"write {_words(hints[key])}")
         low, high = limits.get(key, (-float("inf"), float("inf")))
         beyond = [number for number in _numbers(value) if not low <= number <= high]
         if beyond:
             raise UsageError(
                 f"{key} is {_short(value)}", where,
-                f"write {words(hints[key])} from {low:g} to {high:g}",
+                f"write {_words(hints[key])} from {low:g} to {high:g}",
             )  # fmt: skip
 
 
-def fits(value: Any, hint: Any) -> bool:
+def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of a TOML file is of the kind that an annotation asks for."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is UnionType:
-        return any(fits(value, one) for one in inner)
+        return any(_fits(value, one) for one in inner)
     if origin is tuple:
         several = isinstance(value, list | tuple) and len(value) == len(inner)
-        return several and all(fits(v, one) for v, one in zip(value, inner, strict=True))
+        return several and all(_fits(v, one) for v, one in zip(value, inner, strict=True))
     if origin in (list, Sequence):
-        return isinstance(value, list | tuple) and all(fits(one, inner[0]) for one in value)
+        return isinstance(value, list | tuple) and all(_fits(one, inner[0]) for one in value)
     if origin in (dict, Mapping):
-        return isinstance(value, dict) and all(fits(one, inner[1]) for one in value.values())
+        return isinstance(value, dict) and all(_fits(one, inner[1]) for one in value.values())
     if hint is Any:
         return True
     if is_dataclass(hint):
@@ -119,11 +118,11 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and (hint is bool or type(value) is not bool)
 
 
-def words(hint: Any) -> str:
+def _words(hint: Any) -> str:
     """What an annotation asks for, in words."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is UnionType:
-        return " or ".join(words(one) for one in inner if one is not type(None))
+        return " or ".join(_words(one) for one in inner if one is not type(None))
     if origin is tuple:
         return f"{COUNTS[len(inner)]} {SEVERAL[inner[0]]}"
     if origin in (list, Sequence):
@@ -136,7 +135,7 @@ def words(hint: Any) -> str:
 def _plural(hint: Any) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if origin is tuple:
-        return f"lists of {words(hint)}"
+        return f"lists of {_words(hint)}"
     return f"lists of {SEVERAL[inner[0]]}" if origin is list else SEVERAL.get(hint, "tables")
 
 

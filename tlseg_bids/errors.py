@@ -7,6 +7,7 @@ of this program. Exit codes follow BEP027 and `sysexits.h`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _NO_MEMORY = re.compile(
     r"(can't|cannot|unable to|failed to) allocate|out of memory|bad_alloc|can't start new thread",
@@ -99,6 +100,13 @@ def amount(number: float, noun: str, nouns: str = "") -> str:
     """``1 scan`` or ``2 scans``; `nouns` where the plural is not made with an s."""
     shown = f"{number:g}" if isinstance(number, float) else str(number)
     return f"{shown} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def listed(items: Iterable[object], most: int = 8) -> str:
+    """``a, b, c and 4 more``: the first `most` of the items, and how many more there are."""
+    items = [str(item) for item in items]
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
 
 
 def no_memory(error: BaseException) -> bool:

@@ -10,7 +10,6 @@ run with the adapted model replaces the output itself.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tlseg_bids.bids.atomic import atomic
 from tlseg_bids.bids.metadata import KEY, sidecar_of
 from tlseg_bids.bids.names import without_extension
 from tlseg_bids.bids.tables import read_json
-from tlseg_bids.errors import DataError, ScanError
+from tlseg_bids.errors import DataError, ScanError, listed
 from tlseg_bids.volume import load_labels
 
 LEAST_VOXELS = 5
@@ -158,18 +157,13 @@ def _restricted(one: LabelledScan, original: Path, reading: Reading) -> Labelled
     for channel in channels:
         group[whole == channel] = channel
     names = reading.target.table["name"]
-    note = f"Corrected by hand, and alone counted: {_listed(names.iloc[channels])}."
+    note = f"Corrected by hand, and alone counted: {listed(names.iloc[channels])}."
     gone = np.setdiff1d(channels, after)
     if len(gone):
-        note += f" Of these, deleted altogether: {_listed(names.iloc[gone])}."
+        note += f" Of these, deleted altogether: {listed(names.iloc[gone])}."
     return with_group(one, group, note)
 
 
 def _shows_what_counts(one: LabelledScan) -> bool:
     """Whether a voxel of the labels belongs to a structure that counts in this scan."""
     return bool(one.group[one.channels[one.channels != IGNORE]].any())
-
-
-def _listed(names: Sequence[str]) -> str:
-    names = list(map(str, names))
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tlseg_bids.adapt.reading import listed
 from tlseg_bids.bids.names import (
     DERIVATIVE_ENTITIES,
     EXTENSIONS,
@@ -18,7 +17,7 @@ from tlseg_bids.bids.names import (
     without_extension,
 )
 from tlseg_bids.bids.scan import Scan, Unusable
-from tlseg_bids.errors import NoInputError, ScanError, amount
+from tlseg_bids.errors import NoInputError, ScanError, amount, listed
 from tlseg_bids.flow import Skip
 from tlseg_bids.grid import difference
 from tlseg_bids.volume import load_grid

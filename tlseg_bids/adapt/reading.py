@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from tlseg_bids.errors import DataError, amount
+from tlseg_bids.errors import DataError, amount, listed
 from tlseg_bids.labels.mapping import LEFT_OUT, known_mappings, load_mapping
 from tlseg_bids.labels.protocol import LabelProtocol, known_protocols, load_protocol
 from tlseg_bids.labels.sides import mirrored_name, side_of, unpaired, without_side
@@ -180,13 +180,6 @@ def own_protocol(name: str, names: Mapping[int, str], indices: Iterable[int]) ->
         "index", "name", "abbreviation", "color", "hemisphere", "mirror", "group", "subcortical14",
     ]  # fmt: skip
     return LabelProtocol(name, pd.DataFrame(table, columns=columns))
-
-
-def listed(items: Iterable[object], most: int = 8) -> str:
-    """The items, or the first `most` of them and how many more there are."""
-    items = [str(item) for item in items]
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
 
 
 def _candidates(seg: str, model: str) -> list[str]:

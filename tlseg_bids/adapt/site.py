@@ -21,14 +21,13 @@ from tlseg_bids.adapt.earlier import check_own
 from tlseg_bids.adapt.inspect import Answer
 from tlseg_bids.adapt.labels import Collected, collect
 from tlseg_bids.adapt.matching import Matched, Refused, match, without
-from tlseg_bids.adapt.reading import listed
 from tlseg_bids.adapt.record import CARD, NOT_KEPT, dataset_name, finished, site_licences
 from tlseg_bids.adapt.work import Asked, Work
 from tlseg_bids.bids.atomic import settle
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.config import Config
-from tlseg_bids.errors import DataError, UsageError
+from tlseg_bids.errors import DataError, UsageError, listed
 from tlseg_bids.flow import Job
 from tlseg_bids.plan import facts, make_plan
 from tlseg_bids.runner import Progress

@@ -22,7 +22,7 @@ from tlseg_bids.bids.scan import Scan, Unusable
 from tlseg_bids.bids.sidecar import SidecarReader, contrast_agent, skull_stripped
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.config import Config
-from tlseg_bids.errors import NoInputError, NotBidsError, NothingSelectedError, UsageError
+from tlseg_bids.errors import NoInputError, NotBidsError, NothingSelectedError, UsageError, listed
 
 SUFFIXES = ("T1w", "T2w")
 LOOKS_STRUCTURAL = re.compile(r".*[_-](t[12]w?)(\.nii)?(\.gz)?\.nii(\.gz)?", re.IGNORECASE | re.S)
@@ -131,7 +131,7 @@ def _select(config: Config) -> tuple[list[str], list[Path]]:
         similar = difflib.get_close_matches(missing[0], labels, n=3, cutoff=0.5)
         some = ", ".join(similar or labels[:5]) + ("" if similar or len(labels) <= 5 else ", …")
         raise NothingSelectedError(
-            f"there is no participant {_listed(missing)}", config.bids_dir,
+            f"there is no participant {_quoted(missing)}", config.bids_dir,
             f"check --participant-label; {'similar are' if similar else 'the dataset has'} {some}",
         )  # fmt: skip
     return [label for label in labels if label in wanted], [
@@ -250,8 +250,8 @@ class _Reader:
             of_name = [f"{key}-{entities[key]}"] if key in entities else []
             if of_folder != of_name:
                 raise BrokenName(
-                    f"its folder says {_listed(of_folder) or f'no {key}-'}, "
-                    f"its name {_listed(of_name) or f'no {key}-'}"
+                    f"its folder says {_quoted(of_folder) or f'no {key}-'}, "
+                    f"its name {_quoted(of_name) or f'no {key}-'}"
                 )
 
 
@@ -268,15 +268,15 @@ def _nameless(path: Path, root: Path) -> Scan:
 
 def _nothing(config: Config, labels: list[str]) -> NothingSelectedError:
     """The sentence for an empty selection: what was asked for, and what there is."""
-    asked = [f"participants {_listed(labels)}"] if config.participants else []
+    asked = [f"participants {_quoted(labels)}"] if config.participants else []
     if config.sessions:
-        asked.append(f"sessions {_listed(config.sessions)}")
+        asked.append(f"sessions {_quoted(config.sessions)}")
     if config.filters:
         asked.append(f"filters {_shown(config.filters)}")
     hint = "check that the scans are named …_T1w.nii.gz or …_T2w.nii.gz and lie in anat folders"
     if config.sessions:
         there = {p.name[4:] for label in labels for p in config.bids_dir.glob(f"sub-{label}/ses-*")}
-        hint = f"check --session-label; there are {_listed(sorted(there)) or 'no sessions'}"
+        hint = f"check --session-label; there are {_quoted(sorted(there)) or 'no sessions'}"
     if config.filters:
         hint = "check the --bids-filter-file; its keys are t1w and t2w"
     what = "no T1w or T2w scan was found"
@@ -289,8 +289,6 @@ def _shown(filters: dict[str, dict[str, Any]]) -> str:
     return "; ".join(f"{name}: {entities}" for name, entities in filters.items())
 
 
-def _listed(labels: Iterable[str], at_most: int = 8) -> str:
+def _quoted(labels: Iterable[str]) -> str:
     """``'01', '02'``, cut short where there are many."""
-    labels = list(labels)
-    text = ", ".join(f"'{label}'" for label in labels[:at_most])
-    return text + (f" and {len(labels) - at_most} more" if len(labels) > at_most else "")
+    return listed(f"'{label}'" for label in labels)

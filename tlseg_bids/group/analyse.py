@@ -9,14 +9,14 @@ from typing import TypeVar
 import numpy as np
 
 from tlseg_bids.config import Config
-from tlseg_bids.errors import DataError, TlsegError, UsageError, amount
+from tlseg_bids.errors import DataError, TlsegError, UsageError, amount, listed
 from tlseg_bids.group.design import design_of, without_words
 from tlseg_bids.group.harmonise import SiteColumn, SiteEffects, fit_combat, site_share
 from tlseg_bids.group.headsize import FEW, HeadSize, fit_head_size
 from tlseg_bids.group.models import notes_on_models
 from tlseg_bids.group.outliers import Scores, robust_scores
 from tlseg_bids.group.parameters import Fit, Parameters
-from tlseg_bids.group.study import TOTALS, Row, Study, known, listed, matrix, structures
+from tlseg_bids.group.study import TOTALS, Row, Study, known, matrix, structures
 from tlseg_bids.group.visits import Series, series_of, without_time
 from tlseg_bids.report.verdict import asymmetry_percent
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from tlseg_bids.config import Config
-from tlseg_bids.errors import NoInputError, NothingSelectedError
+from tlseg_bids.errors import NoInputError, NothingSelectedError, listed
 from tlseg_bids.group.covariates import Covariates
-from tlseg_bids.group.study import MEASURES, Key, Row, Study, listed, number, snake
+from tlseg_bids.group.study import MEASURES, Key, Row, Study, number, snake
 from tlseg_bids.report.derivatives import FailedScan, LabelledScan, labelled_scans
 from tlseg_bids.report.provenance import model_identity
 from tlseg_bids.report.verdict import verdict, volume_rows

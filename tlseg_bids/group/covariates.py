@@ -11,7 +11,8 @@ from tlseg_bids.bids.metadata import SCANNER
 from tlseg_bids.bids.scan import Age
 from tlseg_bids.bids.sidecar import SidecarReader
 from tlseg_bids.bids.tables import Table, read_table
-from tlseg_bids.group.study import Key, listed, number, snake
+from tlseg_bids.errors import listed
+from tlseg_bids.group.study import Key, number, snake
 from tlseg_bids.report.derivatives import LabelledScan
 from tlseg_bids.report.timing import date_days
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tlseg_bids.errors import UsageError
-from tlseg_bids.group.study import known, listed, number
+from tlseg_bids.errors import UsageError, listed
+from tlseg_bids.group.study import known, number
 
 
 @dataclass(frozen=True)

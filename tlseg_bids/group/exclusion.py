@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from tlseg_bids.bids.tables import read_table
-from tlseg_bids.errors import DataError, NoInputError, amount
+from tlseg_bids.errors import DataError, NoInputError, amount, listed
 from tlseg_bids.group.outliers import Z_LIMIT
-from tlseg_bids.group.study import Row, known, listed
+from tlseg_bids.group.study import Row, known
 
 FAR = 5.0
 MANY = 3

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tlseg_bids.errors import DataError, UsageError, amount
+from tlseg_bids.errors import DataError, UsageError, amount, listed
 from tlseg_bids.group.design import Covariate, covariates_of, design_of
 from tlseg_bids.group.library import Asked, site_lines
-from tlseg_bids.group.study import TOTALS, known, listed
+from tlseg_bids.group.study import TOTALS, known
 
 MIN_SITE = 3
 FEW = 10

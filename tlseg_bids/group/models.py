@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from tlseg_bids.group.study import Row, listed
+from tlseg_bids.errors import listed
+from tlseg_bids.group.study import Row
 from tlseg_bids.report.derivatives import SAME
 from tlseg_bids.report.provenance import model_names
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tlseg_bids.errors import UsageError
+from tlseg_bids.errors import UsageError, listed
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.report.derivatives import FailedScan
 
@@ -188,10 +188,3 @@ def number(text: object) -> float:
 def known(text: str) -> bool:
     """Whether a cell says something."""
     return text.strip().casefold() not in NOTHING
-
-
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """``a, b, c and 4 more``."""
-    names = list(names)
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tlseg_bids.group.study import Row, listed
+from tlseg_bids.errors import listed
+from tlseg_bids.group.study import Row
 from tlseg_bids.report.derivatives import SAME
 
 RETEST_DAYS = 30.0

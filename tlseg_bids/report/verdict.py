@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tlseg_bids.errors import listed
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.report.derivatives import LabelledScan
 
@@ -111,7 +112,7 @@ def verdict(scan: LabelledScan, rows: list[VolumeRow]) -> Verdict:
         reasons += [str(r) for key in TOLD for r in _listed(scan.sidecar.get(key))]
         absent = [row.name for row in rows if row.hard_mm3 == 0]
         if absent:
-            reasons.append(f"no voxel of {_joined(absent)}")
+            reasons.append(f"no voxel of {listed(absent, 6)}")
         reasons += _asymmetries(rows, scan.protocol)
     if scan.volumes is None:
         reasons.append("there is no volumes table beside the labels")
@@ -135,11 +136,6 @@ def _asymmetries(rows: list[VolumeRow], protocol: LabelProtocol) -> list[str]:
 def _without_side(name: str) -> str:
     bare = name.removeprefix("Left ").removeprefix("Right ")
     return bare[:1].upper() + bare[1:]
-
-
-def _joined(names: list[str], most: int = 6) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def _listed(value: object) -> list[object]:

@@ -109,6 +109,11 @@ def listed(items: Iterable[object], most: int = 8) -> str:
     return ", ".join(items[:most]) + more
 
 
+def one_line(text: str) -> str:
+    """`text` with line breaks and control characters (of a hostile file name) as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def no_memory(error: BaseException) -> bool:
     """Whether an error means that memory was lacking.
 

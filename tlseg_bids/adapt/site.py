@@ -27,7 +27,7 @@ from tlseg_bids.bids.atomic import settle
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.config import Config
-from tlseg_bids.errors import DataError, UsageError, listed
+from tlseg_bids.errors import DataError, UsageError, listed, one_line
 from tlseg_bids.flow import Job
 from tlseg_bids.plan import facts, make_plan
 from tlseg_bids.runner import Progress
@@ -186,8 +186,7 @@ def describe(config: Config, card: ModelCard, collected: Collected) -> str:
         lines += [f"{one.name}: {one.file.name}", *(f"  {note}" for note in one.notes)]
     lines += [f"{one.name}: {one.what} – {one.hint}" for one in collected.refused]
     lines += [f"{name}: no labels; skipped" for name in collected.unlabelled]
-    text = "\n".join(lines) + "\n"
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return "\n".join(one_line(line) for text in lines for line in text.split("\n")) + "\n"
 
 
 def _new_head(config: Config) -> bool:

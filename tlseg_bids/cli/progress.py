@@ -12,7 +12,7 @@ from threading import Lock
 from types import TracebackType
 from typing import TextIO
 
-from tlseg_bids.errors import amount
+from tlseg_bids.errors import amount, one_line
 
 BAR = "{desc:<40.40} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 STEP_BAR = "  {desc:<38.38} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}]"
@@ -78,7 +78,7 @@ class Lines(Progress):
             self._print(f"[{self._finished}/{self._scans}] {scan} {status}{took}{remark}")
 
     def _print(self, line: str) -> None:
-        print(_printable(line), file=self._stream, flush=True)
+        print(one_line(line), file=self._stream, flush=True)
 
 
 class Bars(Progress):
@@ -109,7 +109,7 @@ class Bars(Progress):
         with self._lock:
             bar = self._bars[scan] if scan in self._bars else self._new_bar(scan, of)
             bar.total, bar.n = of, number - 1
-            bar.set_description_str(_printable(f"{name:<8} {scan}"), refresh=True)
+            bar.set_description_str(one_line(f"{name:<8} {scan}"), refresh=True)
 
     def finish(self, scan: str, status: str, note: str = "") -> None:
         with self._lock:
@@ -118,7 +118,7 @@ class Bars(Progress):
             if bar is not None:
                 bar.close()
             remark = f": {note}" if note else ""
-            self._tqdm.write(_printable(f"{scan} {status}{remark}"), file=self._stream)
+            self._tqdm.write(one_line(f"{scan} {status}{remark}"), file=self._stream)
             if self._run is not None:
                 self._run.update()
 
@@ -157,8 +157,3 @@ def draws(stream: TextIO) -> bool:
         return os.get_terminal_size(stream.fileno()).columns > 0
     except OSError:
         return False
-
-
-def _printable(line: str) -> str:
-    """Control characters of a hostile file name as escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

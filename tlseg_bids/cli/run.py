@@ -20,7 +20,7 @@ from typing import Any
 
 from tlseg_bids.cli.options import parse
 from tlseg_bids.config import ADAPTATION, OPTIONS, Config, without_home
-from tlseg_bids.errors import OutputError, TlsegError, UsageError, no_memory
+from tlseg_bids.errors import OutputError, TlsegError, UsageError, no_memory, one_line
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -156,11 +156,6 @@ def report(error: TlsegError, program: str, verbosity: int = 0) -> int:
         traceback.print_exception(error)
     print(f"{program}: {one_line(str(error))}", file=sys.stderr)
     return error.exit_code
-
-
-def one_line(text: str) -> str:
-    """`text` with line breaks and control characters (of a hostile file name) as escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def make_config(values: dict[str, Any]) -> Config:

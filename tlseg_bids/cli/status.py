@@ -6,9 +6,9 @@ import sys
 from collections import Counter
 
 from tlseg_bids.cli.options import Parser
-from tlseg_bids.cli.run import one_line, report, until_closed
+from tlseg_bids.cli.run import report, until_closed
 from tlseg_bids.cli.values import absolute
-from tlseg_bids.errors import TlsegError, amount
+from tlseg_bids.errors import TlsegError, amount, one_line
 
 DESCRIPTION = "What became of every scan, over all runs and shards that share an output folder."
 EPILOG = "exit codes: 0 every scan is done; 1 one failed or is unfinished; 66 no run was there"

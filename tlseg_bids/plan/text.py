@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tlseg_bids.bids.scan import Scan
+from tlseg_bids.bids.runlog import scan_name
+from tlseg_bids.errors import one_line
 from tlseg_bids.flow import Job, Plan, Skip
 
 
@@ -14,16 +15,12 @@ def describe(plan: Plan) -> str:
     blocks.append(
         f"{len(plan.jobs)} to label, {failed} that cannot be used, {left_out} left out as asked"
     )
-    return "\n".join(_printable(line) for block in blocks for line in block.splitlines()) + "\n"
-
-
-def _name(scan: Scan) -> str:
-    return scan.path.relative_to(scan.bids_dir).as_posix()
+    return "\n".join(one_line(line) for block in blocks for line in block.splitlines()) + "\n"
 
 
 def _job_text(job: Job) -> str:
     lines = [
-        _name(job.scan),
+        scan_name(job.scan),
         f"  model    {job.card.name} {job.card.version}: {job.reason}",
         f"  device   {job.device}, about {job.memory_gib:.1f} GiB of memory",
     ]
@@ -34,9 +31,4 @@ def _job_text(job: Job) -> str:
 
 def _skip_text(skip: Skip) -> str:
     verb = "left out" if skip.wanted else "cannot be used"
-    return f"{_name(skip.scan)}\n  {verb}: {skip.reason} – {skip.hint}"
-
-
-def _printable(line: str) -> str:
-    """Control characters of a hostile name or header as escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return f"{scan_name(skip.scan)}\n  {verb}: {skip.reason} – {skip.hint}"

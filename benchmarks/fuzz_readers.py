@@ -230,7 +230,7 @@ def read_report(name: str) -> Callable[[Path, bytes], object]:
         sound = (out / name).read_bytes()
         put(out / name, content)
         try:
-            return write_subject_report(out, "01", "tlseg", (), all_failures(out))
+            return write_subject_report(out, "01", "tlseg", all_failures(out))
         finally:
             put(out / name, sound)
 

@@ -134,8 +134,8 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def report(out: Path, subject: str = "01", failures=(), command: str = COMMAND) -> Page:
-    path = write_subject_report(out, subject, command, failures)
+def report(out: Path, subject: str = "01", recorded=None, command: str = COMMAND) -> Page:
+    path = write_subject_report(out, subject, command, recorded)
     assert path == out / f"sub-{subject}.html"
     return Page(path.read_text(encoding="utf-8"))
 
@@ -263,8 +263,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         "QualityControl": {HOSTILE: HOSTILE}, "ContentKey": HOSTILE,
     }  # fmt: skip
     write_scan(tmp_path, sidecar=hostile)
-    failed = [derivatives.FailedScan(HOSTILE, HOSTILE, HOSTILE)]
-    page = report(tmp_path, failures=failed, command=HOSTILE)
+    failed = {"sub-01/x": derivatives.FailedScan(HOSTILE, HOSTILE, HOSTILE)}
+    page = report(tmp_path, recorded=failed, command=HOSTILE)
     assert len(page.all("script")) == len(plain.all("script"))
     assert len(page.all("img")) == len(plain.all("img"))
     assert not [a for _, a in page.elements if any(name.startswith("on") for name in a)]
@@ -289,17 +289,12 @@ def test_failed_scans_are_told_with_a_hint(tmp_path: Path) -> None:
     write_scan(tmp_path)
     broken, gone = (scan_of(tmp_path, f"sub-01_run-{n}_T1w.nii.gz") for n in (2, 3))
     other, fine = scan_of(tmp_path, "sub-02_T1w.nii.gz"), scan_of(tmp_path, "sub-01_T1w.nii.gz")
-    text = words(
-        report(
-            tmp_path,
-            failures=[
-                Outcome(broken, "failed", error="the file is cut short", hint="copy it again"),
-                Skip(gone, "the link leads nowhere", "run `datalad get`"),
-                Outcome(other, "failed", error="of someone else"),
-                Outcome(fine, "done"),
-            ],
-        ).text
-    )
+    log = RunLog(tmp_path)
+    log.write_plan(Plan((), (Skip(gone, "the link leads nowhere", "run `datalad get`"),)))
+    log.record(Outcome(broken, "failed", error="the file is cut short", hint="copy it again"))
+    log.record(Outcome(other, "failed", error="of someone else"))
+    log.record(Outcome(fine, "done"))
+    text = words(report(tmp_path).text)
     assert "sub-01_run-2_T1w.nii.gz the file is cut short What to do: copy it again" in text
     assert "sub-01_run-3_T1w.nii.gz the link leads nowhere What to do: run `datalad get`" in text
     assert "someone else" not in text
@@ -331,8 +326,10 @@ def test_failures_are_read_from_the_logs(tmp_path: Path) -> None:
     ]
     page = report(tmp_path)
     assert "cut short" in page.text
-    given = Outcome(scan_of(tmp_path, "sub-01_T2w.nii.gz"), "failed", error="said now")
-    assert "cut short" not in report(tmp_path, failures=[given]).text
+    name = "sub-01_T2w.nii.gz"
+    now = {f"sub-01/anat/{name}": derivatives.FailedScan(name, "said now")}
+    assert "said now" in (text := report(tmp_path, recorded=now).text)
+    assert "cut short" not in text
 
 
 def test_version_and_command_are_those_that_labelled_the_scan(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("it's an output")
     write_scan(out, "sub-01_ses-a_space-T1w", {"ContentKey": "k1"})
     write_scan(out, "sub-01_ses-b_space-T2w", {"ContentKey": "k2"})
-    return write_subject_report(out, "01", "tlseg", [FailedScan("<b>x.nii</b>", "cut short")])
+    failed = {"sub-01/x.nii": FailedScan("<b>x.nii</b>", "cut short")}
+    return write_subject_report(out, "01", "tlseg", failed)
 
 
 def opened(browser: Callable, page: Path, flags: tuple[str, ...] = SOFTWARE_GL):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import resources
@@ -16,7 +16,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tlseg_bids import __version__
 from tlseg_bids.bids.atomic import atomic, check_inside
 from tlseg_bids.errors import DataError, TlsegError
-from tlseg_bids.flow import Outcome, Skip
 from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.report.changes import changes
 from tlseg_bids.report.derivatives import (
@@ -49,14 +48,11 @@ from tlseg_bids.report.viewer import (
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.registry import load_cards
 
-Failure = Outcome | Skip | FailedScan
-
 
 def write_subject_report(
     out_dir: Path,
     subject: str,
     command: str,
-    failures: Iterable[Failure] = (),
     recorded: dict[str, FailedScan] | None = None,
 ) -> Path:
     """Make `sub-X.html` and the pictures in `sub-X/figures/` from the derivatives on disk.
@@ -69,11 +65,9 @@ def write_subject_report(
         Participant label without ``sub-``.
     command : str
         The command line of the run that makes the page; those of the scans are on disk.
-    failures : iterable of Outcome, Skip or FailedScan
-        Scans of this subject that were not labelled, beside those that ``logs/`` tells of. Those
-        of other subjects, and outcomes that did not fail, are left out.
     recorded : dict, optional
-        What `tlseg_bids.report.derivatives.all_failures` gave: the logs are then not read again.
+        Every scan that failed or was skipped, by its path, as
+        `tlseg_bids.report.derivatives.all_failures` gives them: the logs are then not read again.
 
     Returns
     -------
@@ -94,10 +88,7 @@ def write_subject_report(
             "rename the participant in the dataset",
         )
     scans, failed = labelled_scans(out_dir, subject)
-    failed += _without_twins(
-        [_failure(entry) for entry in failures if _concerns(entry, subject)],
-        recorded_failures(out_dir, subject, recorded),
-    )
+    failed += recorded_failures(out_dir, subject, recorded)
     figures = out_dir / f"sub-{subject}" / "figures"
     check_inside(figures, out_dir)
     sections = []
@@ -257,26 +248,6 @@ def _cards_used(out_dir: Path, scans: Sequence[LabelledScan]) -> list[ModelCard]
         if model["name"] and key not in used:
             used[key] = at_hand.get(key) or card_told(model, scan.protocol.name)
     return list(used.values())
-
-
-def _concerns(entry: Failure, subject: str) -> bool:
-    if isinstance(entry, FailedScan):
-        return True
-    failed = isinstance(entry, Skip) or entry.status == "failed"
-    return failed and entry.scan.subject == subject
-
-
-def _without_twins(given: list[FailedScan], recorded: list[FailedScan]) -> list[FailedScan]:
-    """What this run says of a scan, else what the logs say."""
-    names = {failure.name for failure in given}
-    return given + [failure for failure in recorded if failure.name not in names]
-
-
-def _failure(entry: Failure) -> FailedScan:
-    if isinstance(entry, FailedScan):
-        return entry
-    reason = entry.reason if isinstance(entry, Skip) else entry.error
-    return FailedScan(entry.scan.path.name, reason, entry.hint)
 
 
 @lru_cache

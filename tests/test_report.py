@@ -664,7 +664,7 @@ def test_sessions_stand_side_by_side_with_their_change(tmp_path: Path) -> None:
     table.reset_index().to_csv(file, sep="\t", index=False, na_rep="n/a")
     scans, _ = derivatives.labelled_scans(tmp_path, "01")
     (found,) = changes([(scan, volume_rows(scan)) for scan in scans])
-    assert (found.suffix, found.titles) == ("T1w", ("session a, T1w", "session b, T1w"))
+    assert (found.kind, found.titles) == ("T1w", ("session a, T1w", "session b, T1w"))
     rows = {name: (volumes, percent) for name, volumes, percent in found.rows}
     assert rows["Left hippocampus"] == ((before, 1.5 * before), pytest.approx(40))
     assert rows["Right hippocampus"][1] == 0

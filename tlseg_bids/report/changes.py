@@ -18,19 +18,18 @@ Labelled = tuple[LabelledScan, list[VolumeRow]]
 class Changes:
     """Scans of one suffix, acquisition and protocol, a column each.
 
+    `kind` is the suffix with what else the scans have in common (``T1w, acquisition mprage``).
     `rows` are name of the structure, its volumes (mm³, in the order of `titles`) and the change
     from the first to the last in percent of their mean (NaN where one is not known or both are 0).
-    `kind` is the suffix with what else the scans have in common (``T1w, acquisition mprage``);
     `basis` is what tells their order in time, empty where nothing does: then no change is known.
     `models` are those that labelled the scans if they are several: then no change is told, as a
     difference between models would look like one of the brain.
     """
 
-    suffix: str
+    kind: str
     titles: tuple[str, ...]
     rows: tuple[tuple[str, tuple[float, ...], float], ...]
-    kind: str = ""
-    basis: str = ""
+    basis: str
     models: tuple[str, ...] = ()
 
 
@@ -89,7 +88,7 @@ def _table(
         for place, (scan, _) in enumerate(ordered)
     )
     used = tuple(dict.fromkeys(names))
-    return Changes(ordered[0][0].suffix, titles, tuple(rows), kind, basis, used)
+    return Changes(kind, titles, tuple(rows), basis, used)
 
 
 def _percent(first: float, last: float) -> float:

@@ -147,7 +147,7 @@ def _labelled_scan(
     if not file.is_file():
         raise DataError(f"it is not finished: there is no {file.name}", file.parent, FINISH)
     sidecar = _object(file)
-    source = str(next(iter(_as_list(sidecar.get("Sources"))), ""))
+    source = str(next(iter(as_list(sidecar.get("Sources"))), ""))
     table_file = path.with_name(f"{base}_desc-volumes_dseg.tsv")
     return LabelledScan(
         dseg=path,
@@ -239,7 +239,7 @@ def _latest_failures(out_dir: Path) -> dict[str, FailedScan]:
             failed = row.get("status") == "failed"
             records.append((run, number, row.get("scan", ""), failure if failed else None))
     for file in (out_dir / "logs").glob("plan_*.json"):
-        skipped = _as_list(read_json(file)[0].get("Skipped"))
+        skipped = as_list(read_json(file)[0].get("Skipped"))
         for entry in (one for one in skipped if isinstance(one, dict)):
             row = {str(key).lower(): str(value) for key, value in entry.items()}
             failure = FailedScan(_name(row), _said(row, "reason"), _said(row, "hint"))
@@ -258,8 +258,9 @@ def _said(row: dict[str, str], column: str) -> str:
     return "" if value == "n/a" else value
 
 
-def _as_list(value: object) -> list[Any]:
-    if value is None:
+def as_list(value: object) -> list[Any]:
+    """A value of a JSON file that may be a list, one thing alone, or nothing."""
+    if value is None or value == "":
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 

@@ -17,6 +17,7 @@ from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.volume import MAX_SPACING_MM, MIN_SPACING_MM
 
 SAMPLES = 200_000
+MARGIN_MM = 12.0
 Box = tuple[slice, slice, slice]
 
 
@@ -64,9 +65,7 @@ class Display:
         return np.nan_to_num(scaled, nan=0.0).clip(0, 255).astype(np.uint8)
 
 
-def load_display(
-    dseg: Path, image: Path | None, protocol: LabelProtocol, margin_mm: float = 12.0
-) -> Display:
+def load_display(dseg: Path, image: Path | None, protocol: LabelProtocol) -> Display:
     """Read a dseg and, if it is there, its scan.
 
     Raises
@@ -92,7 +91,7 @@ def load_display(
     channels = nib.apply_orientation(_channels(labels, protocol), orientation)
     turned = None if stored is None else nib.apply_orientation(stored, orientation)
     core = _labelled(channels)
-    box = _grown(core, np.ceil(margin_mm / spacing).astype(int), channels.shape)
+    box = _grown(core, np.ceil(MARGIN_MM / spacing).astype(int), channels.shape)
     window = (0.0, 1.0) if turned is None else _window(turned, channels, box)
     return Display(turned, channels, affine, window, core, box)
 

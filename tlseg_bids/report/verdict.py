@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tlseg_bids.errors import listed
 from tlseg_bids.labels.protocol import LabelProtocol
-from tlseg_bids.report.derivatives import LabelledScan
+from tlseg_bids.report.derivatives import LabelledScan, as_list
 
 ASYMMETRY_LIMIT_PERCENT = 30.0
 TOLD = ("Flags", "ScanWarnings", "Warnings")
@@ -107,9 +107,9 @@ def verdict(scan: LabelledScan, rows: list[VolumeRow]) -> Verdict:
     told = scan.sidecar.get("Verdict")
     level, reasons = "use", []
     if isinstance(told, dict) and told.get("Decision") in WORDS:
-        level, reasons = told["Decision"], [str(r) for r in _listed(told.get("Reasons"))]
+        level, reasons = told["Decision"], [str(r) for r in as_list(told.get("Reasons"))]
     else:
-        reasons += [str(r) for key in TOLD for r in _listed(scan.sidecar.get(key))]
+        reasons += [str(r) for key in TOLD for r in as_list(scan.sidecar.get(key))]
         absent = [row.name for row in rows if row.hard_mm3 == 0]
         if absent:
             reasons.append(f"no voxel of {listed(absent, 6)}")
@@ -136,12 +136,6 @@ def _asymmetries(rows: list[VolumeRow], protocol: LabelProtocol) -> list[str]:
 def _without_side(name: str) -> str:
     bare = name.removeprefix("Left ").removeprefix("Right ")
     return bare[:1].upper() + bare[1:]
-
-
-def _listed(value: object) -> list[object]:
-    if value is None or value == "":
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _number(value: object) -> float:

@@ -12,6 +12,7 @@ from tlseg_bids.bids.atomic import atomic, write_text
 
 COLUMNS = ("step", "seconds", "loss", "soft_dice", "drawing_seconds", "learning_seconds")
 NOT_KNOWN = "n/a"
+SMOOTHING = 0.8
 
 
 class Laps:
@@ -115,9 +116,9 @@ def _picture(curve: list[tuple], name: str):
     return figure
 
 
-def _smooth(values: list[float], weight: float = 0.8) -> list[float]:
+def _smooth(values: list[float]) -> list[float]:
     """Exponential moving average that starts from the first value."""
     found: list[float] = []
     for value in values:
-        found.append(weight * found[-1] + (1 - weight) * value if found else value)
+        found.append(SMOOTHING * found[-1] + (1 - SMOOTHING) * value if found else value)
     return found

@@ -18,6 +18,7 @@ from tlseg_bids.preprocess.register import affine, landmark_weights
 
 HERE = Path(__file__).parent
 IGNORE = 255
+TEMPLATE_ROUNDS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +168,7 @@ def template_channels(protocol: LabelProtocol) -> np.ndarray:
     return mapping.channel_matrix().argmax(0)
 
 
-def build_template(samples: list[Sample], protocol: LabelProtocol, rounds: int = 5) -> np.ndarray:
+def build_template(samples: list[Sample], protocol: LabelProtocol) -> np.ndarray:
     """Template centroids (channels, 3) mm: generalised Procrustes mean, left/right symmetric.
 
     Source: Gower 1975, doi:10.1007/BF02291478. The mean keeps the average size of the samples;
@@ -178,7 +179,7 @@ def build_template(samples: list[Sample], protocol: LabelProtocol, rounds: int =
     weights = landmark_weights(np.stack([m for _, m in found]))
     weights[:, 0] = 0
     mean = points[0] - np.nanmean(points[0][1:], 0)
-    for _ in range(rounds):
+    for _ in range(TEMPLATE_ROUNDS):
         moved, sizes = [], []
         for p, w in zip(points, weights, strict=True):
             ok = (w > 0) & np.isfinite(mean).all(1)

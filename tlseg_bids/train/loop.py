@@ -21,7 +21,6 @@ from tlseg_bids.train.curves import Laps, time_left, write_curve
 from tlseg_bids.train.dataset import Sample, align, build_template, default_protocol
 from tlseg_bids.train.descent import build_optimiser, open_scope, rate_at, set_rate
 from tlseg_bids.train.draw import Draw, Example, atlas
-from tlseg_bids.train.pack import pack_hash
 from tlseg_bids.train.parallel import Team, joined, prepare
 from tlseg_bids.train.recipe import Recipe, code_version, load_checkpoint
 from tlseg_bids.train.resume import check_data, check_same, code_trail, generator_state
@@ -30,6 +29,7 @@ from tlseg_bids.train.supply import licences, load_samples
 from tlseg_bids.train.synth import Random
 from tlseg_bids.train.teach import Teacher, set_age_scale
 from tlseg_bids.train.watch import Silence, Watch
+from tlseg_bids.zoo.card_file import file_sha256
 
 REPORT_EVERY = 50
 LARGEST_GRADIENT = 5.0
@@ -223,7 +223,7 @@ class Training:
         self.recipe, self.code, self.lineage = recipe, code_version(), lineage(start)
         self.data = {f"{s.dataset}/{s.name}": s.sha256 for one in samples.values() for s in one}
         self.licences = (start or {}).get("licences", {}) | licences(recipe, root)
-        self.packed = pack_hash(root) if root.is_file() else ""
+        self.packed = file_sha256(root) if root.is_file() else ""
         self.fixed = new_state(recipe, samples, saved or start)
         self.network, self.average = self._network(), self._network()
         if recipe.loss.joint and not hasattr(self.network, "every"):

@@ -7,7 +7,6 @@ descriptions, licences among them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import zipfile
@@ -201,9 +200,3 @@ def read_pack(path: Path) -> Packed:
             f"packed in format {index.get('format')} instead of {FORMAT}", path, "pack it again"
         )
     return Packed(path, index)
-
-
-def pack_hash(path: Path) -> str:
-    """SHA-256 of a packed file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

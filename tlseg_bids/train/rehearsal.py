@@ -18,7 +18,6 @@ from tlseg_bids.train.dataset import Sample, align, default_protocol, load_class
 
 FILE = Path(__file__).parent / "rehearsal" / "labelmaps.npz"
 NAME = "rehearsal"
-LICENCE = "Apache-2.0"
 FACTOR = 2
 
 

@@ -18,6 +18,7 @@ from tlseg_bids.group.outliers import Scores, robust_scores
 from tlseg_bids.group.parameters import Fit, Parameters
 from tlseg_bids.group.study import TOTALS, Row, Study, known, matrix, structures
 from tlseg_bids.group.visits import Series, series_of, without_time
+from tlseg_bids.labels.protocol import LabelProtocol
 from tlseg_bids.report.verdict import asymmetry_percent
 
 NO_COVARIATES = ("none",)
@@ -330,14 +331,14 @@ def _apply_combat(
     return combat, (before, after), notes
 
 
-def _age(members: Sequence) -> np.ndarray:
+def _age(members: Sequence[Row]) -> np.ndarray:
     """Age in years, or post-menstrual weeks where more scans have that."""
     years = np.array([row.age_years for row in members])
     weeks = np.array([row.pma_weeks for row in members])
     return weeks if np.isfinite(weeks).sum() > np.isfinite(years).sum() else years
 
 
-def _asymmetry(protocol, raw: np.ndarray) -> dict[str, np.ndarray]:
+def _asymmetry(protocol: LabelProtocol, raw: np.ndarray) -> dict[str, np.ndarray]:
     """Asymmetry index of every pair, percent of the mean of both sides."""
     place = {int(index): n for n, index in enumerate(protocol.indices[1:])}
     names, result = structures(protocol), {}

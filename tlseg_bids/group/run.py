@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tlseg_bids.errors import NoInputError, OutputError, UsageError
 from tlseg_bids.group import tables
 from tlseg_bids.group.analyse import Stratum, analyse
 from tlseg_bids.group.collect import collect
-from tlseg_bids.group.exclusion import Proposal, propose, read_ratings
+from tlseg_bids.group.exclusion import Proposal, Rating, propose, read_ratings
 from tlseg_bids.group.page import write_page
 from tlseg_bids.group.parameters import Parameters, as_json, read_parameters
 from tlseg_bids.group.study import TOTALS, Study, structures
@@ -88,7 +88,9 @@ def _volume_names(study: Study) -> list[list[str]]:
     ]
 
 
-def _proposals(study: Study, strata: Sequence[Stratum], ratings) -> list[Proposal]:
+def _proposals(
+    study: Study, strata: Sequence[Stratum], ratings: Mapping[str, tuple[Rating, ...]]
+) -> list[Proposal]:
     found: dict[int, Proposal] = {}
     for stratum in strata:
         for place, number in enumerate(stratum.rows):

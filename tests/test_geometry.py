@@ -13,11 +13,8 @@ from tlseg_bids.flow import Prediction
 from tlseg_bids.postprocess import to_native
 from tlseg_bids.preprocess.geometry import (
     _interpolate,
-    closest_axes,
-    grid_around,
     resample,
     thinned,
-    to_closest_ras,
 )
 from tlseg_bids.volume import Grid, Volume
 
@@ -221,27 +218,6 @@ def test_the_blur_is_a_gaussian_that_repeats_the_border() -> None:
     index = [np.arange(n) * step for n, step in zip((5, 5, 9), steps, strict=True)]
     wanted = map_coordinates(wanted, np.meshgrid(*index, indexing="ij"), order=1)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-
-
-def test_grid_around_covers_every_corner() -> None:
-    grid = Grid((10, 20, 5), np.diag([-2.0, 1, 4, 1]))
-    around = grid_around(grid, 4.0)
-    ends = np.array([[-0.5, -0.5, -0.5], [9.5, 19.5, 4.5]])
-    world = ends @ grid.affine[:3, :3].T
-    index = (world - around.affine[:3, 3]) / 4
-    assert index.min() >= -0.5 - 1e-6
-    assert (index.max(axis=0) <= np.array(around.shape) - 0.5 + 1e-6).all()
-    assert around.shape == (5, 5, 5)
-
-
-@pytest.mark.parametrize("number", range(48))
-def test_closest_ras_keeps_the_world(number: int) -> None:
-    phantom = Phantom(0.4)
-    axes = rotation(9, -14, 20) @ orientations()[number]
-    volume = phantom.labels(grid_over(phantom, (3, 4, 5), axes))
-    straight = to_closest_ras(volume)
-    assert (closest_axes(straight.grid.affine) == [[0, 1], [1, 1], [2, 1]]).all()
-    np.testing.assert_array_equal(straight.data, phantom.labels(straight.grid).data)
 
 
 def test_unknown_order_is_named() -> None:

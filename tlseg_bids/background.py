@@ -8,6 +8,8 @@ import numpy as np
 
 _Row = TypeVar("_Row")
 
+CONSTANT_SHARE = 0.05
+"""Of all voxels: the least that one value fills where it is the background."""
 _SAMPLE = 2_000_000
 _OFFSET_SHARE = 0.1
 """Of a scan's range: a background that lies nearer to 0 stays where it is."""
@@ -44,23 +46,21 @@ def from_zero(data: np.ndarray) -> np.ndarray:
     return data - np.float32(background)
 
 
-def constant_background(data: np.ndarray, share: float = 0.05) -> float | None:
+def constant_background(data: np.ndarray) -> float | None:
     """The exact value that fills the background, or None if the background is noise.
 
     Parameters
     ----------
     data : ndarray, at least 3 voxels along each axis
-    share : float
-        Least share of all voxels that must hold the value.
 
     Notes
     -----
     It is the commonest value on the faces of the array; on a scan with noise no single value fills
-    this share of the volume.
+    `CONSTANT_SHARE` of the volume.
     """
     values, counts = np.unique(outer_faces(data), return_counts=True)
     value = values[np.argmax(counts)]
-    return float(value) if np.mean(data == value) >= share else None
+    return float(value) if np.mean(data == value) >= CONSTANT_SHARE else None
 
 
 def outer_faces(data: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tlseg_bids.background import constant_background, spread
+from tlseg_bids.background import CONSTANT_SHARE, constant_background, spread
 
 PERCENTILES = (1, *range(10, 100, 10), 99)
 
@@ -129,18 +129,13 @@ def _percentiles(image: np.ndarray) -> np.ndarray:
     return np.percentile(spread(inside), PERCENTILES) if inside.size else np.zeros(11)
 
 
-def normalise(image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """`robust_scale` with its default percentiles."""
-    return robust_scale(image, mask=mask)
-
-
-def _background(data: Tensor, share: float = 0.05) -> float | None:
+def _background(data: Tensor) -> float | None:
     """`constant_background` of a tensor."""
     ends = [data.select(axis, end) for axis in range(data.ndim) for end in (0, -1)]
     faces = torch.cat([one.reshape(-1) for one in ends])
     values, counts = faces.unique(return_counts=True)
     value = values[counts == counts.max()][0]
-    return float(value) if float((data == value).float().mean()) >= share else None
+    return float(value) if float((data == value).float().mean()) >= CONSTANT_SHARE else None
 
 
 def _percentile(sample: Tensor, percent: float) -> float:

@@ -164,9 +164,9 @@ def standings(cards: Iterable[ModelCard], scan: Scan | None = None) -> list[Stan
     )
 
 
-def ranked(cards: Iterable[ModelCard], scan: Scan | None = None) -> list[ModelCard]:
+def ranked(cards: Iterable[ModelCard]) -> list[ModelCard]:
     """The cards of `standings`, best first."""
-    return [standing.card for standing in standings(cards, scan)]
+    return [standing.card for standing in standings(cards)]
 
 
 def most_robust(cards: Sequence[ModelCard], scan: Scan | None = None) -> ModelCard:

@@ -92,6 +92,11 @@ def _check_rules(rules: Mapping[str, Any], table: str) -> None:
     labels = [label for pair in rules.get("merge", []) for label in pair]
     _check_labels("merge", labels, set(own.indices.tolist()), f"{table}, protocol '{protocol}'")
     if "fill" in rules:
+        if not rules.get("images"):
+            raise UsageError(
+                "fill labels what is brighter than 0 in the images, and the dataset names none",
+                f"{table}, fill", 'add images, such as images = ["T1w"], or leave fill out',
+            )  # fmt: skip
         known = set(load_classes(own).index.tolist())
         _check_labels("fill", [rules["fill"]], known, f"{table}, protocol '{protocol}'")
 

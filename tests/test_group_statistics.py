@@ -239,6 +239,19 @@ def test_the_head_size_and_the_structures_do_not_tell_of_each_other() -> None:
     assert moved[-1] < 0.25 < 0.4 < moved[:-1].min()
 
 
+@pytest.mark.parametrize(("gap", "told"), [(2.0, False), (8.0, True)])
+def test_a_covariate_that_hardly_varies_within_the_sites_is_told(gap: float, told: bool) -> None:
+    """Ages have a variance of 1 within two sites, and of gap² / 4 between them."""
+    values, _, _ = data()
+    sites = np.repeat(["A", "B"], 45)
+    ages = 40 + np.tile(np.linspace(-1.7, 1.7, 45), 2) + gap * (sites == "B")
+    columns = {"age_years": [f"{age:.3f}" for age in ages], "sex": ["F", "M"] * 45}
+    _, notes = fit_combat(values, SiteColumn("site", sites), columns, np.ones(90, bool))
+    assert [text.split(":")[0] for text in notes] == told * [
+        "94 % of the variance of 'age_years' lies between the sites of the fit"
+    ]
+
+
 def test_a_structure_that_is_absent_at_a_site_is_not_harmonised() -> None:
     values, sites, columns = data()
     values[np.array(sites) == "A", 3] = 0.0

@@ -22,6 +22,9 @@ from tlseg_bids.group.study import TOTALS, known
 
 MIN_SITE = 3
 FEW = 10
+MOST_INFLATION = 10.0
+"""Variance inflation from which site and covariate can hardly be told apart: a rule of thumb, on
+which see O'Brien 2007, https://doi.org/10.1007/s11135-006-9018-6."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def fit_combat(
     pooled = np.array([name not in TOTALS for name in names] or [True] * values.shape[1])
     asked = Asked(column.reference, pooled)
     numbers, said = _by_gaps(values[use], chosen, design[use], large, asked)
-    notes = [*_size_notes(counts, large), *said]
+    notes = [*_size_notes(counts, large), *_entangled_notes(chosen, covariates, design[use]), *said]
     notes += _gap_notes(np.isfinite(values), use, numbers, names)
     fitted = {site: counts[site] for site in large}
     return SiteEffects(column.name, column.reference, covariates, numbers, fitted), notes
@@ -224,6 +227,24 @@ def _size_notes(counts: Mapping[str, int], large: list[str]) -> list[str]:
             f"sites with fewer than {FEW} scans in the fit have an uncertain correction: "
             f"{listed(few)}"
         )
+    return notes
+
+
+def _entangled_notes(
+    sites: np.ndarray, covariates: Sequence[Covariate], design: np.ndarray
+) -> list[str]:
+    """Sentences on covariates that vary between the sites and hardly within them."""
+    notes = []
+    names = [name for covariate in covariates for name in covariate.names]
+    for name, column in zip(names, design.T, strict=True):
+        within = sum(column[sites == site].var() * (sites == site).mean() for site in set(sites))
+        if column.var() >= MOST_INFLATION * within:
+            share = 100 * (1 - within / column.var())
+            notes.append(
+                f"{share:.0f} % of the variance of '{name}' lies between the sites of the fit: "
+                "what is of the site and what of the covariate can hardly be told apart, so that "
+                "harmonised volumes may keep the one or lose the other"
+            )
     return notes
 
 

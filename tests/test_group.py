@@ -515,6 +515,19 @@ def test_ages_of_a_small_study_are_numbers_of_the_page(tmp_path) -> None:
     assert categories["tesla"] == ["1.5", "3"]
 
 
+def test_the_page_names_the_columns_that_it_does_not_offer(tmp_path) -> None:
+    rows = "".join(f"sub-{n:02d}|family {n}|{('yes', 'no')[n % 2]}\n" for n in range(41))
+    assert main(study(tmp_path, some(41), f"participant_id|family|sport\n{rows}")) == 0
+    numbers, categories = axes(tmp_path / "out")
+    assert "sport" in categories
+    assert "family" not in {*numbers, *categories}
+    page = (tmp_path / "out" / "group.html").read_text()
+    assert (
+        "Not among the choices, as they have more than 40 different words or come after the first "
+        "60 columns: family." in page
+    )
+
+
 def test_a_column_called_proposal_is_told_from_the_programs_own(tmp_path) -> None:
     rows = "".join(f"sub-{n:02d}|{('yes', 'no')[n % 2]}\n" for n in range(4))
     assert main(study(tmp_path, some(4), f"participant_id|proposal\n{rows}")) == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tlseg_bids import __version__
 from tlseg_bids.bids.atomic import write_text
+from tlseg_bids.errors import listed
 from tlseg_bids.group.analyse import Stratum
 from tlseg_bids.group.exclusion import Proposal
 from tlseg_bids.group.headsize import FORMULAS
@@ -66,6 +68,7 @@ def write_page(
     volume, command = told
     step = _step(study, strata)
     shown = list(range(0, len(study.rows), step))
+    columns = _columns(study, proposals, shown, _sites(strata))
     counts = Counter(one.proposal for one in proposals)
     environment = Environment(
         loader=PackageLoader("tlseg_bids.group", "templates"), autoescape=True,
@@ -79,11 +82,13 @@ def write_page(
         notes=study.notes[:MOST_NOTES], noted=len(study.notes),
         failures=study.failures[:MOST_NOTES],
         failed=len(study.failures), step=step, settings=_settings(strata, volume),
+        left_out=listed(columns.left_out), most_levels=MOST_LEVELS,
+        most_columns=MOST_COLUMNS,
         effects=[(s.name, list(zip(s.names, *s.site_effect, strict=True)))
                  for s in strata if s.site_effect is not None],
         style=_asset("tlseg_bids.report", "report.css") + _asset("tlseg_bids.group", "group.css"),
         script=_asset("tlseg_bids.group", "group.js"),
-        data=_data(out_dir, study, strata, proposals, shown),
+        data=_data(out_dir, study, strata, proposals, shown, columns),
     )  # fmt: skip
     return write_text(out_dir / "group.html", page)
 
@@ -127,14 +132,12 @@ def _kinds(stratum: Stratum) -> dict[str, np.ndarray]:
 
 def _data(
     out_dir: Path, study: Study, strata: Sequence[Stratum], proposals: Sequence[Proposal],
-    shown: list[int],
+    shown: list[int], columns: _Columns,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything the page's script needs."""
     place = {n: p for p, n in enumerate(shown)}
     rows = [study.rows[n] for n in shown]
     reports = {row.participant: (out_dir / f"sub-{row.participant}.html").is_file() for row in rows}
-    sites = {stratum.fit.combat.column for stratum in strata if stratum.fit.combat}
-    numbers, categories = _covariates(study, proposals, shown, sites)
     return {
         "participant": [row.participant for row in rows],
         "session": [row.session for row in rows],
@@ -142,8 +145,8 @@ def _data(
         "report": _packed(np.array([reports[row.participant] for row in rows], np.uint8)),
         "proposal": [proposals[n].proposal for n in shown],
         "reasons": ["; ".join(proposals[n].reasons)[:300] for n in shown],
-        "numbers": numbers,
-        "categories": categories,
+        "numbers": columns.numbers,
+        "categories": columns.categories,
         "strata": [_stratum(stratum, place) for stratum in strata],
     }
 
@@ -192,18 +195,32 @@ def _packed(values: np.ndarray) -> str:
     return base64.b64encode(little.tobytes()).decode("ascii")
 
 
-def _covariates(
+@dataclass
+class _Columns:
+    """What volumes can be plotted against, and the names of what they cannot."""
+
+    numbers: list[dict[str, Any]] = field(default_factory=list)
+    categories: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def _sites(strata: Sequence[Stratum]) -> set[str]:
+    """Columns that name the site."""
+    return {stratum.fit.combat.column for stratum in strata if stratum.fit.combat}
+
+
+def _columns(
     study: Study, proposals: Sequence[Proposal], shown: list[int], sites: Collection[str]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> _Columns:
     """Columns to plot against: numbers, and categories of not too many levels.
 
     Numbers that name something (the dataset describes their levels, the column is one of `sites`,
     or a few of them recur) are categories. A column of the dataset that is called like the
     program's own ``proposal`` gets its source in front.
     """
-    numbers, categories = [], []
+    found = _Columns()
     for key, name in study.names.items():
-        if name in HIDDEN or len(numbers) + len(categories) >= MOST_COLUMNS:
+        if name in HIDDEN:
             continue
         cells = [study.rows[n].facts.get(key, "n/a") for n in shown]
         given = [cell for cell in cells if known(cell)]
@@ -213,13 +230,17 @@ def _covariates(
         named = name in sites or set(levels) <= _described(study, key)
         recurring = len(levels) <= min(FEW_NUMBERS, len(given) // 2)
         name = f"{key[0]}_{name}" if name == PROPOSAL else name
-        if numeric and not recurring and not (named and len(levels) <= MOST_LEVELS):
-            numbers.append({"name": name, **_quantised(values)})
-        elif 1 <= len(levels) <= MOST_LEVELS:
-            categories.append(_category(name, cells, levels))
+        if levels and len(found.numbers) + len(found.categories) >= MOST_COLUMNS:
+            found.left_out.append(name)
+        elif numeric and not recurring and not (named and len(levels) <= MOST_LEVELS):
+            found.numbers.append({"name": name, **_quantised(values)})
+        elif len(levels) > MOST_LEVELS:
+            found.left_out.append(name)
+        elif levels:
+            found.categories.append(_category(name, cells, levels))
     proposed = [proposals[n].proposal for n in shown]
-    categories.append(_category(PROPOSAL, proposed, ["use", "look", "exclude"]))
-    return numbers, categories
+    found.categories.append(_category(PROPOSAL, proposed, ["use", "look", "exclude"]))
+    return found
 
 
 def _in_order(level: str) -> tuple[float, str]:

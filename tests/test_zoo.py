@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import threading
+import time as clock
 import tomllib
 from dataclasses import fields, replace
 from datetime import UTC, date, datetime, time
@@ -518,6 +519,17 @@ def test_a_tampered_download_leaves_nothing_behind(tmp_path, cache, change):
     with pytest.raises(DataError, match="the card says"):
         fetch(card)
     assert leftovers(cache) == []
+
+
+def test_what_a_killed_fetch_left_goes_with_the_next_one_a_day_later(tmp_path, cache):
+    (cache / "weights").mkdir(parents=True)
+    old, new = (cache / "weights" / f"{name}.part" for name in ("old", "new"))
+    for file in (old, new):
+        file.write_bytes(b"half")
+    day_before = clock.time() - 25 * 3600
+    os.utime(old, (day_before, day_before))
+    target = fetch(remote(tmp_path))
+    assert {*(cache / "weights").iterdir()} == {target, new}
 
 
 def test_an_endless_download_is_cut_off(tmp_path, monkeypatch):

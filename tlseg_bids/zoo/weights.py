@@ -12,6 +12,7 @@ import http.client
 import os
 import secrets
 import shutil
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 2**20
 TIMEOUT_S = 60
 CACHE_VARIABLE = "TLSEG_CACHE"
+PARTIAL = ".part"
+FORGOTTEN_S = 24 * 3600
+"""What nobody has written to for so long, a process left that was killed."""
 
 
 def cache_dir() -> Path:
@@ -244,10 +248,14 @@ def _check_hash(path: object, found: str, weights: Weights) -> None:
 
 def _new_file(target: Path) -> Path:
     """A new file beside `target`, which whoever the umask allows may read: caches are shared."""
-    partial = target.with_name(f"{secrets.token_hex(8)}.part")
+    partial = target.with_name(f"{secrets.token_hex(8)}{PARTIAL}")
     with _writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.touch(exist_ok=False)
+    for other in target.parent.glob(f"*{PARTIAL}"):
+        with contextlib.suppress(OSError):  # another user's, or gone
+            if time.time() - other.stat().st_mtime > FORGOTTEN_S:
+                other.unlink()
     return partial
 
 

@@ -96,6 +96,27 @@ def test_labels_lie_on_the_scans_own_grid(finished, brain):
     assert set(np.unique(found.dataobj)) <= set(PROTOCOL.indices.tolist())
 
 
+def test_a_model_of_two_protocols_labels_in_the_second_where_it_is_asked(finished, tmp_path):
+    bids, out = finished
+    words = (bids, tmp_path / "out", "participant", "--model", "adult-t1w")
+    assert run(*words, "--protocol", "aseg") == 0
+    found, other = (np.asarray(labels_of(place, "01").dataobj) for place in (tmp_path / "out", out))
+    for index in (10, 49, 12, 51, 2, 3, 16):  # thalamus, putamen, white matter, cortex, brain stem
+        both = 2 * ((found == index) & (other == index)).sum()
+        assert both / ((found == index).sum() + (other == index).sum()) > 0.8, index
+    assert not list((tmp_path / "out").rglob("*braincolor*"))
+    page = (tmp_path / "out" / "sub-01.html").read_text()
+    assert "gives the labels of the protocol &#39;aseg&#39;" in page
+    assert (
+        "gives the labels of the protocol 'aseg'"
+        in (tmp_path / "out" / "logs" / "CITATION.md").read_text()
+    )
+    assert run(*words) == 0
+    assert {p.name for p in (tmp_path / "out" / "sub-01" / "anat").glob("*_seg-*_dseg.nii.gz")} == {
+        f"sub-01_space-T1w_seg-{name}_dseg.nii.gz" for name in ("aseg", "braincolor")
+    }
+
+
 def test_every_structure_is_there_and_of_a_plausible_size(finished):
     _, out = finished
     table = pd.read_csv(

@@ -15,9 +15,10 @@ from tlseg_bids.errors import ScanError, UsageError
 from tlseg_bids.plan import choose, content_key, make_plan
 from tlseg_bids.plan.choice import usable_cards
 from tlseg_bids.plan.pairs import by_visit, companions
+from tlseg_bids.zoo.calibration import Calibration
 from tlseg_bids.zoo.card import Domain
 from tlseg_bids.zoo.evidence import compare, measured, skill
-from tlseg_bids.zoo.registry import BUILTIN
+from tlseg_bids.zoo.registry import BUILTIN, find_card
 
 NOT_KNOWN = "the age at the scan is not known, so no model for certain ages was taken"
 ADULTS = {"suffixes": ["T1w"], "age_years": [19, 34], "structures": "14 sub-cortical"}
@@ -364,6 +365,35 @@ def test_a_study_is_labelled_in_one_protocol(tmp_path, config):
     assert [card.name for card in usable] == ["parcels"]
     usable, _ = usable_cards(cards, replace(config, model="parcels"))
     assert [card.name for card in usable] == ["any", "parcels"]
+
+
+def test_a_model_that_is_named_labels_in_the_protocol_of_any_of_its_heads(tmp_path, config):
+    calibration = Calibration("made up", {"braincolor": 0.9}, {"CAU": 0.1})
+    cards = [
+        write_model(tmp_path / "zoo", "any"),
+        write_model(
+            tmp_path / "zoo", "parcels", protocol="braincolor", heads=("braincolor", "aseg"),
+            evidence=(evidence(),), calibration=calibration,
+        ),
+    ]  # fmt: skip
+    usable, refused = usable_cards(cards, config)
+    assert [card.name for card in usable] == ["any"]
+    assert refused[0].reason == (
+        "it labels in the protocol 'braincolor', and in 'aseg' only with --model parcels "
+        "--protocol aseg"
+    )
+    named = replace(config, model="parcels")
+    for asked in (named, replace(named, protocol="braincolor")):
+        assert find_card(usable_cards(cards, asked)[0], "parcels") == cards[1]
+    usable, _ = usable_cards(cards, replace(named, protocol="aseg"))
+    card = find_card(usable, "parcels")
+    assert (card.protocol, card.heads) == ("aseg", ("braincolor", "aseg"))
+    assert card.evidence == () and not card.calibration, "both are of the first head"
+    with pytest.raises(UsageError, match="'parcels' labels in 'braincolor' and 'aseg'.*drop one"):
+        usable_cards(cards, replace(named, protocol="infant"))
+    adapting = replace(named, protocol="aseg", labels_dir=tmp_path)
+    with pytest.raises(UsageError, match="'parcels' labels in 'braincolor' – .*drop one"):
+        usable_cards(cards, adapting)
 
 
 def test_a_site_model_labels_in_its_own_protocol(tmp_path, config):

@@ -263,4 +263,5 @@ def _seen(
 
 def finely(prepared: Prepared, model: Model) -> Prediction:
     """The model's last word, at its finest and as its card wants it."""
-    return segment(model, prepared, Ask(mirror=model.card.strategy.get("mirror", False)))
+    mirror = model.card.strategy.get("mirror", False)
+    return segment(model, prepared, Ask(model.head, mirror=mirror))

@@ -50,6 +50,9 @@ def usable_cards(
         If the weights of the forced model, or of every model, can be had nowhere.
     """
     forced = find_card(cards, config.model) if config.model else None
+    if forced is not None and config.protocol in _answers(forced, config):
+        cards = [card.answering(config.protocol) if card is forced else card for card in cards]
+        forced = find_card(cards, forced.name)
     bound = _bound(cards) if config.licence == "permissive" else {}
     if forced is not None and forced.name in bound:
         raise UsageError(
@@ -62,7 +65,7 @@ def usable_cards(
             "no model has a permissive licence", "--licence permissive",
             "drop the option, or add a model with --models DIR",
         )  # fmt: skip
-    foreign = _foreign(cards, forced, config.protocol)
+    foreign = _foreign(cards, forced, config)
     allowed = [card for card in cards if card.name not in bound | foreign]
     excluded = foreign | {name: f"{why} (--licence permissive)" for name, why in bound.items()}
     without = {card.name: why for card in allowed if (why := unavailable(card, config.offline))}
@@ -77,19 +80,25 @@ def usable_cards(
     return usable, tuple(Refusal(name, why) for name, why in (excluded | without).items())
 
 
+def _answers(forced: ModelCard, config: Config) -> tuple[str, ...]:
+    """Protocols that a forced model can label in; in an adaptation that of its first head."""
+    return forced.heads if config.labels_dir is None else forced.heads[:1]
+
+
 def _foreign(
-    cards: Sequence[ModelCard], forced: ModelCard | None, protocol: str | None
+    cards: Sequence[ModelCard], forced: ModelCard | None, config: Config
 ) -> dict[str, str]:
     """Models that label in another protocol than the run does, and why they are left out.
 
     Without ``--protocol`` the run's protocol is the default one, so that a study is not labelled in
-    two; a model that is forced, or that the user adapted, is taken in its own.
+    two; a model that is forced, or that the user adapted, is taken in its own. Only a forced model
+    is asked for that of another head than its first, of which no evidence tells.
     """
+    protocol = config.protocol
     wanted = protocol or DEFAULT_PROTOCOL
     free = () if protocol else (forced,)
     foreign = {
-        card.name: f"it labels in the protocol '{card.protocol}', and '{wanted}' is wanted "
-        "(--protocol)"
+        card.name: _why_foreign(card, wanted)
         for card in cards
         if card.protocol != wanted
         and card not in free
@@ -97,7 +106,7 @@ def _foreign(
     }  # fmt: skip
     if forced is not None and forced.name in foreign:
         raise UsageError(
-            f"model '{forced.name}' labels in '{forced.protocol}'",
+            f"model '{forced.name}' labels in {' and '.join(map(repr, _answers(forced, config)))}",
             f"--model {forced.name} --protocol {wanted}", "drop one of the two options",
         )  # fmt: skip
     if cards and len(foreign) == len(cards):
@@ -106,6 +115,13 @@ def _foreign(
             f"no model labels in the protocol '{wanted}'", "--protocol", f"models label in {known}"
         )
     return foreign
+
+
+def _why_foreign(card: ModelCard, wanted: str) -> str:
+    first = f"it labels in the protocol '{card.protocol}'"
+    if wanted in card.heads:
+        return f"{first}, and in '{wanted}' only with --model {card.name} --protocol {wanted}"
+    return f"{first}, and '{wanted}' is wanted (--protocol)"
 
 
 def _bound(cards: Sequence[ModelCard]) -> dict[str, str]:

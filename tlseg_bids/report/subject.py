@@ -246,7 +246,8 @@ def _cards_used(out_dir: Path, scans: Sequence[LabelledScan]) -> list[ModelCard]
         model = model_of(scan)
         key = (model["name"], model["sha256"])
         if model["name"] and key not in used:
-            used[key] = at_hand.get(key) or card_told(model, scan.protocol.name)
+            card = at_hand.get(key) or card_told(model, scan.protocol.name)
+            used[key] = card.answering(scan.protocol.name)
     return list(used.values())
 
 

@@ -48,7 +48,7 @@ class Seen:
 class Model:
     """Networks by role, template and atlases of a card.
 
-    `heads`: protocols that the segmenter answers in, the primary one first. `template`
+    `heads`: protocols that the segmenter answers in, in the order of its heads. `template`
     (channels, 3): centroids in template mm, NaN where there is none; `priors` (1, channels, I, J,
     K) float32 each: probabilities over the card's box, for the heads that have them, in their
     order; `atlas` keeps them, `seen` and `surveyed` what segmenter and settler make of them, at the
@@ -73,8 +73,13 @@ class Model:
 
     @property
     def protocol(self) -> LabelProtocol:
-        """Of the primary head: what the user gets."""
-        return self.heads[0]
+        """Of the head that the card asks: what the user gets."""
+        return self.heads[self.head]
+
+    @property
+    def head(self) -> int:
+        """Number of the head that the card asks."""
+        return self.card.heads.index(self.card.protocol)
 
     @cached_property
     def landmarks(self) -> Landmarks:

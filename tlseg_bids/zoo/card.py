@@ -7,7 +7,7 @@ means: which scans it refuses, how narrow its domain is, whether its licence is 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,8 @@ class ModelCard:
     domain : Domain
         The scans it is meant for.
     protocol : str
-        Label protocol of its output, e.g. ``aseg``; channel order is the protocol's order.
+        Label protocol of its output, e.g. ``aseg``; channel order is the protocol's order. That of
+        the first head, unless it is asked for another (`answering`).
     networks : dict of str to dict
         Role (``locator``, ``segmenter``) to ``{"network": name, **arguments}``.
     strategy : dict
@@ -137,7 +138,7 @@ class ModelCard:
         What a scan costs.
     heads : tuple of str
         Label protocols of the segmenter's heads, in the order of its parameters
-        ``segmenter.heads.<n>``; the first is `protocol`, and where nothing is said the only one.
+        ``segmenter.heads.<n>``; where nothing is said, `protocol` alone.
     channels : tuple of str
         Suffixes of the image's channels, e.g. ``("T1w", "T2w")``; empty for a model of one
         channel, which takes any suffix of its domain.
@@ -176,6 +177,18 @@ class ModelCard:
     def __post_init__(self) -> None:
         if not self.heads:
             object.__setattr__(self, "heads", (self.protocol,))
+
+    def answering(self, protocol: str) -> ModelCard:
+        """The card of the same model where it is asked for the protocol of one of its heads.
+
+        Evidence, and what is calibrated structure by structure, is of the first head: the card for
+        another one has none.
+        """
+        if protocol == self.protocol:
+            return self
+        told = self.calibration
+        kept = Calibration(told.how, told.temperature) if protocol in told.temperature else None
+        return replace(self, protocol=protocol, evidence=(), calibration=kept or Calibration())
 
     @property
     def placed_by(self) -> str | None:

@@ -110,6 +110,25 @@ def test_labels_on_another_grid_are_refused(tmp_path):
     assert "(39, 40, 40) voxels, the scan has (40, 40, 40)" in whats["sub-01_T1w"]
 
 
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (head(0) + 0.5, "64000 voxels are not whole numbers"),
+        (np.stack([head(0)] * 2, -1), "the image has 4 dimensions"),
+        (None, "cannot be read as NIfTI"),
+    ],
+)
+def test_what_is_wrong_with_a_label_image_is_said_of_it_and_not_of_the_scan(
+    tmp_path, data, sentence
+):
+    bids, derivative = write_site(tmp_path, {"sub-00": head(0), "sub-01": head(1)})
+    file = derivative / "sub-00/anat/sub-00_space-T1w_seg-aseg_dseg.nii.gz"
+    file.write_bytes(b"") if data is None else save_nifti(file, data.astype(np.float32))
+    (one,) = collected(bids, derivative).refused
+    assert one.name == "sub-00_T1w"
+    assert one.what.startswith(f"the label image {file.name} cannot be used: {sentence}")
+
+
 def test_an_unknown_index_is_refused_for_its_scan_alone(tmp_path):
     strange = head(1)
     strange[strange == 10] = 999

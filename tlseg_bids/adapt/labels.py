@@ -208,7 +208,7 @@ def _unknown_along(counts: np.ndarray, spacing_mm: float, width_mm: float) -> np
 def _load(scan: Scan, file: Path, names: dict[int, str] | None, model: LabelProtocol) -> Volume:
     """The labels of a scan, on its grid and with known indices."""
     grid = load_grid(scan.path)[0]
-    volume = load_labels(file)
+    volume = _label_image(file)
     apart = difference(grid, volume.grid)
     if apart:
         raise ScanError(
@@ -234,6 +234,16 @@ def _load(scan: Scan, file: Path, names: dict[int, str] | None, model: LabelProt
                 file, "add the row (index, name) to the TSV, or correct the voxels",
             )  # fmt: skip
     return volume
+
+
+def _label_image(file: Path) -> Volume:
+    """The label image; what is wrong with it is said of it, as the scan's name stands before."""
+    try:
+        return load_labels(file)
+    except ScanError as error:
+        raise ScanError(
+            f"the label image {file.name} cannot be used: {error.what}", error.where, error.hint
+        ) from error
 
 
 def _check_range(labels: np.ndarray, file: Path) -> None:

@@ -216,6 +216,18 @@ def test_a_broken_look_up_table_is_said(tmp_path):
         collected(*write_site(tmp_path / "b", {"sub-00": head(0)}, rows="index\tname\nx\ty\n"))
 
 
+def test_an_index_with_two_names_is_refused_and_one_written_twice_is_not(tmp_path):
+    rows = PROTOCOL.table[["index", "name"]].to_csv(sep="\t", index=False)
+    bids, derivative = write_site(
+        tmp_path, {"sub-00": head(0)}, rows=f"{rows}10\tLeft thalamus\n10\tRight thalamus\n"
+    )
+    sentence = r"index 10 has two names, 'Left thalamus' and 'Right thalamus'.*dseg.tsv – keep the"
+    with pytest.raises(DataError, match=sentence):
+        collected(bids, derivative)
+    (derivative / "seg-aseg_dseg.tsv").write_text(f"{rows}10\tLeft thalamus\n")
+    assert len(collected(bids, derivative).usable) == 1
+
+
 ISOTROPIC = (1.0, 1.0, 1.0)
 THICK = (0.9, 0.9, 5.0)
 

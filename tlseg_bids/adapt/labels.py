@@ -122,7 +122,7 @@ def look_up_table(file: Path, root: Path) -> dict[int, str] | None:
     Raises
     ------
     DataError
-        If the table lacks a column, or an index is no whole number.
+        If the table lacks a column, an index is no whole number, or one has two names.
     """
     seg = entities_of(file).get("seg")
     names = [without_extension(file.name) + ".tsv"]
@@ -325,11 +325,16 @@ def _read_table(path: Path) -> dict[int, str]:
     names = {}
     for row in table.rows:
         try:
-            names[int(row["index"])] = row["name"] or f"label {row['index']}"
+            index, name = int(row["index"]), row["name"] or f"label {row['index']}"
         except ValueError:
             raise DataError(
                 f"the index '{row['index']}' is not a whole number", path, "correct the table"
             ) from None
+        if names.setdefault(index, name) != name:
+            raise DataError(
+                f"index {index} has two names, '{names[index]}' and '{name}'", path,
+                "keep the row that is meant, and give the other structure an index of its own",
+            )  # fmt: skip
     return names
 
 

@@ -19,7 +19,7 @@ from tests.cards import small_card
 from tests.datasets import config, make_dataset
 from tlseg_bids.adapt import inspect as adapt_inspect
 from tlseg_bids.adapt import material, page, work
-from tlseg_bids.adapt.judge import decide, folds, half, program_labels
+from tlseg_bids.adapt.judge import Verdict, decide, folds, half, program_labels
 from tlseg_bids.adapt.reading import IGNORE
 from tlseg_bids.adapt.record import asked_as_child, domain_of, joined_licence
 from tlseg_bids.adapt.site import collect, fine_tune, match
@@ -322,6 +322,25 @@ def test_the_base_stays_where_the_child_is_not_better(site, base):
     assert "lab" not in {card.name for card in load_cards((base,), what.out_dir)}
 
 
+def test_the_figures_of_a_child_that_is_not_kept_are_of_the_share_that_was_judged(
+    site, base, monkeypatch
+):
+    def judged_near_the_parent(before, after, _rehearsal):
+        gain = float(np.mean(np.subtract(after[0.1], before)))
+        return Verdict(False, 0.0, gain, 0.0, "The base stays.", 0.1)
+
+    monkeypatch.setattr(work, "decide", judged_near_the_parent)
+    how = recipe(site[0].parent, shares=[0.1, 1.0], max_steps=10)
+    what = asked(*site, base, fine_tune=how)
+    assert fine_tune(what, answer, Told()) == 0
+    folder = what.out_dir / "models" / "lab"
+    record = json.loads((folder / "adaptation.json").read_text())
+    gains = [one["DiceAfter"] - one["DiceBefore"] for one in record["HeldOut"]]
+    assert np.mean(gains) == pytest.approx(record["Gain"])
+    assert record["Share"] == 0 and record["JudgedShare"] == 0.1
+    assert "<dd>0.1, judged and not kept</dd>" in (folder / "adaptation.html").read_text()
+
+
 def test_a_final_run_on_a_slow_machine_is_as_long_as_what_was_judged(site, base, monkeypatch):
     def slow_at_last(tuning, checkpoint, report, _limit_s, *least):
         limit_s = 1e-4 if checkpoint.stem == "final" else 1e6
@@ -447,12 +466,15 @@ def test_halves_are_those_of_the_template():
 
 def test_the_child_is_kept_only_where_it_gains_and_forgets_nothing():
     kept = decide([0.7, 0.8], {1.0: [0.8, 0.9], 0.5: [0.75, 0.86]}, {0: 0.9, 1.0: 0.85, 0.5: 0.9})
-    assert kept.kept and kept.share == 0.5
+    assert kept.kept and kept.share == kept.judged == 0.5
     assert kept.gain == pytest.approx(0.055)
     forgetful = decide([0.7], {1.0: [0.9]}, {0: 0.9, 1.0: 0.8})
+    assert forgetful.judged == 1.0 and forgetful.share == 0
     assert not forgetful.kept and "loses 0.100 Dice on the rehearsal set" in forgetful.reason
     worse = decide([0.7, 0.7, 0.7], {1.0: [0.9, 0.6, 0.6]}, {0: 0.9, 1.0: 0.9})
     assert not worse.kept and "better on 1 of 3" in worse.reason
+    flat = decide([0.7], {1.0: [0.5], 0.5: [0.7]}, {0: 0.9, 1.0: 0.9, 0.5: 0.9})
+    assert not flat.kept and flat.judged == 0.5
 
 
 def test_a_held_out_part_without_labels_is_not_judged():

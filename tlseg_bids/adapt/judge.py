@@ -206,11 +206,13 @@ class Verdict:
     share : float
         How far from the parent's weights to the child's; 0 if the parent stays.
     gain : float
-        Mean Dice on held-out scans, child minus parent, at that share; NaN if none was judged.
+        Mean Dice on held-out scans, child minus parent; NaN if none was judged.
     forgotten : float
-        Mean Dice on the rehearsal set, parent minus child, at that share.
+        Mean Dice on the rehearsal set, parent minus child.
     reason : str
         A sentence.
+    judged : float
+        The share that gain and loss are of, whether or not the child is kept.
     """
 
     kept: bool
@@ -218,6 +220,7 @@ class Verdict:
     gain: float
     forgotten: float
     reason: str
+    judged: float = 1.0
 
 
 def decide(
@@ -242,7 +245,7 @@ def decide(
         return Verdict(
             False, 0.0, float("nan"), lost[max(lost)],
             "The base stays: no held-out part shows a labelled structure, so nothing can be "
-            "judged; label scans of two persons or more, or both halves of the brain.",
+            "judged; label scans of two persons or more, or both halves of the brain.", max(lost),
         )  # fmt: skip
     verdict = _weighed(gains, lost)
     count = int((~judged).sum())
@@ -263,6 +266,7 @@ def _weighed(gains: dict[float, np.ndarray], lost: dict[float, float]) -> Verdic
             False, 0.0, means[share], lost[share],
             f"The base stays: the adapted model loses {lost[share]:.3f} Dice on the rehearsal set, "
             f"and {MOST_FORGOTTEN:g} is allowed (its gain on held-out scans: {means[share]:+.3f}).",
+            share,
         )  # fmt: skip
     share = max(allowed, key=lambda one: (means[one], one))
     gain, better = means[share], int((gains[share] > 0).sum())
@@ -272,11 +276,13 @@ def _weighed(gains: dict[float, np.ndarray], lost: dict[float, float]) -> Verdic
             False, 0.0, gain, lost[share],
             f"The base stays: on held-out scans the adapted model differs by {gain:+.3f} mean Dice "
             f"and is better on {better} of {count}; at least {LEAST_GAIN:+g} and half are asked.",
+            share,
         )  # fmt: skip
     return Verdict(
         True, share, gain, lost[share],
         f"The adapted model is kept: on held-out scans it gains {gain:+.3f} mean Dice and is "
         f"better on {better} of {count}; on the rehearsal set it differs by {-lost[share]:+.3f}.",
+        share,
     )  # fmt: skip
 
 

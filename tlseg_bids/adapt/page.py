@@ -28,20 +28,22 @@ def write_page(folder: Path, outcome: Outcome) -> Path:
         {"name": one.part, "before": mean(one.base), "after": mean(one.child)}
         for one in outcome.tested
     ]
+    verdict = outcome.verdict
+    share = f"{verdict.judged:g}" + ("" if verdict.kept else ", judged and not kept")
     facts = {
         "Base": f"{outcome.base.name} {outcome.base.version}",
         "Recipe": f"{outcome.how.name}: {outcome.how.summary}",
         "Steps a run": str(outcome.steps),
         "Time": f"{outcome.seconds / 60:.1f} minutes",
-        "Share of the way to the adapted weights": f"{outcome.verdict.share:g}",
+        "Share of the way to the adapted weights": share,
         "Seed": str(outcome.seed),
         "Content key": outcome.key,
     }
     return write_adaptation_page(path, outcome.reading.target, {
         "site": outcome.site,
-        "kept": outcome.verdict.kept,
+        "kept": verdict.kept,
         "earlier": outcome.earlier is not None,
-        "reason": outcome.verdict.reason,
+        "reason": verdict.reason,
         "parts": parts,
         "rows": per_structure(outcome),
         "facts": facts,

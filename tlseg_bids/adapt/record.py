@@ -154,8 +154,9 @@ def write_record(folder: Path, outcome: Outcome, files: Sequence[Path]) -> Path:
     content = {
         "Site": outcome.site, "Base": f"{outcome.base.name} {outcome.base.version}",
         "Kept": outcome.verdict.kept, "Reason": outcome.verdict.reason,
-        "Share": outcome.verdict.share, "Gain": outcome.verdict.gain,
-        "Forgotten": outcome.verdict.forgotten, "Earlier": _earlier(outcome),
+        "Share": outcome.verdict.share, "JudgedShare": outcome.verdict.judged,
+        "Gain": outcome.verdict.gain, "Forgotten": outcome.verdict.forgotten,
+        "Earlier": _earlier(outcome),
         "Recipe": outcome.how.name, "Reasons": outcome.reasons, "Steps": outcome.steps,
         "Seconds": round(outcome.seconds, 1), "Version": __version__,
         "Made": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -254,7 +254,7 @@ class Work:
                 self._judge_fold(one, fold, child, base, quick)
         rehearsal = self._rehearse(material, children[-1])
         verdict = decide(base, quick, rehearsal)
-        share = verdict.share or max(material.how.shares)
+        share = verdict.judged
         rival = None
         if verdict.kept:
             rival = find_rival(earlier, self.asked.jobs[0], self.reading, self.answer)

@@ -352,6 +352,14 @@ def test_a_final_run_on_a_slow_machine_is_as_long_as_what_was_judged(site, base,
     rows = (what.out_dir / "models/lab/curves.tsv").read_text().splitlines()[1:]
     steps = {row.split("\t")[0]: int(row.split("\t")[1]) for row in rows}
     assert list(steps.values()) == [10, 10, 8]
+    sentence = (
+        "The machine became slower, so runs ended before their 10 steps: those of the folds after "
+        "10, 10, the final one after 8."
+    )
+    record = json.loads((what.out_dir / "models/lab/adaptation.json").read_text())
+    assert record["Reasons"][-1] == sentence and record["Steps"] == 8
+    page = (what.out_dir / "models/lab/adaptation.html").read_text()
+    assert sentence in page and "<dt>Steps of the final run</dt><dd>8</dd>" in page
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.test_adapt import PROTOCOL, SIDE, affine, head
-from tlseg_bids.adapt.choose import ENOUGH_STEPS, LEAST_STEPS, Costs, plan_course
+from tlseg_bids.adapt.choose import ENOUGH_STEPS, LEAST_STEPS, Costs, ended_early, plan_course
 from tlseg_bids.adapt.inspect import overlap
 from tlseg_bids.adapt.judge import Fold, held_out, visible
 from tlseg_bids.errors import UsageError
@@ -61,6 +61,10 @@ def test_what_is_asked_for_is_enough():
 def test_a_recipe_of_hardly_any_steps_is_refused_for_what_it_is():
     with pytest.raises(UsageError, match=r"max_steps is 5.*recipe 'test'.*write 10 or more"):
         plan_course(recipe(max_steps=5), PERSONS, Costs(1.0, 1.0, 1e5), 60.0)
+
+
+def test_runs_that_took_all_their_steps_are_not_remarked_upon():
+    assert ended_early(10, [10, 10, 10]) == ()
 
 
 def test_both_stages_are_timed(monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 from tlseg_bids.adapt.inspect import Inspected
 from tlseg_bids.adapt.judge import FOLDS, REHEARSAL_CONTRASTS, folds
 from tlseg_bids.adapt.reading import Reading
-from tlseg_bids.errors import UsageError, amount
+from tlseg_bids.errors import UsageError, amount, listed
 from tlseg_bids.train.adaptation import Adaptation, load_adaptation
 
 AUTO = "auto"
@@ -141,3 +141,22 @@ def plan_course(how: Adaptation, subjects: Sequence[str], costs: Costs, minutes:
         f"scan {costs.answer:.1f} s, and the budget is "
         f"{amount(float(minutes), 'minute')}.",
     ))  # fmt: skip
+
+
+def ended_early(planned: int, taken: Sequence[int]) -> tuple[str, ...]:
+    """A sentence where runs ended before their `planned` steps.
+
+    Parameters
+    ----------
+    planned : int
+        `Course.steps`.
+    taken : sequence of int
+        Steps of each fold's run and, last, of the final one.
+    """
+    if min(taken) >= planned:
+        return ()
+    *parts, final = taken
+    return (
+        f"The machine became slower, so runs ended before their {planned} steps: those of the "
+        f"folds after {listed(parts)}, the final one after {final}.",
+    )

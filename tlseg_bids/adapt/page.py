@@ -33,7 +33,7 @@ def write_page(folder: Path, outcome: Outcome) -> Path:
     facts = {
         "Base": f"{outcome.base.name} {outcome.base.version}",
         "Recipe": f"{outcome.how.name}: {outcome.how.summary}",
-        "Steps a run": str(outcome.steps),
+        "Steps of the final run": str(outcome.steps),
         "Time": f"{outcome.seconds / 60:.1f} minutes",
         "Share of the way to the adapted weights": share,
         "Seed": str(outcome.seed),

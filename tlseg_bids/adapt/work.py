@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tlseg_bids.adapt.choose import AUTO, Costs, Course, choose_recipe, plan_course
+from tlseg_bids.adapt.choose import (
+    AUTO,
+    Costs,
+    Course,
+    choose_recipe,
+    ended_early,
+    plan_course,
+)
 from tlseg_bids.adapt.earlier import Rival, against_earlier, earlier_model, find_rival
 from tlseg_bids.adapt.evidence import why_wrong
 from tlseg_bids.adapt.inspect import Answer, Inspected, inspect
@@ -151,10 +158,12 @@ class Work:
         course = self._course(material)
         earlier = earlier_model(folder)
         tested, verdict, child, curves = self._train(material, course, earlier)
+        steps = [int(rows[-1][0]) for rows in curves.values()]
+        reasons += (*course.reasons, *ended_early(course.steps, steps))
         outcome = Outcome(
             self.config.site, self.asked.key, self.card, self.reading, how,
             tuple(one.labelled for one in inspected), refused, self.asked.collected.unlabelled,
-            (*reasons, *course.reasons), tested, verdict, int(curves[FINAL][-1][0]),
+            reasons, tested, verdict, steps[-1],
             time.monotonic() - self.begun, self.config.random_seed, curves,
             tuple(protocol.name for protocol in material.model.heads),
             self.stock.segmenter_options(material.model), earlier,

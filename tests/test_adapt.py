@@ -281,10 +281,13 @@ def test_one_person_is_divided_in_halves_and_a_killed_run_goes_on(tmp_path, base
     assert not (folder / "lab" / "adaptation.json").exists()
     (kept,) = (folder / ".work").iterdir()
     assert {"course.json", "sub-00_T1w.npz", "fold-left.pt"} <= {p.name for p in kept.iterdir()}
+    cut = finetune_run.load_checkpoint(kept / "fold-left.pt")
+    finetune_run.save_checkpoint({**cut, "seconds": 5000.0}, kept / "fold-left.pt")
     told = Told()
     assert fine_tune(what, answer, told) == 0
     assert not any("fold 1" in line for line in told.lines)
     record = json.loads((folder / "lab" / "adaptation.json").read_text())
+    assert record["Seconds"] > 5000, "training before the interruption counts"
     assert [one["Part"] for one in record["HeldOut"]] == ["sub-00_T1w left", "sub-00_T1w right"]
     assert not kept.exists()
 

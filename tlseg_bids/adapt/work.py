@@ -144,7 +144,7 @@ class Work:
         check_adaptable(self.card, self.reading.new_head)
         self.jobs = {f"{job.scan.stem}_{job.scan.suffix}": job for job in asked.jobs}
         self.stock = Stock(self.card, self.reading)
-        self.begun = time.monotonic()
+        self.begun, self.carried_s = time.monotonic(), 0.0
 
     def adapt(self, folder: Path) -> dict[str, Any]:
         """Do everything and write `folder`; returns the record."""
@@ -164,7 +164,7 @@ class Work:
             self.config.site, self.asked.key, self.card, self.reading, how,
             tuple(one.labelled for one in inspected), refused, self.asked.collected.unlabelled,
             reasons, tested, verdict, steps[-1],
-            time.monotonic() - self.begun, self.config.random_seed, curves,
+            self.carried_s + time.monotonic() - self.begun, self.config.random_seed, curves,
             tuple(protocol.name for protocol in material.model.heads),
             self.stock.segmenter_options(material.model), earlier,
         )  # fmt: skip
@@ -255,7 +255,9 @@ class Work:
             tuning = self._run(one, course.steps)
             report = self._reporter(number, len(parts), done, total)
             least = round(LEAST_SHARE * np.mean(taken)) if fold is None else 0
+            begun = time.monotonic()
             child = run(tuning, self.kept / f"{name}.pt", report, course.limit_s, least)
+            self.carried_s += max(0.0, tuning.seconds - (time.monotonic() - begun))
             taken.append(tuning.step)
             curves[name], done = tuning.curve, done + course.steps
             children.append(child)

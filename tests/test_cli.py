@@ -414,7 +414,8 @@ def test_an_error_is_one_line_and_a_traceback_from_vv_on(app, folders, capsys):
 def test_control_c(app, folders, capsys):
     app.answer = KeyboardInterrupt()
     assert run.main(folders) == 130
-    assert "finished scans are kept" in capsys.readouterr().err
+    told = "tlseg: stopped; finished scans are kept, and the same command goes on from there\n"
+    assert capsys.readouterr().err == told
 
 
 def test_sigterm_is_control_c(app, folders, capsys):

@@ -132,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return report(system_error(error), "tlseg", verbosity)
     except KeyboardInterrupt:
-        print("tlseg: stopped; finished scans are kept", file=sys.stderr)
+        told = "finished scans are kept, and the same command goes on from there"
+        print(f"tlseg: stopped; {told}", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 import torch
 
 from tests.test_adapt import PROTOCOL, SIDE, affine, head
-from tlseg_bids.adapt.choose import ENOUGH_STEPS, LEAST_STEPS, Costs, ended_early, plan_course
+from tlseg_bids.adapt.choose import (
+    ENOUGH_STEPS,
+    LEAST_STEPS,
+    SECONDS_TO_WRITE,
+    Costs,
+    ended_early,
+    plan_course,
+)
 from tlseg_bids.adapt.inspect import overlap
 from tlseg_bids.adapt.judge import Fold, held_out, visible
 from tlseg_bids.errors import UsageError
@@ -41,26 +49,34 @@ def seen(channels: np.ndarray, base: np.ndarray, shift_mm: float = 0.0):
     [(10_000.0, 4), (5.5 * ENOUGH_STEPS, 4), (4.5 * ENOUGH_STEPS, 3), (60.0, 2)],
 )
 def test_there_are_as_many_folds_as_leave_enough_steps(left, folds):
-    course = plan_course(recipe(max_steps=1000), PERSONS, Costs(1.0, 0.0, left + 10), 1.0)
+    course = plan_course(recipe(max_steps=1000), PERSONS, Costs(1.0, 0.0, 0.0, left + 10), 1.0)
     assert course.folds == folds
     assert course.steps == min(int(left / (folds + 1)), 1000)
 
 
 def test_what_is_asked_for_is_enough():
-    how, costs = recipe(), Costs(3.0, 2.0, 100.0)
+    how, costs = recipe(), Costs(3.0, 2.0, 0.5, 100.0)
     with pytest.raises(UsageError, match=r"2 minutes are too few.*--budget.*give \d+") as caught:
         plan_course(how, PERSONS, costs, 2.0)
     asked = int(caught.value.hint.split()[1])
     assert asked > 2
-    enough = Costs(costs.step, costs.answer, costs.left + 60 * (asked - 2))
+    enough = replace(costs, left=costs.left + 60 * (asked - 2))
     assert plan_course(how, PERSONS, enough, asked).steps >= LEAST_STEPS
     with pytest.raises(UsageError):
-        plan_course(how, PERSONS, Costs(costs.step, costs.answer, enough.left - 60), asked - 1)
+        plan_course(how, PERSONS, replace(costs, left=enough.left - 60), asked - 1)
+
+
+def test_a_synthesised_head_is_not_taken_for_a_scan_that_is_labelled():
+    """It is labelled on a coarse grid alone: 3 s where a scan took 40 s."""
+    costs = Costs(1.0, 40.0, 3.0, 1500.0)
+    course = plan_course(recipe(shares=(0.6, 0.8, 1.0)), PERSONS[:2], costs, 25.0)
+    judging = 2 * 5 * costs.answer + 6 * 4 * costs.head
+    assert course.steps == int((costs.left - judging - SECONDS_TO_WRITE) / 3) > 300
 
 
 def test_a_recipe_of_hardly_any_steps_is_refused_for_what_it_is():
     with pytest.raises(UsageError, match=r"max_steps is 5.*recipe 'test'.*write 10 or more"):
-        plan_course(recipe(max_steps=5), PERSONS, Costs(1.0, 1.0, 1e5), 60.0)
+        plan_course(recipe(max_steps=5), PERSONS, Costs(1.0, 1.0, 1.0, 1e5), 60.0)
 
 
 def test_runs_that_took_all_their_steps_are_not_remarked_upon():

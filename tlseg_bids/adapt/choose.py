@@ -25,10 +25,19 @@ SLOWER = 1.3
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, measured on this machine: a step, labelling a scan, and what the budget leaves."""
+    """Seconds, measured on this machine, and what the budget leaves of them.
+
+    Parameters
+    ----------
+    step, answer, head : float
+        A step of training, labelling a scan, synthesising and labelling a head to rehearse on.
+    left : float
+        Of the budget.
+    """
 
     step: float
     answer: float
+    head: float
     left: float
 
 
@@ -123,8 +132,9 @@ def plan_course(how: Adaptation, subjects: Sequence[str], costs: Costs, minutes:
             f"recipe '{how.name}'", f"write {LEAST_STEPS} or more",
         )  # fmt: skip
     judged = len(subjects) * (1 if len(set(subjects)) > 1 else 2)
-    looks = (judged + len(REHEARSAL_CONTRASTS)) * (len(how.shares) + 2)
-    left = costs.left - looks * costs.answer - SECONDS_TO_WRITE
+    judging = judged * (len(how.shares) + 2) * costs.answer
+    judging += len(REHEARSAL_CONTRASTS) * (len(how.shares) + 1) * costs.head
+    left = costs.left - judging - SECONDS_TO_WRITE
     for count in range(len(folds(subjects, FOLDS)), 1, -1):
         steps = int(min(left / ((count + 1) * costs.step), how.max_steps))
         if steps >= min(how.max_steps, ENOUGH_STEPS):

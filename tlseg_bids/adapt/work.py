@@ -225,20 +225,28 @@ class Work:
             return Course(
                 stored["Folds"], stored["Steps"], stored["LimitSeconds"], tuple(stored["Reasons"])
             )
-        trial = self._run(material, steps=1000)
-        step = measure_step(trial)
-        begun = time.monotonic()
-        self._labels(material.model, material.inspected[0])
-        seconds = time.monotonic() - begun
-        left = 60 * self.config.budget_minutes - (time.monotonic() - self.begun)
         subjects = [one.labelled.scan.subject for one in material.inspected]
-        costs = Costs(step, seconds, left)
-        course = plan_course(material.how, subjects, costs, self.config.budget_minutes)
+        costs, minutes = self._costs(material), self.config.budget_minutes
+        course = plan_course(material.how, subjects, costs, minutes)
         write_json(self.kept / COURSE, {
             "Recipe": material.how.name, "Folds": course.folds, "Steps": course.steps,
             "LimitSeconds": course.limit_s, "Reasons": course.reasons,
         })  # fmt: skip
         return course
+
+    def _costs(self, material: Material) -> Costs:
+        """What a step, a label and a synthesised head take here, and what the budget leaves."""
+        step = measure_step(self._run(material, steps=1000))
+        began = [time.monotonic()]
+        self._labels(material.model, material.inspected[0])
+        began.append(time.monotonic())
+        parent = material.parent
+        heads = rehearsal_set(material.maps[:1], parent.box_mm, parent.spacing_mm)
+        rehearsal_dice(material.model, heads)
+        began.append(time.monotonic())
+        answer, head = np.diff(began).tolist()
+        left = 60 * self.config.budget_minutes - (began[-1] - self.begun)
+        return Costs(step, answer, head, left)
 
     def _train(
         self, material: Material, course: Course, earlier: ModelCard | None

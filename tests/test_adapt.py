@@ -373,15 +373,27 @@ def test_a_final_run_on_a_slow_machine_is_as_long_as_what_was_judged(site, base,
     ],
 )
 def test_wrong_labels_are_refused_with_a_reason_and_the_others_go_on(
-    tmp_path, base, wrong, sentence
+    tmp_path, base, wrong, sentence, caplog
 ):
     site = write_site(tmp_path, {"sub-00": head(0), "sub-01": wrong})
     what = asked(*site, base, fine_tune=recipe(tmp_path, max_steps=10))
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(what, answer, Told(stop_at="fold 2"))
+    assert f"sub-01_T1w is left out: {sentence}" in caplog.text, "before anything is trained"
     assert fine_tune(what, answer, Told()) == 1
     record = json.loads((what.out_dir / "models/lab/adaptation.json").read_text())
     assert [one["Name"] for one in record["Refused"]] == ["sub-01_T1w"]
     assert sentence in record["Refused"][0]["What"]
     assert [one["Scan"] for one in record["Scans"]] == ["sub-00_T1w"]
+
+
+def test_what_cannot_be_used_is_told_before_anything_is_trained(site, base, caplog):
+    file = site[1] / "sub-00/anat/sub-00_space-T1w_seg-aseg_dseg.nii.gz"
+    save_nifti(file, head(0)[:-1])
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(asked(*site, base), answer, Told(stop_at="fold 1"))
+    assert "sub-00_T1w: the labels" in caplog.text and "on another grid" in caplog.text
+    assert "without labels, and skipped: sub-02_T1w" in caplog.text
 
 
 def test_if_all_labels_are_wrong_nothing_is_learned(tmp_path, base):

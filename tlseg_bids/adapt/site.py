@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -75,6 +76,9 @@ def fine_tune(config: Config, answer: Answer, progress: Progress) -> int:
     if config.dry_run:
         print(describe(config, card, collected), end="")
         return 0
+    _tell(collected.refused)
+    if collected.unlabelled:
+        LOG.warning("without labels, and skipped: %s", listed(collected.unlabelled))
     folder = config.out_dir / "models" / config.site
     key = content_key(config, card, collected)
     with hold(folder.parent / f".{config.site}.lock", f"model '{config.site}' is being adapted"):
@@ -87,14 +91,11 @@ def fine_tune(config: Config, answer: Answer, progress: Progress) -> int:
             shutil.rmtree(kept, ignore_errors=True)
         else:
             LOG.info("the same inputs gave %s before; it is reused", folder)
-    refused = refused_now(record, collected)
-    for one in refused:
-        LOG.warning("%s: %s – %s", one.name, one.what, one.hint)
-    if collected.unlabelled:
-        LOG.warning("without labels, and skipped: %s", listed(collected.unlabelled))
+    wrong = found_wrong(record, collected)
+    _tell(wrong)
     place = folder if record["Kept"] or not (folder / CARD).is_file() else folder / NOT_KEPT
     print(f"{config.site}: {record['Reason']}\n{place}")
-    return int(bool(refused))
+    return int(bool(collected.refused or wrong))
 
 
 def base_jobs(config: Config, matched: Matched) -> tuple[list[Job], Matched]:
@@ -168,14 +169,19 @@ def content_key(config: Config, card: ModelCard, collected: Collected) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def refused_now(record: dict[str, Any], collected: Collected) -> list[Refused]:
-    """What could not be used: of the labels as they are now, and by the record's look at them.
+def found_wrong(record: dict[str, Any], collected: Collected) -> list[Refused]:
+    """Labels that can be read and that the record's look at the scans found to be wrong.
 
     A record is reused where the usable labels are the same; others may have come or gone since.
     """
     looked_at = {one.name for one in collected.usable}
     seen = [Refused(one["Name"], one["What"], one["Hint"]) for one in record["Refused"]]
-    return [*collected.refused, *(one for one in seen if one.name in looked_at)]
+    return [one for one in seen if one.name in looked_at]
+
+
+def _tell(refused: Iterable[Refused]) -> None:
+    for one in refused:
+        LOG.warning("%s: %s – %s", one.name, one.what, one.hint)
 
 
 def describe(config: Config, card: ModelCard, collected: Collected) -> str:

@@ -5,6 +5,7 @@ What takes time is kept in a work folder, so that a run that was cut off goes on
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ from tlseg_bids.zoo.assemble import stored_atlases
 from tlseg_bids.zoo.card import ModelCard
 from tlseg_bids.zoo.weights import load_weights
 
+LOG = logging.getLogger(__name__)
 FINAL = "final"
 COURSE = "course.json"
 LEAST_SHARE = 0.8
@@ -211,6 +213,7 @@ class Work:
                 kept.append(one)
             else:
                 refused.append(Refused(one.name, *why))
+                LOG.warning("%s is left out: %s – %s", one.name, *why)
         if not kept:
             raise DataError(
                 f"no labelled scan can be used; {refused[0].name}: {refused[0].what}",

@@ -47,6 +47,7 @@ from tlseg_bids.bids.scan import Scan
 from tlseg_bids.bids.spaces import Space
 from tlseg_bids.bids.validate import find_validator
 from tlseg_bids.bids.write import Derivatives
+from tlseg_bids.cli.run import main
 from tlseg_bids.errors import (
     CannotCreateError,
     LockedError,
@@ -863,6 +864,17 @@ def test_a_second_dataset_is_not_mixed_with_the_first(tmp_path):
             "other; if both are the same dataset, give them the same Name and DatasetDOI"
         )
         assert link_of(out_dir) == "../a"
+
+
+def test_a_dry_run_tells_of_an_output_folder_that_is_not_its_own(tmp_path, capsys):
+    one, two = described(tmp_path / "a", "one"), described(tmp_path / "b", "two")
+    Derivatives(tmp_path / "out", one).write_root([small_card()], PROTOCOLS)
+    words = [str(tmp_path / "out"), "participant", "--dry-run", "--device", "cpu"]
+    assert main([str(two), *words]) == CannotCreateError.exit_code == 73
+    assert "holds results of another dataset, 'one'" in capsys.readouterr().err
+    assert main([str(one), *words]) == 0
+    assert main([str(two), str(tmp_path / "new"), *words[1:]]) == 0
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 
 from tlseg_bids import __version__
 from tlseg_bids.bids.discover import discover
-from tlseg_bids.bids.root import forget_replaced, hold_root
+from tlseg_bids.bids.root import check_root, forget_replaced, hold_root
 from tlseg_bids.bids.runlog import RunLog
 from tlseg_bids.bids.validate import validate
 from tlseg_bids.bids.write import Derivatives
@@ -68,6 +68,7 @@ def participant(config: Config, progress: Progress) -> int:
     """
     plan = decide(config)
     if config.dry_run:
+        check_root(config.out_dir, config.bids_dir)
         print(describe(plan), end="")
         return 0
     cards = tuple({job.card.name: job.card for job in plan.jobs}.values())

@@ -87,8 +87,7 @@ def write_root_files(
             f"choose another, such as {bids_dir / 'derivatives' / PROGRAM}",
         )  # fmt: skip
     with hold_root(out_dir):
-        old = _existing(out_dir)
-        _check_source(out_dir, bids_dir)
+        old = check_root(out_dir, bids_dir)
         description = _description(out_dir, bids_dir, cards, old)
         update_text(out_dir / "dataset_description.json", as_json(description))
         if not (out_dir / "README.md").exists():
@@ -99,6 +98,19 @@ def write_root_files(
         for name, table in protocols.items():
             update_text(out_dir / f"seg-{name}_dseg.tsv", label_table(table))
         _write_bidsignore(out_dir / ".bidsignore")
+
+
+def check_root(out_dir: Path, bids_dir: Path) -> dict[str, Any]:
+    """The dataset_description.json that is there, empty if none is; nothing is written.
+
+    Raises
+    ------
+    CannotCreateError
+        If the folder holds another program's dataset or results of another dataset.
+    """
+    old = _existing(out_dir)
+    _check_source(out_dir, bids_dir)
+    return old
 
 
 def hold_root(out_dir: Path) -> contextlib.AbstractContextManager[None]:

@@ -124,7 +124,8 @@ def _models(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--offline", action="store_true",
-        help="never fetch weights; without it they are fetched once, where they lie elsewhere",
+        help="never fetch weights or templates; without it they are fetched once, where they lie "
+        "elsewhere",
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from tlseg_bids.zoo.card_file import check_card, digest, read_card, to_toml, wri
 from tlseg_bids.zoo.evidence import counts
 from tlseg_bids.zoo.licence import all_of
 from tlseg_bids.zoo.registry import BUILTIN, find_card, load_cards, mean_score, most_robust, ranked
+from tlseg_bids.zoo.settings import check_complete
 from tlseg_bids.zoo.weights import cached_file, describe, fetch, load_weights, unavailable, verify
 
 
@@ -722,6 +723,7 @@ def test_the_example_in_the_documentation_is_a_card(tmp_path):
     path.write_text(example.replace(sentence, "a" * 64), encoding="utf-8")
     card = read_card(path)
     assert card.memory == Memory()
+    check_complete({k: v for k, v in card.preprocess.items() if k != "placed_by"}, path)
     keys = set(tomllib.loads(to_toml(card)))
     assert keys == {field.name for field in fields(card)} - {"path", "training", "tables"}
 

@@ -221,6 +221,15 @@ def test_a_thick_slice_averages_over_itself():
     assert (thick > 0.05).sum(1).min() >= 3
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_patch_thinner_than_a_slice_of_the_scan_is_seen_whole(size):
+    scan = scanner.scan_matrix(size, 6.0, 0.99, 0.4)
+    torch.testing.assert_close(scan.sum(1), torch.ones(len(scan)))
+    back = scanner.grid_matrix(size, 6.0, 0.99, len(scan))
+    flat = torch.full((size, 1), 0.7)
+    torch.testing.assert_close(back @ scan @ flat, flat)
+
+
 def test_ghosts_lie_along_the_phase_encoding_axis():
     image = torch.zeros(32, 32, 32)
     image[12:20, 12:20, 12:20] = 1

@@ -37,7 +37,8 @@ def scan_matrix(size: int, factor: float, phase: float, sigma: float) -> Tensor:
 
     Each of its voxels, `factor` patch voxels apart and `phase` of a voxel from the patch's end, is
     a Gaussian mean of standard deviation `sigma` (patch voxels), integrated over the patch's
-    voxels, with rows that sum to one.
+    voxels, with rows that sum to one. A voxel so far beyond a thin patch that it sees none of it
+    shows the patch's last one.
     """
     count = max(math.floor((size - 1 - phase) / factor) + 1, 2)
     centre = phase + factor * torch.arange(count, dtype=torch.float64)
@@ -45,6 +46,7 @@ def scan_matrix(size: int, factor: float, phase: float, sigma: float) -> Tensor:
     width = max(sigma, _NARROWEST) * math.sqrt(2)
     below = torch.erf((edges[None] - centre[:, None]) / width)
     weight = below.diff(dim=1)
+    weight[weight.sum(1) == 0, -1] = 1
     return (weight / weight.sum(1, keepdim=True)).float()
 
 

@@ -142,6 +142,24 @@ def test_voxels_of_a_structure_that_is_merged_in_part_are_taught_as_merged():
     assert found.tolist() == [0, 0, 0], "no voxel is asked for a channel that answers nothing"
 
 
+def test_merges_that_share_a_structure_are_one_when_they_are_folded():
+    """Of a structure's two sources each is merged with another one: none of the three is told."""
+    matrix = np.eye(5, dtype=np.float32)[[0, 1, 3, 4]]
+    matrix[1, 2] = 1
+    found, group = folded(torch.arange(5), np.array([0, 3, 4, 3, 4]), matrix)
+    assert group.tolist() == [0, 1, 1, 1]
+    assert found.tolist() == [0, 1, 1, 1, 1]
+
+
+def test_what_is_merged_into_a_merged_structure_goes_with_it(heads):
+    """Whatever their order: 5 is not told from 4, nor 4 from the background."""
+    channel = {int(index): number for number, index in enumerate(PROTOCOL.indices)}
+    for pairs in ([[5, 4], [4, 0]], [[4, 0], [5, 4]]):
+        group = load_dataset(heads / "balls", "balls", {"merge": pairs})[0].group
+        assert group[channel[5]] == group[channel[4]] == 0
+        assert group[channel[24]] == channel[24]
+
+
 def test_two_images_are_shown_as_two_channels(heads):
     rules = {**PARCELS, "images": ["T1w"]}
     recipe = flat(

@@ -155,9 +155,8 @@ def folded(channels: Tensor, group: np.ndarray, matrix: np.ndarray) -> tuple[Ten
     new = np.arange(len(matrix))
     for source, merged in enumerate(into[group]):
         if into[source] != IGNORE and merged != IGNORE:
-            new[into[source]] = new[merged]
-    while (new[new] != new).any():
-        new = new[new]
+            kept, gone = sorted((new[into[source]], new[merged]))  # the background is always kept
+            new[new == gone] = kept
     known = into != IGNORE
     into[known] = new[into[known]]
     return torch.as_tensor(into, device=channels.device)[channels], new

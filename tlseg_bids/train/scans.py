@@ -64,7 +64,7 @@ def load_dataset(root: Path, name: str, rules: dict[str, Any]) -> list[Sample]:
     channel = {int(i): c for c, i in enumerate(protocol.indices)}
     group = np.arange(len(protocol))
     for absent, into in rules.get("merge", []):
-        group[channel[absent]] = channel[into]
+        group[group == group[channel[absent]]] = group[channel[into]]
     samples, ages, moves = [], AgeReader(root), dict(rules.get("moved", {}))
     for file in files:
         labels, stem = load_labels(file), stem_of(file)

@@ -13,6 +13,8 @@ from heads import PARCELS, tiny_recipe, write_heads, write_parcels
 from torch import nn
 
 from tlseg_bids.errors import DataError, UsageError
+from tlseg_bids.labels.mapping import load_mapping
+from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.descent import Descent, build_optimiser, rate_at, set_rate
 from tlseg_bids.train.loop import Training, train
 from tlseg_bids.train.losses import Weights, borders, segmentation_loss
@@ -153,12 +155,32 @@ def test_one_example_teaches_both_heads_the_mean_of_their_losses(heads):
         found = run.network.every(one.image, heads=[number], parts=()).logits[0][0]
         target, known = one.target, one.known
         if number:
-            matrix = run.teach.folds["braincolor", name]
+            matrix = torch.as_tensor(run.teach.folds["braincolor", name])
             target = torch.einsum("tc,ncijk->ntijk", matrix, target)
             known = target.sum(1)
         each.append(segmentation_loss(found, target, known, torch.arange(target.shape[1]))[0])
     assert float(loss.detach()) == pytest.approx(float(torch.stack(each).mean().detach()), rel=0.02)
     assert moved(run) == {"down", "up", "more_up", "heads"}
+
+
+def test_what_a_dataset_merges_is_merged_for_the_other_head_too(heads):
+    """Labels that do not tell a thalamus from a caudate tell them in no head."""
+    pairs = load_mapping("braincolor_to_aseg").pairs
+    sources = [next(s for s, target in pairs.items() if target == label) for label in (10, 11)]
+    recipe = plain(
+        protocol="braincolor", more_heads=["aseg"], loss=Loss(joint=True),
+        datasets={"parcels": {**PARCELS, "merge": [sources]}},
+    )  # fmt: skip
+    run = Training(recipe, heads, None)
+    one = run.draw(run.rng)
+    indices = load_protocol("aseg").indices
+    thalamus, caudate = (int(np.flatnonzero(indices == label)[0]) for label in (10, 11))
+    with torch.no_grad():  # all of the two for one of them, then for the other
+        found = []
+        for answered, empty in ((thalamus, caudate), (caudate, thalamus)):
+            run.network.heads[1].bias[answered], run.network.heads[1].bias[empty] = 5.0, -5.0
+            found.append(float(run.teach(run.network, [one])[0, 0]))
+    assert found[0] == pytest.approx(found[1], rel=2e-4)
 
 
 def test_what_a_network_cannot_do_is_said(heads):

@@ -127,6 +127,38 @@ class Sample:
         return load_mapping(f"{self.protocol.name}_to_{self.taught}").channel_matrix()
 
 
+def folded(
+    channels: torch.Tensor, group: np.ndarray, matrix: np.ndarray
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Channels and group in another protocol.
+
+    Parameters
+    ----------
+    channels : Tensor of int64
+        Merged channels, `IGNORE` where nothing is known; what has no counterpart becomes that, too.
+    group : ndarray, shape (channels,)
+        Merged channel of each channel.
+    matrix : ndarray, shape (new channels, channels)
+        See `LabelMapping.channel_matrix`.
+
+    Returns
+    -------
+    Tensor of int64, ndarray of shape (new channels,)
+        Merged channels of the other protocol, and the merged channel of each of its channels. Where
+        one of several sources of a channel is merged with another channel's, both channels are.
+    """
+    into = np.full(256, IGNORE)
+    into[: matrix.shape[1]] = np.where(matrix.sum(0) > 0, matrix.argmax(0), IGNORE)
+    new = np.arange(len(matrix))
+    for source, merged in enumerate(into[group]):
+        if into[source] != IGNORE and merged != IGNORE:
+            kept, gone = sorted((new[into[source]], new[merged]))  # the background is always kept
+            new[new == gone] = kept
+    known = into != IGNORE
+    into[known] = new[into[known]]
+    return torch.as_tensor(into, device=channels.device)[channels], new
+
+
 def sample_centroids(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Centroids (channels, 3) in mm and masses (channels,) of the template's channels.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tlseg_bids.labels.protocol import load_protocol
-from tlseg_bids.train.dataset import IGNORE, Sample, load_classes
+from tlseg_bids.train.dataset import IGNORE, Sample, folded, load_classes
 from tlseg_bids.train.losses import soft_target
 from tlseg_bids.train.places import PLACED, Spot, draw_spot, draw_voxels, one_sided
 from tlseg_bids.train.recipe import Recipe
@@ -130,36 +130,6 @@ class Example:
         """What else the network is told."""
         told = {"member": self.member, "voxels": self.voxels}
         return {key: value for key, value in told.items() if value is not None}
-
-
-def folded(channels: Tensor, group: np.ndarray, matrix: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """Channels and group in another protocol.
-
-    Parameters
-    ----------
-    channels : Tensor of int64
-        Merged channels, `IGNORE` where nothing is known; what has no counterpart becomes that, too.
-    group : ndarray, shape (channels,)
-        Merged channel of each channel.
-    matrix : ndarray, shape (new channels, channels)
-        See `LabelMapping.channel_matrix`.
-
-    Returns
-    -------
-    Tensor of int64, ndarray of shape (new channels,)
-        Merged channels of the other protocol, and the merged channel of each of its channels. Where
-        one of several sources of a channel is merged with another channel's, both channels are.
-    """
-    into = np.full(256, IGNORE)
-    into[: matrix.shape[1]] = np.where(matrix.sum(0) > 0, matrix.argmax(0), IGNORE)
-    new = np.arange(len(matrix))
-    for source, merged in enumerate(into[group]):
-        if into[source] != IGNORE and merged != IGNORE:
-            kept, gone = sorted((new[into[source]], new[merged]))  # the background is always kept
-            new[new == gone] = kept
-    known = into != IGNORE
-    into[known] = new[into[known]]
-    return torch.as_tensor(into, device=channels.device)[channels], new
 
 
 class Draw:

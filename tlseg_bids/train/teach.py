@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tlseg_bids.errors import DataError, UsageError
 from tlseg_bids.labels.mapping import known_mappings, load_mapping
-from tlseg_bids.train.dataset import IGNORE, Sample, load_classes
+from tlseg_bids.train.dataset import IGNORE, Sample, folded, load_classes
 from tlseg_bids.train.losses import Weights, segmentation_loss
 from tlseg_bids.train.places import one_sided
 
@@ -99,7 +99,7 @@ class Teacher:
             for name in recipe.heads for member in members
         }  # fmt: skip
         self.folds = {
-            (a, b): torch.as_tensor(load_mapping(f"{a}_to_{b}").channel_matrix(), device=device)
+            (a, b): load_mapping(f"{a}_to_{b}").channel_matrix()
             for a in recipe.heads for b in recipe.heads
             if recipe.loss.joint and f"{a}_to_{b}" in known_mappings()
         }  # fmt: skip
@@ -145,9 +145,9 @@ class Teacher:
         target, known, group = one.target, one.known, one.group
         names = self.recipe.heads
         if head != one.head:
-            matrix = self.folds[names[one.head], names[head]]
+            matrix, group = self._fold(names[one.head], names[head], group)
             target = torch.einsum("tc,ncijk->ntijk", matrix, target)
-            known, group = target.sum(1), torch.arange(len(matrix), device=self.device)
+            known = target.sum(1)
         if self.how.rim:
             known = known * near(target, self.how.rim)
         weights = self.weights[names[head], one.member]
@@ -159,6 +159,13 @@ class Teacher:
             small = [F.avg_pool3d(x, 2**level) for x in (target * (known > 0), known)]
             loss = loss + share * segmentation_loss(answer, *small, group, weights)[0]
         return loss, dice
+
+    def _fold(self, own: str, other: str, group: Tensor) -> tuple[Tensor, Tensor]:
+        """Matrix (channels of `other`, channels of `own`) for merged channels, and their group."""
+        matrix = self.folds[own, other]
+        into, merged = folded(torch.arange(matrix.shape[1]), group.cpu().numpy(), matrix)
+        rows = into == torch.arange(len(matrix))[:, None]
+        return rows.float().to(self.device), torch.as_tensor(merged, device=self.device)
 
     def _weights(self, samples: list[Sample], member: int | None) -> Weights:
         """What counts how much for one of several networks, or for the only one (None)."""

@@ -18,12 +18,13 @@ from tlseg_bids.networks import build
 from tlseg_bids.preprocess.register import affine, centroids, robust_affine, similarity
 from tlseg_bids.segment.model import load_model
 from tlseg_bids.train import losses
-from tlseg_bids.train.dataset import IGNORE, label_centroids, load_classes
-from tlseg_bids.train.draw import prior_patch
+from tlseg_bids.train.dataset import IGNORE, align, build_template, label_centroids, load_classes
+from tlseg_bids.train.draw import atlas, prior_patch
 from tlseg_bids.train.export import export
 from tlseg_bids.train.loop import Training, train
 from tlseg_bids.train.losses import fold, segmentation_loss, soft_target
 from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
+from tlseg_bids.train.scans import load_dataset
 from tlseg_bids.train.start import adopt, load_start
 from tlseg_bids.train.supply import load_samples
 from tlseg_bids.train.synth import Mix, Random, Shape, class_means, paint, strip_skull
@@ -466,3 +467,22 @@ def test_an_atlas_is_read_as_by_linear_interpolation():
         prior[None], grid, padding_mode="border", align_corners=False
     )
     torch.testing.assert_close(prior_patch(prior, box, corner, sides, spacing), wanted)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("spacing_mm", [4.0, 7.0, 8.0])
+def test_an_atlas_lies_where_its_structures_do_whatever_the_box(heads, spacing_mm, mirror):
+    """A box that no number of such voxels fills, and whose middle is not that of the head."""
+    box = [[-80.0, 72.0], [-100.0, 90.0], [-76.0, 80.0]]
+    samples = load_dataset(heads / "balls", "balls", {})
+    template = build_template(samples, PROTOCOL)
+    align(samples, template)
+    found = atlas(samples, box, spacing_mm, mirror)
+    corner = np.array([-79.0, -99.0, -75.0])
+    whole = prior_patch(found, box, corner, (76, 95, 78), 2.0)
+    for label in (10, 17, 49, 53):
+        row = int(np.flatnonzero(PROTOCOL.indices == label)[0])
+        share = whole[0, row].double().numpy()
+        index = np.stack(np.nonzero(share), 1)
+        centre = np.average(index, 0, share[share > 0]) * 2.0 + corner
+        assert np.abs(centre - template[row]).max() < 1.5, (label, centre)

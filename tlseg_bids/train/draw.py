@@ -29,35 +29,49 @@ def atlas(
     Returns
     -------
     Tensor, shape (channels, I, J, K), float32
-        At `spacing_mm`; voxel (0, 0, 0) is centred half a voxel inside the box's low corner.
+        Its voxels fill the box and are as near to `spacing_mm` as they can be along each axis;
+        voxel (0, 0, 0) is centred half a voxel inside the box's low corner.
     """
     first, matrix = samples[0], samples[0].folding()
     classes = load_classes(first.protocol)
     protocol = first.protocol if matrix is None else load_protocol(first.taught)
-    channels = len(protocol)
-    low = np.array([b[0] for b in box_mm]) + spacing_mm / 4
-    size = [round((b[1] - b[0]) / spacing_mm) for b in box_mm]
-    axes = [
-        torch.arange(2 * n, dtype=torch.float32) * spacing_mm / 2 + float(start)
-        for n, start in zip(size, low, strict=True)
-    ]
-    positions = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     target = torch.as_tensor(np.append(classes.target, np.zeros(256 - len(classes.target), int)))
     target[IGNORE] = IGNORE
     if matrix is not None:
         target = folded(target, first.group, matrix)[0]
-    total, known = torch.zeros(channels, *size), torch.zeros(size)
+    places = _half_voxels(box_mm, spacing_mm)
+    mean = _mean_labels(samples, places, target, len(protocol))
+    if mirror:
+        places[0].neg_()
+        other = _mean_labels(samples, places, target, len(protocol))
+        mean = (mean + other[torch.as_tensor(protocol.mirror)]) / 2
+    smooth = torch.nn.functional.avg_pool3d(mean[None], 3, 1, 1, count_include_pad=False)
+    return (mean + smooth[0]) / 2
+
+
+def _half_voxels(box_mm: list[list[float]], spacing_mm: float) -> Tensor:
+    """Centres (3, 2I, 2J, 2K) in mm of the halves, along each axis, of voxels that fill a box."""
+    axes = []
+    for low, high in box_mm:
+        count = 2 * round((high - low) / spacing_mm)
+        half = (high - low) / count
+        axes.append(torch.arange(count, dtype=torch.float32) * half + (low + half / 2))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def _mean_labels(samples: list[Sample], places: Tensor, target: Tensor, channels: int) -> Tensor:
+    """Mean share (channels, I, J, K) of the channels in 2³ places each, background if unknown.
+
+    `target` (256,) holds the channel of each class number.
+    """
+    total, known = 0, 0
     for sample in samples:
-        numbers = read_classes(sample, positions, sample.template_from_voxel)
+        numbers = read_classes(sample, places, sample.template_from_voxel)
         share, told = soft_target(target[numbers.long()].to(torch.uint8), channels, 2)
         total, known = total + share[0], known + told[0]
     total = total / known.clamp_min(1e-3)
     total[0] = torch.where(known > 0, total[0], 1.0)
-    if mirror:
-        total = (total + total.flip(1)[torch.as_tensor(protocol.mirror)]) / 2
-    mean = total[None]
-    smooth = torch.nn.functional.avg_pool3d(mean, 3, 1, 1, count_include_pad=False)
-    return (mean + smooth)[0] / 2
+    return total
 
 
 def prior_patch(

@@ -43,7 +43,8 @@ class Recipe:
     network : dict
         Name and arguments for `tlseg_bids.networks.build`; `out_channels` is added.
     prior_mm : dict of str to float
-        Voxel size of the atlas of each protocol that has one; 4 mm if not named.
+        Voxel size of the atlas of each protocol that has one; 4 mm if not named. Whole voxels fill
+        the box, so that they may be a little larger or smaller.
     parts, coarse
         For a sub-voxel answer: how many of the 8 sub-voxels a step learns from, and the share of
         steps that learn from the coarse answer.

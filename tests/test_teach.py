@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from heads import PARCELS, tiny_recipe, write_heads, write_parcels
+from heads import PARCELS, PROTOCOL, tiny_recipe, write_heads, write_parcels
 from torch import nn
 
 from tlseg_bids.errors import DataError, UsageError
 from tlseg_bids.labels.mapping import load_mapping
 from tlseg_bids.labels.protocol import load_protocol
+from tlseg_bids.train.dataset import load_classes
 from tlseg_bids.train.descent import Descent, build_optimiser, rate_at, set_rate
-from tlseg_bids.train.loop import Training, train
+from tlseg_bids.train.loop import Training, new_state, train
 from tlseg_bids.train.losses import Weights, borders, segmentation_loss
 from tlseg_bids.train.places import Places, one_sided
 from tlseg_bids.train.recipe import Recipe, load_checkpoint
 from tlseg_bids.train.scans import load_dataset
+from tlseg_bids.train.supply import load_samples
 from tlseg_bids.train.teach import Loss, frequencies, near, set_age_scale
 
 
@@ -111,6 +113,18 @@ def test_the_mirror_can_be_left_out(heads):
     assert {n: 2 * len(found) for n, found in plainly.items()} == {
         n: len(found) for n, found in both.items()
     }
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_structure_of_one_side_is_on_both_sides_of_an_atlas_only_with_the_mirror(heads, mirror):
+    recipe = plain(mirror=mirror, network={"prior_channels": len(PROTOCOL)})
+    samples = load_samples(recipe, heads)
+    classes = load_classes(PROTOCOL)
+    left = int(np.flatnonzero(classes.index == 10)[0])
+    for sample in samples["balls"]:
+        sample.classes[sample.classes == left] = 0
+    prior = new_state(recipe, samples, None)["priors"]["aseg"]
+    assert bool(prior[int(classes.target[left])].any()) == mirror
 
 
 def test_the_scope_none_changes_nothing(heads):

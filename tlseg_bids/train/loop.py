@@ -76,7 +76,7 @@ def new_state(recipe: Recipe, samples: dict[str, list[Sample]], start: dict | No
         alike = [s for s in taught if s.dataset == taught[0].dataset]
         spacing_mm = recipe.prior_mm.get(name, PRIOR_SPACING_MM)
         state["priors"][name] = (
-            known[name] if name in known else atlas(alike, recipe.box_mm, spacing_mm)
+            known[name] if name in known else atlas(alike, recipe.box_mm, spacing_mm, recipe.mirror)
         )
     return state
 

@@ -51,7 +51,7 @@ class Recipe:
     patch : int or list of 3 int
         Voxels along the sides of a training patch.
     mirror : bool
-        Show every scan in the mirror, too.
+        Show every scan in the mirror, too, and make atlases of both.
     standard : bool
         Bring every image to the mean histogram of the training scans (Nyúl), or of the start's.
     places : Places

@@ -12,6 +12,7 @@ from heads import tiny_recipe, write_heads
 
 from tlseg_bids.cli.train import main
 from tlseg_bids.errors import UsageError
+from tlseg_bids.train import draw
 from tlseg_bids.train.loop import Training
 from tlseg_bids.train.recipe import Recipe, completed, load_recipe
 
@@ -93,6 +94,7 @@ def refusal(folder, text: str, network: str = "") -> str:
         ("shape = 5", "shape is 5 .*write a table"),
         ("shape.rotatoin = 5", r"unknown keys \['rotatoin'\].*\[shape\].*known are rotation"),
         ("shape.log_scale = [1.0]", r"log_scale is \[1.0\].*\[shape\] – write two numbers"),
+        ("mix.real = 0.5", r"real is 0.5 .*nobody reads it.*\[mix\] – write real in the table of"),
         ("mix.t1w = 5", r"t1w is 5 .*\[mix\] – write a number from 0 to 1"),
         ('descent.optimiser = ["a"]', r"optimiser is \['a'\].*\[descent\] – write text"),
         ('descent = {optimiser = "sgd", momentum = 0.0}', "momentum is 0 .*between 0 and 1"),
@@ -160,6 +162,7 @@ def test_a_network_that_cannot_be_is_told(tmp_path, text, network, words):
         ("weight = 0", "the weight of every dataset is 0 .*above 0"),
         ("real = 2", "real is 2 .*from 0 to 1"),
         ("images = 'T1w'", "images is 'T1w' .*write a list of texts"),
+        ("mix.real = 0.5", r"real is 0.5 .*nobody reads it.*balls\], mix – write real in"),
         ("mix.t9w = 1", r"unknown keys \['t9w'\].*\[datasets.balls\], mix"),
         ("budget.what = 1", r"unknown keys \['what'\].*budget – known are axis, share"),
         ("moved.x = [1.0]", "moved is .*a table of lists of three numbers"),
@@ -178,6 +181,8 @@ def test_a_recipe_and_networks_that_can_be_are_taken(tmp_path):
     two = load(tmp_path, 'channels = ["T2w", "T1w"]\nnetwork.image_channels = 2')
     assert two.channels == ["T2w", "T1w"]
     assert load(tmp_path, "mix.noise = 3.0\nlearning_rate = 1\nfold = [0, 2]").mix.noise == 3
+    none = "[datasets.balls]\nreal = 0.3\nmix.real = 0.0"  # as a card's settings have it
+    assert load(tmp_path, none).datasets["balls"]["real"] == 0.3
     assert load(tmp_path, "", QUICKNAT % "view = 'axial'").network["view"] == "axial"
     assert load(tmp_path, "", MEMBERS % "[{}, {stem = 1}]").role == "segmenter"
 
@@ -197,3 +202,14 @@ def test_an_atlas_that_nobody_teaches_is_told(tmp_path):
     recipe.network["prior_channels"] = 143
     with pytest.raises(UsageError, match=r"an atlas of 'braincolor', and no dataset.*'tiny'.*add"):
         Training(recipe, write_heads(tmp_path), None)
+
+
+def test_a_datasets_own_share_of_real_images_is_what_is_drawn(tmp_path, monkeypatch):
+    """Beside the 0 that a card's settings have in every table of effects."""
+    recipe, drawn = tiny_recipe(), []
+    recipe.datasets["balls"] = {"real": 0.3, "mix": {"real": 0.0, "t1w": 1.0}}
+    run = Training(recipe, write_heads(tmp_path), None)
+    made = draw.example
+    monkeypatch.setattr(draw, "example", lambda *given: drawn.append(given[-1]) or made(*given))
+    run.draw(run.rng)
+    assert (drawn[0].real, drawn[0].t1w) == (0.3, 1.0)

@@ -184,7 +184,7 @@ class Draw:
         corner, sides = place.corner, place.sides
         positions = deformed_positions(rng, recipe.shape, corner, sides, recipe.spacing_mm)
         rules = recipe.datasets[name]
-        mix = replace(recipe.mix, real=rules.get("real", 0.0), **rules.get("mix", {}))
+        mix = replace(recipe.mix, **{**rules.get("mix", {}), "real": rules.get("real", 0.0)})
         positions = aged(rng, recipe.ageing, sample, positions)
         image, channels = example(rng, sample, classes, positions, recipe.spacing_mm, mix)
         parts = self._parts(rng)

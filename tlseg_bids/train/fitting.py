@@ -78,6 +78,7 @@ def _check_rules(rules: Mapping[str, Any], table: str) -> None:
     """Values of a dataset's rules, its protocol and head, and the labels that they name."""
     check_values(rules, DATASET, DATASET_LIMITS, table)
     check_values(rules.get("mix", {}), hints_of(Mix), LIMITS["mix"], f"{table}, mix")
+    check_shown(rules.get("mix", {}), f"{table}, mix")
     check_values(rules.get("budget", {}), BUDGET, {"share": SHARE}, f"{table}, budget")
     protocol, head = _taught(rules)
     for one in (protocol, head):
@@ -99,6 +100,21 @@ def _check_rules(rules: Mapping[str, Any], table: str) -> None:
             )  # fmt: skip
         known = set(load_classes(own).index.tolist())
         _check_labels("fill", [rules["fill"]], known, f"{table}, protocol '{protocol}'")
+
+
+def check_shown(mix: Mapping[str, Any], where: str) -> None:
+    """Refuse a share of real images among the effects: each dataset has one of its own.
+
+    Raises
+    ------
+    UsageError
+        With the share.
+    """
+    if mix.get("real"):
+        raise UsageError(
+            f"real is {mix['real']:g} in a table of effects, where nobody reads it", where,
+            "write real in the table of the dataset whose images are shown",
+        )  # fmt: skip
 
 
 def _taught(rules: Mapping[str, Any]) -> tuple[str, str]:

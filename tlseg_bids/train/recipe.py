@@ -14,7 +14,7 @@ from tlseg_bids import __version__
 from tlseg_bids.errors import DataError, NoInputError, UsageError
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.descent import Descent
-from tlseg_bids.train.fitting import check_datasets, check_fit
+from tlseg_bids.train.fitting import check_datasets, check_fit, check_shown
 from tlseg_bids.train.places import Places
 from tlseg_bids.train.synth import Ageing, Mix, Shape
 from tlseg_bids.train.teach import Loss
@@ -195,6 +195,7 @@ def load_recipe(
     for key in sorted(TABLES.keys() & values.keys()):
         table = f"{path}, [{key}]"
         check_values(values[key], hints_of(TABLES[key]), LIMITS.get(key, {}), table)
+    check_shown(values.get("mix", {}), f"{path}, [mix]")
     try:
         recipe = recipe_of(values)
     except TypeError as error:

@@ -48,7 +48,7 @@ class Mix:
     scaled_by_brain : float
         Of the painted images: only the brain decides how they are scaled.
     real : float
-        Real images, if the sample has any.
+        Real images, if the sample has any. In a recipe it is a dataset's, not its mix's.
     """
 
     t1w: float = 0.3

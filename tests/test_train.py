@@ -21,7 +21,7 @@ from tlseg_bids.train import losses
 from tlseg_bids.train.dataset import IGNORE, align, build_template, label_centroids, load_classes
 from tlseg_bids.train.draw import atlas, prior_patch
 from tlseg_bids.train.export import export
-from tlseg_bids.train.loop import Training, train
+from tlseg_bids.train.loop import Training, checkpoint, train
 from tlseg_bids.train.losses import fold, segmentation_loss, soft_target
 from tlseg_bids.train.recipe import Recipe, load_checkpoint, load_recipe
 from tlseg_bids.train.scans import load_dataset
@@ -79,6 +79,19 @@ def test_a_run_whose_loss_is_no_number_stops_and_keeps_its_checkpoint(heads, rec
         DataError, match=r"no number any more, at step 6.*'tiny'.*--start a run of anoth"
     ):
         train(recipe, heads, tmp_path, Broken(_quiet))
+    assert path.read_bytes() == before
+
+
+def test_weights_that_are_no_numbers_are_not_written(heads, recipe, tmp_path):
+    """The gradient of the last step before a checkpoint is none, and the loss was one."""
+    path = train(recipe, heads, tmp_path, _quiet, until=1)
+    run = Training(recipe, heads, load_checkpoint(path))
+    for parameter in run.network.parameters():
+        parameter.register_hook(lambda gradient: gradient * torch.nan)
+    run.learn([run.draw(run.rng)])
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="the loss or its gradient is no number any more, at step"):
+        checkpoint(run, path)
     assert path.read_bytes() == before
 
 

@@ -243,6 +243,7 @@ class Training:
         self.rng = Random(self.team.seed(recipe.seed), str(self.device))
         self.step, self.seconds, self.curve = 0, 0.0, []
         self.losses: list[Tensor] = []
+        self.steepness = torch.zeros(())  # norm of the last step's gradient
         self.remark = ""
         if saved:
             self._resume(saved)
@@ -297,7 +298,7 @@ class Training:
                 (losses[:, 0].sum() / len(examples)).backward()
             self.losses.extend(losses.detach())
         self.team.average_gradients(self.network.parameters())
-        nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
+        self.steepness = nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
         self.optimiser.step()
         self.step += 1
         share = 1 - min(self.recipe.ema, self.step / (self.step + 10))
@@ -336,12 +337,13 @@ class Training:
         Raises
         ------
         DataError
-            If a loss since the last report is NaN or Inf, in any process.
+            If a loss since the last report, or the last step's gradient, is NaN or Inf, in any
+            process.
         """
         broken = bool(self.losses) and not torch.stack(self.losses)[:, 0].isfinite().all()
-        if self.team.any(broken):
+        if self.team.any(broken or not self.steepness.isfinite()):
             raise DataError(
-                f"the loss is no number any more, at step {self.step}",
+                f"the loss or its gradient is no number any more, at step {self.step}",
                 f"recipe '{self.recipe.name}'",
                 "the last checkpoint is from before: --start a run of another --name from it, "
                 "with a lower learning_rate in its recipe",

@@ -128,6 +128,13 @@ def test_a_value_that_cannot_be_is_told(tmp_path, text, words):
         ("", MEMBERS % "[]", r"each is \[\].*write at least one"),
         ("", MEMBERS % "[1]", r"each is \[1\].*write a list of tables"),
         ("", MEMBERS % "[{features = [0]}]", r"features is \[0\].*of and each"),
+        ("", MEMBERS % "[{design = {age = 4}}]", "or an age, which members do not learn .*unet al"),
+        (
+            "",
+            "{network = 'members', each = [{}], "
+            "of = {network = 'unet', features = [4, 8], design = {supervised = 1}}}",
+            "a member has coarser answers .*leave out supervised",
+        ),
         (
             "places = {kind = 'tiles', begins = [[0, 8], [0], [0]]}", MEMBERS % "[{}]",
             "tiles share the volume among 2 networks, and the recipe has 1 .*network = \"members\"",

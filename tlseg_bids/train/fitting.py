@@ -308,6 +308,12 @@ def _check_places(recipe: Recipe, network: nn.Module, where: str) -> None:
             f"recipe has {members or 'one'}", table,
             'take network = "members" with as many entries in each',
         )  # fmt: skip
+    designs = [getattr(member, "design", None) for member in getattr(network, "members", ())]
+    if any(one and (one.supervised or one.age) for one in designs):
+        raise UsageError(
+            "the design of a member has coarser answers or an age, which members do not learn",
+            f"{where}, [network]", "leave out supervised and age, or take the network unet alone",
+        )  # fmt: skip
     strange = [number for number in places.merged if number >= places.count]
     if strange:
         raise UsageError(

@@ -240,6 +240,23 @@ def test_a_resumed_run_ends_where_an_uncut_one_does(parent, tmp_path, optimiser)
         torch.testing.assert_close(again.finish()[key], value, rtol=0, atol=0, msg=key)
 
 
+def test_dropout_of_a_resumed_adaptation_is_that_of_an_uncut_one(tmp_path):
+    how = {"network": "quicknat", "features": [4, 4], "kernel": 3, "dropout": 0.5}
+    network = build(**how, out_channels=[len(PROTOCOL)])
+    parent = Parent(network, ("aseg",), [], [[-16.0, 16.0]] * 3, 2.0, torch.float32)
+    whole, cut = (tuning(parent, steps=3) for _ in range(2))
+    for one in (whole, whole, whole, cut):
+        one.learn()
+    torch.save(cut.content(), tmp_path / "a.pt")
+    again = tuning(parent, steps=3)
+    torch.rand(7)  # what else the program draws before it goes on
+    assert again.resume(load_checkpoint(tmp_path / "a.pt"))
+    again.learn()
+    again.learn()
+    for key, value in whole.finish().items():
+        assert torch.equal(again.finish()[key], value), key
+
+
 def test_a_run_that_is_too_slow_takes_its_least_steps(parent, tmp_path):
     one = tuning(parent, steps=5)
     run(one, tmp_path / "a.pt", lambda *_: None, limit_s=0.0001, least_steps=3)

@@ -132,7 +132,7 @@ class FineTuning:
         self, how: Adaptation, parent: Parent, samples: list[Sample], rehearsal: list[Sample],
         steps: int, seed: int = 0,
     ) -> None:  # fmt: skip
-        self.how, self.parent, self.steps = how, parent, steps
+        self.how, self.parent, self.steps, self.seed = how, parent, steps, seed
         torch.manual_seed(seed)
         self.start = copy.deepcopy(parent.network).eval().requires_grad_(False)
         self.network = copy.deepcopy(parent.network).train()
@@ -159,6 +159,7 @@ class FineTuning:
         rate = self.how.learning_rate * schedule(self.step, self.steps, self.how.warmup)
         set_rate(self.optimiser, rate)
         one = self.draw(self.rng)
+        torch.manual_seed(self.seed + self.step)  # of dropout, alike when resumed
         self.optimiser.zero_grad(set_to_none=True)
         logits = self._answer(self.network, one)
         loss, dice = segmentation_loss(

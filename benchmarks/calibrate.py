@@ -175,10 +175,8 @@ def label_fold(given: argparse.Namespace, fold: Fold, references: list[Reference
     how = Calibration(how="temperature of the other folds", temperature={fold.card.protocol: heat})
     write_card(replace(fold.card, calibration=how), fold.zoo / f"{fold.card.name}.toml")
     tables = []
-    for reference in references:
+    for reference in (one for one in references if fold.subjects[one.dataset]):
         subjects = fold.subjects[reference.dataset]
-        if not subjects:
-            continue
         out = given.work / f"out-{reference.dataset}-{fold.card.name}"
         command = [
             sys.executable, str(ROOT / "bids_app_entry.py"), str(given.data / reference.dataset),
@@ -187,7 +185,9 @@ def label_fold(given: argparse.Namespace, fold: Fold, references: list[Reference
         ]  # fmt: skip
         subprocess.run(command, check=True)
         scores = score(given, reference, out, fold.card.name)
-        tables.append(structure_rows(out, scores, reference, load_protocol(fold.card.protocol)))
+        rows = structure_rows(out, scores, reference, load_protocol(fold.card.protocol))
+        own = [f"{reference.dataset}/{subject}" for subject in subjects]
+        tables.append(rows[rows["subject"].isin(own)])  # WORK may hold an earlier call's scans
     return pd.concat(tables, ignore_index=True).assign(fold=fold.card.name)
 
 

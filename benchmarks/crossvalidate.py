@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from tlseg_bids.cli.evaluate import entities
 from tlseg_bids.cli.evaluate import main as evaluate
 from tlseg_bids.train.export import data_seen, export
 from tlseg_bids.train.recipe import load_checkpoint
@@ -49,8 +50,16 @@ def held_out(folder: Path, known_as: str, pair: tuple[Path, Path]) -> list[str]:
     return sorted(subject.removeprefix("sub-") for subject in every)
 
 
-def label(asked: argparse.Namespace, fold: int, pair: tuple[Path, Path]) -> Path:
-    """Label the held-out subjects with the model of one fold; returns the derivatives."""
+def of_subjects(scores: pd.DataFrame, subjects: list[str]) -> pd.DataFrame:
+    """Rows of scans of these subjects; WORK may hold what an earlier call labelled."""
+    own = [entities(Path(name))["sub"] in subjects for name in scores["predicted"]]
+    return scores[own]
+
+
+def label(
+    asked: argparse.Namespace, fold: int, pair: tuple[Path, Path], subjects: list[str]
+) -> Path:
+    """Label subjects with the model of one fold; returns the derivatives."""
     data, work, dataset = asked.data, asked.work, asked.dataset
     description = tomllib.loads(asked.description.read_text(encoding="utf-8"))
     description |= {"name": f"fold-{fold}", "evidence": []}
@@ -59,8 +68,7 @@ def label(asked: argparse.Namespace, fold: int, pair: tuple[Path, Path]) -> Path
     command = [
         sys.executable, str(ROOT / "bids_app_entry.py"), str(data / dataset), str(out),
         "participant", "--models", str(zoo), "--model", f"fold-{fold}",
-        "--skip-bids-validation", "--participant-label",
-        *held_out(data / dataset, asked.known_as or dataset, pair),
+        "--skip-bids-validation", "--participant-label", *subjects,
     ]  # fmt: skip
     subprocess.run(command, check=True)
     return out
@@ -83,14 +91,17 @@ def main(words: list[str]) -> int:
         parser.error("every fold is a locator and a segmenter")
     tables = []
     for fold, pair in enumerate(zip(asked.files[::2], asked.files[1::2], strict=True)):
-        out = label(asked, fold, pair)
+        known_as = asked.known_as or asked.dataset
+        subjects = held_out(asked.data / asked.dataset, known_as, pair)
+        out = label(asked, fold, pair, subjects)
         scores = asked.work / f"dice-{fold}.tsv"
         reference = str(asked.data / asked.dataset / asked.labels)
         words = [str(out), reference, "--no-distances", "-o", str(scores)]
         words += [] if asked.mapping == "none" else ["--mapping", asked.mapping]
         if evaluate(words):
             return 1
-        tables.append(pd.read_csv(scores, sep="\t").assign(fold=fold))
+        found = of_subjects(pd.read_csv(scores, sep="\t"), subjects)
+        tables.append(found.assign(fold=fold))
     table = pd.concat(tables)
     table["suffix"] = table["predicted"].str.extract(r"space-(\w+?)_")[0]
     table.to_csv(asked.work / "dice.tsv", sep="\t", index=False)

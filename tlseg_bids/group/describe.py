@@ -26,7 +26,7 @@ def entry(text: str, units: str | None = None, levels: dict[str, str] | None = N
 IDENTITY = {
     "participant_id": entry("Participant, as in participants.tsv"),
     "session_id": entry("Session; n/a in a dataset without sessions"),
-    "scan": entry("Label map without _dseg.nii.gz: the key of a row in all tables"),
+    "scan": entry("Label map without _dseg.nii.gz, by which the tables of scans can be joined"),
     "protocol": entry("Label protocol; structures of different protocols are not comparable"),
     "suffix": entry("Suffix of the scan that was labelled", levels={
         "T1w": "T1-weighted", "T2w": "T2-weighted"}),

@@ -359,6 +359,20 @@ def test_an_engine_has_the_time_to_stop_its_container(place, end, number):
     assert (place / "heard").read_text() == "stopped\n", "once, and to its end"
 
 
+def test_a_run_that_is_told_to_end_while_its_engine_starts_hands_it_on(place, monkeypatch):
+    begin = subprocess.Popen
+
+    def started(*given, **more):
+        engine = begin(*given, **more)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return engine
+
+    monkeypatch.setattr(launch.subprocess, "Popen", started)
+    monkeypatch.setitem(launch.COMMANDS, "docker", lambda *_: ["sleep", "60"])
+    words = ["--engine", "docker", "--no-checks", "bids", "out", "participant"]
+    assert launch.main(words) == 128 + signal.SIGTERM
+
+
 def test_an_engine_that_is_killed_gives_the_code_of_a_shell(place, monkeypatch):
     monkeypatch.setitem(launch.COMMANDS, "docker", lambda *_: ["sh", "-c", "kill -9 $$"])
     words = ["--engine", "docker", "--no-checks", "bids", "out", "participant"]

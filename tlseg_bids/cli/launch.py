@@ -144,16 +144,22 @@ def _until_it_ends(command: Sequence[str]) -> int:
     It is left the time to stop its container: Ctrl-C it hears by itself, SIGTERM is handed on.
     """
     engines: list[subprocess.Popen] = []
+    told: list[int] = []
 
-    def hand_on(number: int, _: object) -> None:
-        for engine in engines:
-            engine.send_signal(number)
+    def hand_on() -> None:
+        while engines and told:
+            engines[0].send_signal(told.pop())
 
-    heard = {signal.SIGINT: lambda *_: None, signal.SIGTERM: hand_on}
+    def terminate(number: int, _: object) -> None:
+        told.append(number)  # it may come before the engine is known here
+        hand_on()
+
+    heard = {signal.SIGINT: lambda *_: None, signal.SIGTERM: terminate}
     before = {number: signal.signal(number, do) for number, do in heard.items()}
     try:
         with subprocess.Popen(command) as engine:
             engines.append(engine)
+            hand_on()
             code = engine.wait()
     finally:
         for number, do in before.items():

@@ -125,6 +125,23 @@ def own_site(tmp_path):
     return site, extend
 
 
+def test_a_base_that_learned_from_the_scans_is_told(tmp_path, base, caplog):
+    site = write_site(tmp_path, {f"sub-0{n}": head(n) for n in range(2)})
+    what = asked(*site, base)
+    assert fine_tune(what, answer, Told()) == 0
+    assert "too kind" not in caplog.text
+    again = replace(what, base="lab", site="next", fine_tune=recipe(tmp_path, max_steps=10))
+    assert fine_tune(again, answer, Told()) == 0
+    sentence = (
+        "The card of 'lab' names sub-00_T1w, sub-01_T1w among the scans that it learned from: if "
+        "these are the same persons, their Dice before and after is too kind, and 'atlas' is "
+        "the better --base."
+    )
+    assert sentence in caplog.text
+    record = json.loads((what.out_dir / "models/next/adaptation.json").read_text())
+    assert sentence in record["Reasons"]
+
+
 def test_a_changed_list_of_structures_gives_a_whole_model(tmp_path, base, monkeypatch):
     site, extend = own_site(tmp_path)
     how = recipe(tmp_path, head="new", scope="two-stage", shares=[1.0, 0.6, 0.3])

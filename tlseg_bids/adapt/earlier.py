@@ -18,7 +18,7 @@ from tlseg_bids.adapt.labels import LabelledScan
 from tlseg_bids.adapt.reading import Reading
 from tlseg_bids.adapt.record import CARD, RECORD, Tested
 from tlseg_bids.bids.tables import read_json
-from tlseg_bids.errors import TlsegError, UsageError, amount
+from tlseg_bids.errors import TlsegError, UsageError, amount, listed
 from tlseg_bids.flow import Job
 from tlseg_bids.segment.model import Model, load_model
 from tlseg_bids.zoo.card import ModelCard
@@ -75,6 +75,19 @@ def learned(card: ModelCard, scan: LabelledScan) -> bool:
     rows = (row.get("subjects", {}) for row in card.training.get("data", ()))
     known = [row for row in rows if isinstance(row, dict)]
     return any(scan.name in row or scan.sha256 in row.values() for row in known)
+
+
+def known_to_base(base: ModelCard, scans: Iterable[LabelledScan]) -> tuple[str, ...]:
+    """A sentence where the base learned from scans that are held out, by its card."""
+    names = [one.name for one in scans if learned(base, one)]
+    if not names:
+        return ()
+    better = f"'{base.parent}'" if base.parent else "a model that has not seen them"
+    return (
+        f"The card of '{base.name}' names {listed(names)} among the scans that it learned from: "
+        "if these are the same persons, their Dice before and after is too kind, and "
+        f"{better} is the better --base.",
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,13 @@ from tlseg_bids.adapt.choose import (
     ended_early,
     plan_course,
 )
-from tlseg_bids.adapt.earlier import Rival, against_earlier, earlier_model, find_rival
+from tlseg_bids.adapt.earlier import (
+    Rival,
+    against_earlier,
+    earlier_model,
+    find_rival,
+    known_to_base,
+)
 from tlseg_bids.adapt.evidence import why_wrong
 from tlseg_bids.adapt.inspect import Answer, Inspected, inspect
 from tlseg_bids.adapt.judge import (
@@ -156,12 +162,15 @@ class Work:
         self.progress.begin(len(self.asked.collected.usable), models=1)
         inspected, refused = self._inspect(base)
         how, reasons = choose_recipe(self.config.fine_tune or AUTO, inspected, self.reading)
+        known = known_to_base(self.card, [one.labelled for one in inspected])
+        for sentence in known:
+            LOG.warning("%s", sentence)
         material = self.stock.whole(how, inspected, base)
         course = self._course(material)
         earlier = earlier_model(folder)
         tested, verdict, child, curves = self._train(material, course, earlier)
         steps = [int(rows[-1][0]) for rows in curves.values()]
-        reasons += (*course.reasons, *ended_early(course.steps, steps))
+        reasons += (*known, *course.reasons, *ended_early(course.steps, steps))
         outcome = Outcome(
             self.config.site, self.asked.key, self.card, self.reading, how,
             tuple(one.labelled for one in inspected), refused, self.asked.collected.unlabelled,

@@ -66,6 +66,20 @@ def test_datasets_inside_the_dataset_are_left_alone(tmp_path):
     assert (scan.path, unusable) == (root / inside, ())
 
 
+@pytest.mark.parametrize("database", [None, "kept"])
+def test_what_a_mac_leaves_beside_a_scan_is_left_alone(tmp_path, database):
+    scans = ["sub-01/anat/sub-01_T1w.nii.gz", "sub-a b/anat/sub-ab_T1w.nii.gz"]
+    root = make_dataset(tmp_path / "raw", scans)
+    for scan in scans:
+        beside = (root / scan).with_name(f"._{Path(scan).name}")
+        beside.write_bytes(b"\x00\x05\x16\x07")
+        beside.with_name("._sub-01_T1w.json").write_bytes(b"\x00\x05\x16\x07")
+    for _ in range(2):
+        found, unusable = discover(config(root, database_dir=database and tmp_path / database))
+        assert [scan.path for scan in found] == [root / scans[0]]
+        assert [one.scan.path for one in unusable] == [root / scans[1]]
+
+
 def test_a_link_to_the_content_keeps_its_bids_name(tmp_path):
     root = make_dataset(tmp_path / "raw", ["store/blob.nii.gz"])
     (root / "sub-01" / "anat").mkdir(parents=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tlseg_bids.bids.age import AgeReader
-from tlseg_bids.bids.files import closed_folders, why_unreadable
+from tlseg_bids.bids.files import closed_folders, is_hidden, why_unreadable
 from tlseg_bids.bids.layout import query
 from tlseg_bids.bids.names import EXTENSIONS, LABEL, BrokenName, parse_name, without_extension
 from tlseg_bids.bids.scan import Scan, Unusable
@@ -148,7 +148,9 @@ def _collect(config: Config, labels: list[str], broken_folders: list[Path]) -> F
         paths += _misnamed(config, labels, set(paths))
     for folder in broken_folders:
         paths += [
-            path for path in sorted(folder.rglob("*")) if LOOKS_STRUCTURAL.fullmatch(path.name)
+            path
+            for path in sorted(folder.rglob("*"))
+            if LOOKS_STRUCTURAL.fullmatch(path.name) and not is_hidden(path)
         ]
     reader = _Reader(config)
     scans, unusable = [], list(_closed(config, labels))
@@ -197,10 +199,10 @@ def _misnamed(config: Config, labels: list[str], known: set[Path]) -> Iterator[P
 
 
 def _files(folders: Iterable[Path]) -> Iterator[Path]:
-    """The entries of the folders that exist and can be listed, sorted."""
+    """The entries of the folders that exist and can be listed, sorted, without hidden ones."""
     for folder in folders:
         try:
-            yield from sorted(folder.iterdir())
+            yield from (path for path in sorted(folder.iterdir()) if not is_hidden(path))
         except OSError:
             continue
 

@@ -36,6 +36,11 @@ def is_closed(folder: Path) -> bool:
     return not os.access(folder, os.R_OK | os.X_OK)
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a file is no part of a dataset: a Mac leaves ``._NAME`` on other drives."""
+    return path.name.startswith(".")
+
+
 def why_unreadable(path: Path, root: Path) -> tuple[str, str] | None:
     """Reason and hint if `path` holds no image data here; None if it does.
 

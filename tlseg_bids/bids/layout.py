@@ -11,7 +11,7 @@ from typing import Any
 from bids.layout import BIDSLayout, BIDSLayoutIndexer, Query
 from niworkflows.utils.bids import DEFAULT_BIDS_QUERIES, collect_data
 
-from tlseg_bids.bids.files import closed_folders
+from tlseg_bids.bids.files import closed_folders, is_hidden
 from tlseg_bids.bids.lock import hold
 from tlseg_bids.config import NO_ENTITY, Config
 from tlseg_bids.errors import CannotCreateError, DataError, UsageError
@@ -171,7 +171,9 @@ def _check_fresh(config: Config, layout: BIDSLayout, labels: list[str], closed: 
         for label in labels
         for pattern in ("anat/*_T[12]w.nii*", "ses-*/anat/*_T[12]w.nii*")
         for path in (config.bids_dir / f"sub-{label}").glob(pattern)
-        if path.name.endswith((".nii", ".nii.gz")) and not NOT_UTF8.search(str(path))
+        if path.name.endswith((".nii", ".nii.gz"))
+        and not NOT_UTF8.search(str(path))
+        and not is_hidden(path)
     }
     changed = sorted(path for path in known ^ there if closed.isdisjoint(path.parents))
     if changed:

@@ -457,6 +457,30 @@ def test_a_folder_without_permission_is_a_failure_of_its_own(
     )
 
 
+@pytest.mark.parametrize("lost", ["sub-02", "sub-02/ses-1", "sub-02/ses-1/anat", "sub-02/anat"])
+@pytest.mark.parametrize("database", [None, "kept"])
+def test_a_link_to_a_folder_that_is_not_there_is_a_failure_of_its_own(tmp_path, lost, database):
+    root = make_dataset(tmp_path / "raw", ["sub-01/anat/sub-01_T1w.nii.gz"])
+    (root / "sub-02_scans.tsv").symlink_to(".git/annex/objects/x")
+    (root / lost).parent.mkdir(parents=True, exist_ok=True)
+    (root / lost).symlink_to("/not/mounted")
+    asked = config(root, database_dir=database and tmp_path / database)
+    for _ in range(2):
+        (scan,), (unusable,) = discover(asked)
+        assert (scan.subject, unusable.scan.path) == ("01", root / lost)
+        assert (unusable.reason, unusable.hint) == (
+            f"the folder {lost} is a link to '/not/mounted', which does not exist",
+            "mend the link, or mount what it leads to if you use a container",
+        )
+
+
+def test_a_dataset_of_links_that_lead_nowhere_is_not_taken_for_another_folder(tmp_path):
+    root = make_dataset(tmp_path / "raw", [])
+    (root / "sub-01").symlink_to("/not/mounted")
+    found, (unusable,) = discover(config(root))
+    assert (found, unusable.scan.subject) == ((), "01")
+
+
 def test_a_session_without_permission_is_no_failure_where_another_is_asked_for(
     tmp_path, monkeypatch
 ):

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from tlseg_bids.bids.age import AgeReader
-from tlseg_bids.bids.files import closed_folders, is_hidden, why_unreadable
+from tlseg_bids.bids.files import (
+    closed_folders,
+    is_hidden,
+    leads_nowhere,
+    why_closed,
+    why_unreadable,
+)
 from tlseg_bids.bids.layout import query
 from tlseg_bids.bids.names import EXTENSIONS, LABEL, BrokenName, parse_name, without_extension
 from tlseg_bids.bids.scan import Scan, Unusable
@@ -97,12 +103,21 @@ def check_dataset(bids_dir: Path) -> None:
             "mend or fetch it; the smallest valid one is "
             '{"Name": "my data", "BIDSVersion": "1.10.0"}',
         )  # fmt: skip
-    if not any(entry.is_dir() for entry in bids_dir.glob("sub-*")):
+    if not _participant_folders(bids_dir):
         raise NotBidsError(
             "there is no folder named sub-…", bids_dir,
             "name the folder that holds the participants; if you use a container, check that the "
             "folder is mounted",
         )  # fmt: skip
+
+
+def _participant_folders(bids_dir: Path) -> list[Path]:
+    """The ``sub-`` folders, and links of such a name that lead nowhere; sorted."""
+    return sorted(
+        entry
+        for entry in bids_dir.glob("sub-*")
+        if entry.is_dir() or (leads_nowhere(entry) and LABEL.fullmatch(entry.name[4:]))
+    )
 
 
 def _where_is_it(bids_dir: Path) -> str:
@@ -119,7 +134,7 @@ def _where_is_it(bids_dir: Path) -> str:
 
 def _select(config: Config) -> tuple[list[str], list[Path]]:
     """Labels of the participants to look at, and ``sub-`` folders whose name is not one of BIDS."""
-    folders = sorted(entry for entry in config.bids_dir.glob("sub-*") if entry.is_dir())
+    folders = _participant_folders(config.bids_dir)
     names = {folder.name.removeprefix("sub-"): folder for folder in folders}
     labels = [label for label in names if LABEL.fullmatch(label)]
     broken = [names[label] for label in names if not LABEL.fullmatch(label)]
@@ -161,16 +176,12 @@ def _collect(config: Config, labels: list[str], broken_folders: list[Path]) -> F
 
 
 def _closed(config: Config, labels: list[str]) -> Iterator[Unusable]:
-    """Selected folders that there is no permission to read, each as if it were a scan."""
+    """Selected folders that cannot be looked into, each as if it were a scan."""
     sessions = {label.removeprefix("ses-") for label in config.sessions}
     for folder in closed_folders(config.bids_dir, labels):
         found = _nameless(folder / "anat", config.bids_dir)
         if not sessions or found.session in sessions or folder.name.startswith("sub-"):
-            yield Unusable(
-                replace(found, path=folder),
-                f"there is no permission to read the folder {folder.relative_to(config.bids_dir)}",
-                "give the user who runs this read access to it, or leave the participant out",
-            )
+            yield Unusable(replace(found, path=folder), *why_closed(folder, config.bids_dir))
 
 
 def _order(scan: Scan) -> tuple[str, str, str]:

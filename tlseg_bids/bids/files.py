@@ -12,28 +12,44 @@ from collections.abc import Iterable
 from pathlib import Path
 
 POINTER_BYTES = 64
-SCAN_FOLDERS = ("anat", "ses-*", "ses-*/anat")
 
 
 def closed_folders(root: Path, labels: Iterable[str]) -> list[Path]:
-    """Folders that could hold scans of the participants, and that there is no permission to read.
+    """Folders that could hold scans of the participants, and that cannot be looked into.
 
     What lies in a closed folder is not listed.
     """
     found = []
     for label in labels:
         subject = root / f"sub-{label}"
-        if is_closed(subject):
-            found.append(subject)
-            continue
-        inner = (folder for pattern in SCAN_FOLDERS for folder in sorted(subject.glob(pattern)))
-        found += [folder for folder in inner if folder.is_dir() and is_closed(folder)]
+        visits = [subject] if _is_shut(subject) else [subject, *sorted(subject.glob("ses-*"))]
+        shut = (next(filter(_is_shut, (visit, visit / "anat")), None) for visit in visits)
+        found += [folder for folder in shut if folder is not None]
     return found
+
+
+def _is_shut(folder: Path) -> bool:
+    return leads_nowhere(folder) or (folder.is_dir() and is_closed(folder))
+
+
+def why_closed(folder: Path, root: Path) -> tuple[str, str]:
+    """Reason and hint for one of `closed_folders`."""
+    name = folder.relative_to(root)
+    if leads_nowhere(folder):
+        reason = f"the folder {name} is a link to '{folder.readlink()}', which does not exist"
+        return reason, "mend the link, or mount what it leads to if you use a container"
+    reason = f"there is no permission to read the folder {name}"
+    return reason, "give the user who runs this read access to it, or leave the participant out"
 
 
 def is_closed(folder: Path) -> bool:
     """Whether there is no permission to list a folder or to reach what is in it."""
     return not os.access(folder, os.R_OK | os.X_OK)
+
+
+def leads_nowhere(path: Path) -> bool:
+    """Whether a link's end is not there, such as outside of what a container has mounted."""
+    return path.is_symlink() and not path.exists()
 
 
 def is_hidden(path: Path) -> bool:

@@ -30,7 +30,7 @@ NOT_UTF8 = re.compile("[\udc80-\udcff]")  # such a name cannot be stored in the 
 def query(config: Config, labels: list[str]) -> list[Path]:
     """Paths of the T1w and T2w files of the participants `labels` that the filters select.
 
-    Folders that there is no permission to read are passed over (`closed_folders`).
+    Folders that cannot be looked into are passed over (`closed_folders`).
 
     Raises
     ------
@@ -121,7 +121,7 @@ def _layout(config: Config, labels: list[str]) -> BIDSLayout:
     if (config.database_dir / "layout_index.sqlite").exists():
         layout = _build(root, ".*", config.database_dir)
     else:
-        everyone = [p.name.removeprefix("sub-") for p in root.glob("sub-*") if p.is_dir()]
+        everyone = [p.name.removeprefix("sub-") for p in root.glob("sub-*")]
         with hold(config.database_dir / ".lock", "the database is being made", wait_s=600):
             closed = closed_folders(root, everyone)
             layout = _build(root, ".*", config.database_dir, closed)

@@ -40,6 +40,7 @@ from tlseg_bids import __version__
 from tlseg_bids.bids.atomic import atomic, clean_cell, plain, write_text
 from tlseg_bids.bids.discover import discover
 from tlseg_bids.bids.lock import hold
+from tlseg_bids.bids.metadata import sidecar_of
 from tlseg_bids.bids.nifti import write_fractions, write_labels
 from tlseg_bids.bids.root import forget_replaced
 from tlseg_bids.bids.runlog import PLAN_COLUMNS, RunLog, new_run_id
@@ -296,6 +297,21 @@ def test_the_uncertainty_is_the_entropy_of_all_labels_and_the_background(out, jo
         out.paths(job).probseg.name.replace(".nii.gz", ".json")
     ).read_text())  # fmt: skip
     assert about["LabelMap"] == names
+
+
+def test_the_sources_are_all_scans_that_the_model_saw(out, job):
+    beside = dataclasses.replace(job.scan, suffix="T2w", path=job.scan.path.with_name("x_T2w.nii"))
+    paths = out.paths(job)
+    for companions in ((beside,), ()):
+        seen = dataclasses.replace(job, companions=companions)
+        out.probabilities = bool(companions)
+        write(out, seen, probabilities=probabilities(job) if companions else None)
+        assert len(list(paths.dseg.parent.glob("*_probseg.*"))) == 4 * len(companions)
+        assert out.finished(seen)
+        for file in (paths.sidecar, sidecar_of(paths.mask), sidecar_of(paths.volumes)):
+            sources = json.loads(file.read_text())["Sources"]
+            assert sources == [scan.uri for scan in (job.scan, *companions)]
+        assert json.loads(paths.sidecar.read_text())["SpatialReference"] == job.scan.uri
 
 
 def test_the_sidecar_says_where_the_labels_come_from(out, job):

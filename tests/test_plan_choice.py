@@ -12,7 +12,7 @@ from test_plan import VERSION, write_scan
 from tlseg_bids.bids.scan import Age, Scan
 from tlseg_bids.config import Config
 from tlseg_bids.errors import ScanError, UsageError
-from tlseg_bids.plan import choose, content_key, make_plan
+from tlseg_bids.plan import choose, content_key, describe, make_plan
 from tlseg_bids.plan.choice import usable_cards
 from tlseg_bids.plan.pairs import by_visit, companions
 from tlseg_bids.zoo.calibration import Calibration
@@ -302,6 +302,7 @@ def test_the_plan_hands_the_other_channel_to_the_job(tmp_path, config):
     plan = make_plan([lone, first, second], (), [wide, pair], config, VERSION)
     found = [(job.card.name, job.companions) for job in plan.jobs]
     assert found == [("wide", ()), ("pair", (second,)), ("pair", (first,))]
+    assert "\n  beside   sub-02/anat/sub-02_T2w.nii.gz\n" in describe(plan)
     refused = plan.jobs[0].refused[0]
     assert refused.reason == "it sees T1w and T2w together, there is no T2w beside this scan"
     key = content_key(first, pair, config, VERSION, (second,))

@@ -206,6 +206,12 @@ def test_page_tells_what_the_sidecar_tells(tmp_path: Path) -> None:
         assert said in text, said
 
 
+def test_page_tells_which_scans_the_model_saw_together(tmp_path: Path) -> None:
+    both = [f"bids:raw:sub-01/anat/sub-01_{suffix}.nii.gz" for suffix in ("T1w", "T2w")]
+    write_scan(tmp_path, sidecar={"Sources": both})
+    assert f"Seen together with {both[1]}" in words(report(tmp_path).text)
+
+
 def test_page_reads_what_the_program_writes(tmp_path: Path) -> None:
     """Names of files, keys and columns agree with `bids.write` and `bids.runlog`."""
     image, labels, affine = ball_head()

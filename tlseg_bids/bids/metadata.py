@@ -57,6 +57,7 @@ class JobLike(Protocol):
     warnings: tuple[str, ...]
     key: str
     device: str
+    companions: tuple[Scan, ...]
     precomputed: bool
     spaces: tuple[Space, ...]
 

@@ -26,16 +26,25 @@ class Owner:
         Name of the label protocol.
     key : str
         Content key of the result.
+    beside : tuple of str
+        BIDS URIs of the scans that the model saw together with it.
     """
 
     uri: str
     protocol: str
     key: str
+    beside: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, job: JobLike) -> Owner:
         """The owner of what is written for a job."""
-        return cls(job.scan.uri, job.card.protocol, job.key)
+        beside = tuple(other.uri for other in job.companions)
+        return cls(job.scan.uri, job.card.protocol, job.key, beside)
+
+    @property
+    def sources(self) -> list[str]:
+        """What the result was made of, the scan itself first."""
+        return [self.uri, *self.beside]
 
     def write(
         self, about: Mapping[str, Any], write: Callable[..., Path], image: Path, *content: Any
@@ -52,7 +61,7 @@ class Owner:
         write : callable
             `write_labels`, `write_fractions` or `write_xfm`, called with `image` and `content`.
         """
-        about = {**about, "Sources": [self.uri], PROTOCOL: self.protocol}
+        about = {**about, "Sources": self.sources, PROTOCOL: self.protocol}
         write_json(sidecar_of(image), about)
         write(image, *content)
         write_json(sidecar_of(image), {**about, KEY: self.key})
@@ -71,7 +80,9 @@ class Owner:
         """
         for sidecar in sorted(set(folder.glob("*.json")) - set(keep)):
             content, _ = read_json(sidecar)
-            if content.get("Sources") == [self.uri] and content.get(PROTOCOL) == self.protocol:
+            sources = content.get("Sources")
+            own = isinstance(sources, list) and sources[:1] == [self.uri]
+            if own and content.get(PROTOCOL) == self.protocol:
                 for extension in (".nii.gz", ".txt"):
                     remove_file(sidecar.with_name(sidecar.name.removesuffix(".json") + extension))
                 remove_file(sidecar)

@@ -119,7 +119,7 @@ class RunLog:
         jobs = [
             {
                 "Scan": scan_name(job.scan), "Model": job.card.name, "Version": job.card.version,
-                "Reason": job.reason,
+                "Reason": job.reason, "Beside": [scan_name(other) for other in job.companions],
                 "Refused": [{"Model": no.model, "Reason": no.reason} for no in job.refused],
                 "Warnings": job.warnings, "Device": job.device, "MemoryGib": job.memory_gib,
                 "AgeDays": job.scan.age.days, "PostMenstrualWeeks": job.scan.age.pma_weeks,

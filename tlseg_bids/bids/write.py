@@ -241,7 +241,7 @@ class Derivatives:
         with self._lock_visit(job):
             for folder in (paths.dseg.parent, other.folder):
                 owner.remove_others(folder, paths.files)
-        common = {"SpatialReference": job.scan.uri, "Sources": [job.scan.uri]}
+        common = {"SpatialReference": job.scan.uri, "Sources": owner.sources}
         volumes = segmentation.volumes
         write_labels(paths.dseg, segmentation.labels.data, scan, int(volumes["index"].max()))
         mask = segmentation.brain_mask.astype(np.uint8)

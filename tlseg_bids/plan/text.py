@@ -8,7 +8,10 @@ from tlseg_bids.flow import Job, Plan, Skip
 
 
 def describe(plan: Plan) -> str:
-    """Scan, model, reason, refused models, device and memory, as ``--dry-run`` prints them."""
+    """Scan, model, reason, device, memory, scans that the model sees beside it, refused models.
+
+    ``--dry-run`` prints it.
+    """
     blocks = [_job_text(job) for job in plan.jobs] + [_skip_text(skip) for skip in plan.skips]
     failed = sum(not skip.wanted for skip in plan.skips)
     left_out = len(plan.skips) - failed
@@ -24,6 +27,7 @@ def _job_text(job: Job) -> str:
         f"  model    {job.card.name} {job.card.version}: {job.reason}",
         f"  device   {job.device}, about {job.memory_gib:.1f} GiB of memory",
     ]
+    lines += [f"  beside   {scan_name(other)}" for other in job.companions]
     lines += [f"  refused  {other.model}: {other.reason}" for other in job.refused]
     lines += [f"  warning  {warning}" for warning in job.warnings]
     return "\n".join(lines)

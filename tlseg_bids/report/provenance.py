@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tlseg_bids.errors import amount
-from tlseg_bids.report.derivatives import LabelledScan
+from tlseg_bids.report.derivatives import LabelledScan, as_list
 
 Identity = tuple[str, str, str]
 QC_DIGITS = 3
@@ -66,6 +66,7 @@ def facts_of(scan: LabelledScan) -> list[tuple[str, str]]:
     memory = sidecar.get("PeakMemoryGib")
     facts = [
         ("Scan", scan.source),
+        ("Seen together with", ", ".join(map(str, as_list(sidecar.get("Sources"))[1:]))),
         ("Age", _age(sidecar.get("Age"))),
         ("Contrast agent", _text(sidecar.get("ContrastAgent"))),
         ("Label protocol", scan.protocol.name),

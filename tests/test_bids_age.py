@@ -181,6 +181,8 @@ def test_the_command_line_wins(tmp_path):
         ("", "participants.tsv is empty"),
         (table("participant_id|sex", "sub-01|F"), "participants.tsv has no age column"),
         (table("participant_id|age", "sub-02|3"), "participants.tsv has no row for it"),
+        (table("subject|age", "sub-01|3"), "participants.tsv has no column 'participant_id'"),
+        ("participant_id,age\nsub-01,3\n", "participants.tsv has no column 'participant_id'"),
         (
             table("participant_id|age", "sub-01"),
             "participants.tsv, column 'age': it says 'nothing'",
@@ -210,6 +212,29 @@ def test_the_command_line_wins(tmp_path):
 def test_an_age_that_is_not_there_is_no_error_but_a_reason(tmp_path, people, source):
     age = age_of(tmp_path, {} if people is None else {PEOPLE: people})
     assert (age.days, age.pma_weeks, age.source) == (None, None, source)
+
+
+@pytest.mark.parametrize(
+    ("header", "described"),
+    [
+        ("participant_id|age", {"Age": {"Units": "weeks"}}),
+        ("participant_id|AGE", {"age": {"units": "weeks"}}),
+        ("Participant_ID|age", {"age": {"Units": "weeks"}}),
+        ("Participant_ID|Session_ID|age", {"age": {"Units": "weeks"}}),
+    ],
+)
+def test_upper_and_lower_case_of_names_do_not_matter(tmp_path, header, described):
+    rows = {2: ("sub-01|34",), 3: ("sub-01|ses-1|34", "sub-01|ses-2|40")}[header.count("|") + 1]
+    texts = {PEOPLE: table(header, *rows), "participants.json": described}
+    age = age_of(tmp_path, texts, SESSION_SCAN)
+    assert (age.days, age.source) == (34 * 7, "participants.tsv")
+
+
+@pytest.mark.parametrize("written", ["anat/{}", "./anat/{}", "/anat/{}"])
+def test_the_row_of_a_scan_is_found_by_its_path(tmp_path, written):
+    file = written.format("sub-01_ses-1_T1w.nii.gz")
+    texts = {"sub-01/ses-1/sub-01_ses-1_scans.tsv": table("Filename|age", f"{file}|34")}
+    assert age_of(tmp_path, texts, SESSION_SCAN).days == 34 * DAYS_PER_YEAR
 
 
 def test_an_unknown_unit_is_a_reason(tmp_path):

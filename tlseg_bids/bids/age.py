@@ -3,14 +3,17 @@
 The nearest table that gives an age wins: scans, then sessions, then participants. In one table,
 ``age_days``, ``age_weeks`` and ``age_months`` come before ``age`` (whose unit is the ``Units`` of
 the JSON beside the table, else years, the BIDS default) and ``age_years``; post-menstrual age is
-read from ``scan_age``, ``pma_weeks`` or ``pma``. A missing, withheld (``n/a``) or capped (``89+``)
-age is normal: the result says why there is none, and nothing is raised.
+read from ``scan_age``, ``pma_weeks`` or ``pma``. Upper and lower case of these names, of those of
+the columns that name the scan and of ``Units`` do not matter. A missing, withheld (``n/a``) or
+capped (``89+``) age is normal: the result says why there is none, and nothing is raised.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tlseg_bids.bids.scan import Age
@@ -120,14 +123,14 @@ class AgeReader:
         stem = f"{subject}_ses-{session}" if session else subject
         scans = self._table(inner / f"{stem}_scans.tsv", "scans.json")
         here = path.relative_to(inner).as_posix() if path.is_relative_to(inner) else path.name
-        yield scans, [row for row in scans.rows if row.get("filename", "").lstrip("./") == here]
+        yield _matching(scans, "filename", "[./]+", here)
         if session:
             table = self._table(folder / f"{subject}_sessions.tsv", "sessions.json")
-            yield table, _matching(table.rows, "session_id", "ses-", session)
+            yield _matching(table, "session_id", "ses-", session)
         table = self._table(self._root / "participants.tsv")
-        rows = _matching(table.rows, "participant_id", "sub-", entities["sub"])
-        if session and any(row.get("session_id") for row in rows):
-            rows = _matching(rows, "session_id", "ses-", session)
+        table, rows = _matching(table, "participant_id", "sub-", entities["sub"])
+        if session and any(row.get(_spelled(row, "session_id")) for row in rows):
+            _, rows = _matching(replace(table, rows=tuple(rows)), "session_id", "ses-", session)
         yield table, rows
 
     def _table(self, path: Path, inherited: str = "") -> Table:
@@ -140,9 +143,20 @@ class AgeReader:
         return self._tables[path]
 
 
-def _matching(rows, column: str, prefix: str, label: str) -> list[dict[str, str]]:
-    """Rows whose `column` is the label, with or without its prefix."""
-    return [row for row in rows if row.get(column, "").removeprefix(prefix) == label]
+def _matching(
+    table: Table, column: str, prefix: str, label: str
+) -> tuple[Table, list[dict[str, str]]]:
+    """A table, and its rows whose `column` is the label, with or without the pattern `prefix`."""
+    name = _spelled(table.rows[0], column) if table.rows else column
+    if name is None:
+        return replace(table, problem=f"has no column '{column}'"), []
+    wanted = re.compile(f"(?:{prefix})?{re.escape(label)}")
+    return table, [row for row in table.rows if wanted.fullmatch(row[name])]
+
+
+def _spelled(names: Iterable[str], name: str) -> str | None:
+    """How a table or its JSON spells a name, of which upper and lower case do not matter."""
+    return next((one for one in names if one.casefold() == name.casefold()), None)
 
 
 def age_from_rows(table: Table, rows: list[dict[str, str]]) -> Age:
@@ -188,8 +202,8 @@ def _age_from_row(table: Table, row: dict[str, str]) -> Age:
 
 def _stated_unit(table: Table, column: str) -> str | None:
     """``Units`` of a column in the table's JSON; None if it states none."""
-    entry = table.columns.get(column)
-    units = entry.get("Units") if isinstance(entry, dict) else None
+    entry = table.columns.get(_spelled(table.columns, column))
+    units = entry.get(_spelled(entry, "Units")) if isinstance(entry, dict) else None
     return units.strip() if isinstance(units, str) and units.strip() else None
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.datasets import config, make_dataset, make_hostile_dataset, real_dataset, table
 from tlseg_bids.bids.discover import check_dataset, discover
+from tlseg_bids.bids.source import is_gone
 from tlseg_bids.errors import (
     CannotCreateError,
     DataError,
@@ -472,6 +473,25 @@ def test_a_link_to_a_folder_that_is_not_there_is_a_failure_of_its_own(tmp_path, 
             f"the folder {lost} is a link to '/not/mounted', which does not exist",
             "mend the link, or mount what it leads to if you use a container",
         )
+
+
+@pytest.mark.parametrize("absent", ["sub-02", "sub-02/ses-1"])
+def test_a_subdataset_that_is_not_installed_is_a_failure_of_its_own(tmp_path, absent):
+    modules = f'[submodule "x"]\n\tpath = {absent}\n\turl = ./x\n[submodule "y"]\n\tpath = y\n'
+    scans = ["sub-01/anat/sub-01_T1w.nii.gz"]
+    root = make_dataset(tmp_path / "raw", scans, {".gitmodules": modules})
+    (root / absent).mkdir(parents=True)
+    (root / "sub-03").mkdir()  # a folder that is empty, but nobody says that it should not be
+    (scan,), (unusable,) = discover(config(root))
+    assert (scan.subject, unusable.scan.path) == ("01", root / absent)
+    assert (unusable.reason, unusable.hint) == (
+        f"the folder {absent} is a DataLad subdataset that is not installed",
+        f"run `datalad get -n {absent}` in {root}",
+    )
+    assert not is_gone(root, absent)
+    (root / absent / "anat").mkdir()
+    assert discover(config(root)) == ((scan,), ())
+    assert is_gone(root, absent)
 
 
 def test_a_dataset_of_links_that_lead_nowhere_is_not_taken_for_another_folder(tmp_path):

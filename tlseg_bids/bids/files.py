@@ -6,12 +6,15 @@ It is told from the file system, without opening the image.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 POINTER_BYTES = 64
+SUBDATASET = re.compile(r"^\s*path\s*=\s*(.+?)\s*$", re.MULTILINE)
+"""Where a subdataset of DataLad lies, in the file ``.gitmodules``."""
 
 
 def closed_folders(root: Path, labels: Iterable[str]) -> list[Path]:
@@ -20,16 +23,28 @@ def closed_folders(root: Path, labels: Iterable[str]) -> list[Path]:
     What lies in a closed folder is not listed.
     """
     found = []
+    absent = not_installed(root)
+
+    def is_shut(folder: Path) -> bool:
+        closed = leads_nowhere(folder) or (folder.is_dir() and is_closed(folder))
+        return closed or folder in absent
+
     for label in labels:
         subject = root / f"sub-{label}"
-        visits = [subject] if _is_shut(subject) else [subject, *sorted(subject.glob("ses-*"))]
-        shut = (next(filter(_is_shut, (visit, visit / "anat")), None) for visit in visits)
+        visits = [subject] if is_shut(subject) else [subject, *sorted(subject.glob("ses-*"))]
+        shut = (next(filter(is_shut, (visit, visit / "anat")), None) for visit in visits)
         found += [folder for folder in shut if folder is not None]
     return found
 
 
-def _is_shut(folder: Path) -> bool:
-    return leads_nowhere(folder) or (folder.is_dir() and is_closed(folder))
+def not_installed(root: Path) -> set[Path]:
+    """The folders of a dataset's DataLad subdatasets that hold nothing yet."""
+    try:
+        text = (root / ".gitmodules").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    folders = (root / path for path in SUBDATASET.findall(text))
+    return {f for f in folders if f.is_dir() and not is_closed(f) and not any(f.iterdir())}
 
 
 def why_closed(folder: Path, root: Path) -> tuple[str, str]:
@@ -38,6 +53,9 @@ def why_closed(folder: Path, root: Path) -> tuple[str, str]:
     if leads_nowhere(folder):
         reason = f"the folder {name} is a link to '{folder.readlink()}', which does not exist"
         return reason, "mend the link, or mount what it leads to if you use a container"
+    if not is_closed(folder):
+        reason = f"the folder {name} is a DataLad subdataset that is not installed"
+        return reason, f"run `datalad get -n {name}` in {shlex.quote(str(root))}"
     reason = f"there is no permission to read the folder {name}"
     return reason, "give the user who runs this read access to it, or leave the participant out"
 

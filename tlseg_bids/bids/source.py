@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from tlseg_bids.bids.atomic import clean_cell
-from tlseg_bids.bids.files import is_closed
+from tlseg_bids.bids.files import is_closed, not_installed
 from tlseg_bids.bids.names import EXTENSIONS, in_standard_space
 from tlseg_bids.bids.tables import read_json
 from tlseg_bids.errors import TlsegError
@@ -104,7 +104,7 @@ def is_gone(dataset: Path, scan: str) -> bool:
     """Whether a failure that the logs tell of is over because its scan was renamed or removed.
 
     A link without content, as in a DataLad dataset, is there; so is what cannot be reached. The
-    record of a folder that there was no permission to read is over once it can be read.
+    record of a folder that could not be looked into is over once it can.
 
     Parameters
     ----------
@@ -118,7 +118,8 @@ def is_gone(dataset: Path, scan: str) -> bool:
         places = [found for place in places for found in _named(place, part)]
     if scan.lower().endswith(EXTENSIONS):
         return not places
-    return not any(is_closed(place) for place in places)
+    absent = not_installed(dataset)
+    return not any(is_closed(place) or place in absent for place in places)
 
 
 def _named(folder: Path, name: str) -> list[Path]:

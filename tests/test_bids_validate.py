@@ -65,6 +65,13 @@ def test_only_the_selected_participants_are_looked_at(tmp_path):
 
 
 @needs_validator
+def test_a_participant_that_is_a_link_to_nowhere_is_not_looked_at(tmp_path):
+    root = make_dataset(tmp_path / "raw", ["sub-01/anat/sub-01_T1w.nii.gz"])
+    (root / "sub-02").symlink_to("/not/mounted")
+    assert validate(root, ["01"]) == module.Validation()
+
+
+@needs_validator
 def test_errors_of_scans_are_sentences_and_do_not_stop_the_run(tmp_path):
     root = make_dataset(tmp_path / "raw")
     anat = root / "sub-01" / "anat"

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tlseg_bids.bids.files import leads_nowhere
 from tlseg_bids.errors import CannotCreateError, NotBidsError, amount
 
 PROGRAM = "bids-validator-deno"
@@ -123,9 +124,10 @@ def find_validator() -> str | None:
 
 
 def _link(bids_dir: Path, subjects: list[str], folder: Path) -> None:
-    """Fill `folder` with links to the root files and the participants' folders."""
+    """Fill `folder` with links to the root files and the participants' folders that are there."""
     for entry in bids_dir.iterdir():
-        if not entry.is_dir() or entry.name in LINKED_FOLDERS:
+        lost = entry.name.startswith("sub-") and leads_nowhere(entry)
+        if entry.name in LINKED_FOLDERS or not (entry.is_dir() or lost):
             (folder / entry.name).symlink_to(entry)
     for subject in subjects:
         source = bids_dir / f"sub-{subject}"

@@ -359,7 +359,8 @@ def test_an_engine_has_the_time_to_stop_its_container(place, end, number):
     assert (place / "heard").read_text() == "stopped\n", "once, and to its end"
 
 
-def test_a_run_that_is_told_to_end_while_its_engine_starts_hands_it_on(place, monkeypatch):
+@pytest.mark.usefixtures("place")
+def test_a_run_that_is_told_to_end_while_its_engine_starts_hands_it_on(monkeypatch):
     begin = subprocess.Popen
 
     def started(*given, **more):

@@ -369,6 +369,35 @@ def test_a_network_of_two_images_starts_as_its_parent_of_the_first(parcels, reci
     assert weight.grad[:, 8:16].abs().max() > 0, "the second image can be learned from"
 
 
+def test_a_wider_network_starts_as_the_narrow_one_answers(parcels, recipe, fine, tmp_path):
+    start = load_start(train(recipe, parcels, tmp_path, _quiet), "segmenter")
+    narrow = build(**recipe.network, out_channels=recipe.head_sizes)
+    narrow.load_state_dict(start["average"])
+    features = [n + 4 * (i + 1) for i, n in enumerate(recipe.network["features"])]
+    network = {**fine.network, "features": features}
+    wide = build(**network, out_channels=fine.head_sizes)
+    adopt(wide, replace(fine, network=network), start)
+    image = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    even = torch.full((1, 33, 16, 16, 16), 1 / 33)
+    prior = torch.cat([torch.full((1, 143, 16, 16, 16), 1 / 143), even], 1)
+    with torch.no_grad():
+        old = narrow(image, even).softmax(1)
+        new = wide(image, prior, head=1, parts=()).softmax(1)
+    torch.testing.assert_close(new, old, atol=1e-5, rtol=1e-4)
+    wide(image, prior, head=1, parts=()).square().sum().backward()
+    read = wide.heads[1].weight.grad[:, recipe.network["features"][0] :]
+    assert (read.abs().sum((0, 2, 3, 4)) > 0).all(), "what is new can be learned from"
+
+
+def test_a_network_that_is_not_wider_everywhere_is_refused(parcels, recipe, tmp_path):
+    start = load_start(train(recipe, parcels, tmp_path, _quiet), "segmenter")
+    first, *more = recipe.network["features"]
+    other = replace(recipe, network={**recipe.network, "features": [first + 4, *more[:-1], 4]})
+    child = build(**other.network, out_channels=other.head_sizes)
+    with pytest.raises(DataError, match="give the recipe the network of its start"):
+        adopt(child, other, start)
+
+
 def test_a_new_head_starts_from_the_structures_that_its_own_are_part_of(
     parcels, recipe, fine, tmp_path
 ):

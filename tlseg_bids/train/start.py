@@ -14,6 +14,7 @@ from tlseg_bids.errors import DataError
 from tlseg_bids.labels.mapping import known_mappings, load_mapping
 from tlseg_bids.labels.protocol import load_protocol
 from tlseg_bids.train.recipe import Recipe, load_checkpoint
+from tlseg_bids.train.wider import widened
 from tlseg_bids.zoo.card_file import read_card
 from tlseg_bids.zoo.weights import load_weights
 
@@ -78,15 +79,17 @@ def adopt(network: nn.Module, recipe: Recipe, start: dict[str, Any]) -> None:
     A head of the same protocol is taken over; a new one starts from a head whose structures are
     unions of its own, each shared out evenly, where a mapping says so; a further decoder starts
     from the first one; further image channels of the first layer start at 0, so that the network
-    answers as its start did of the first one. What the start does not have keeps its random
-    values, and what it has in another shape is refused.
+    answers as its start did of the first one; levels may be wider than the start's, see `widened`.
+    What the start does not have keeps its random values, and what it has in another shape is
+    refused.
 
     Raises
     ------
     DataError
         If the body of the network is another one.
     """
-    own, given = network.state_dict(), start["average"]
+    own = network.state_dict()
+    given = widened(start["average"], own)
     heads = tuple(start["heads"])
     for key, value in own.items():
         found = ANSWER.fullmatch(key)

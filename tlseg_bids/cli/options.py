@@ -92,8 +92,9 @@ def _selection(group: argparse._ArgumentGroup) -> None:
         "--skip-bids-validation", action="store_true", help="do not run the BIDS validator"
     )
     group.add_argument(
-        "--multi-run", choices=("each", "first"),
-        help="label every run (default), or the first readable run alone",
+        "--multi-run", choices=("each", "first", "best-qc"),
+        help="label every run (default), or the first readable run alone; at the level group, "
+        "which run of a scan to use: each, the first, or the one of best quality",
     )  # fmt: skip
     group.add_argument(
         "--shard", type=values.shard, metavar="I/N",

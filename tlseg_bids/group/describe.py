@@ -148,7 +148,8 @@ EXCLUSION = {
     "proposal": entry("What is proposed; no table leaves a scan out because of it", levels={
         "use": "nothing speaks against it, or a rater passed it",
         "look": "look at the report before using it",
-        "exclude": "a rater failed it, or nobody rated it and its verdict is exclude"}),
+        "exclude": "a rater failed it, or nobody rated it and its verdict is exclude; with "
+        "--multi-run first or best-qc also: another run of the scan is to be used"}),
     "reasons": entry("Why, most important first"),
     "ratings": entry("Ratings of the present result"),
     "outliers": entry(f"Volumes whose robust_z is beyond {Z_LIMIT}"),

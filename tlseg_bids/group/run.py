@@ -19,6 +19,7 @@ from tlseg_bids.group.collect import collect
 from tlseg_bids.group.exclusion import Proposal, Rating, propose, read_ratings
 from tlseg_bids.group.page import write_page
 from tlseg_bids.group.parameters import Parameters, as_json, read_parameters
+from tlseg_bids.group.runs import one_of_each
 from tlseg_bids.group.study import TOTALS, Study, structures
 
 LOG = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def run_group(config: Config) -> int:
     strata = analyse(study, config, given)
     ratings, said = read_ratings(config.ratings, study.rows)
     study.notes += said
-    proposals = _proposals(study, strata, ratings)
+    proposals, said = one_of_each(study.rows, _proposals(study, strata, ratings), config.multi_run)
+    study.notes += said
     for failure in study.failures:
         LOG.warning("%s: %s – %s", failure.name, failure.error, failure.hint)
     for note in study.notes:

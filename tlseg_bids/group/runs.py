@@ -1,0 +1,75 @@
+"""Which run of a scan to use, where it was repeated: proposed, like all that is left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tlseg_bids.errors import amount
+from tlseg_bids.group.exclusion import Proposal
+from tlseg_bids.group.study import Row, number
+
+ORDER = ("use", "look", "exclude")
+DICE = ("qc", "qc_predicted_dice")
+
+
+def one_of_each(
+    rows: Sequence[Row], proposals: Sequence[Proposal], which: str
+) -> tuple[list[Proposal], list[str]]:
+    """Propose to leave out all but one of the scans that differ in nothing but ``run``.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+    proposals : sequence of Proposal
+        Of each row, made without regard to its other runs.
+    which : str
+        ``each``: nothing is changed. ``first``: the run with the lowest number stays. ``best-qc``:
+        one that is proposed for ``use`` before one to ``look`` at before one to ``exclude``; of
+        several, the one whose labels are expected to have the highest Dice, then the first.
+
+    Returns
+    -------
+    proposals : list of Proposal
+        ``exclude`` for the other runs, with the run to use instead as their first reason.
+    said : list of str
+        A sentence for the log and the page.
+    """
+    if which == "each":
+        return list(proposals), []
+    scans: dict[tuple[object, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        scans.setdefault(_all_but_run(row), []).append(place)
+    repeated = [runs for runs in scans.values() if len(runs) > 1]
+    if not repeated:
+        return list(proposals), [f"--multi-run {which}: no scan was repeated"]
+    found = list(proposals)
+    for runs in repeated:
+        ranks = {n: _rank(rows[n], proposals[n], which) for n in runs}
+        kept = min(ranks, key=ranks.__getitem__)
+        for n in runs:
+            if n != kept:
+                why = f"use {rows[kept].stem} instead (--multi-run {which})"
+                reasons = (why, *proposals[n].reasons)
+                found[n] = replace(proposals[n], proposal="exclude", reasons=reasons)
+    others = sum(map(len, repeated)) - len(repeated)
+    return found, [
+        f"--multi-run {which}: {amount(len(repeated), 'scan')} with several runs, of each of which "
+        f"one is to be used; {amount(others, 'other')} to be left out (group_exclusion.tsv)"
+    ]
+
+
+def _all_but_run(row: Row) -> tuple[object, ...]:
+    entities = sorted(item for item in row.entities.items() if item[0] != "run")
+    return row.suffix, row.protocol, *entities
+
+
+def _rank(row: Row, proposal: Proposal, which: str) -> tuple[float, ...]:
+    """Lower is better."""
+    run = row.entities.get("run", "0")
+    order = float(run) if run.isdecimal() else 0.0
+    if which == "first":
+        return (order,)
+    dice = number(row.facts.get(DICE, "n/a"))
+    return (float(ORDER.index(proposal.proposal)), math.inf if math.isnan(dice) else -dice, order)

@@ -55,5 +55,6 @@ def test_the_dictionary_says_what_a_brain_volume_and_an_exclusion_are(tmp_path) 
     )
     told = json.loads((tmp_path / "out" / "group_exclusion.json").read_text())
     assert told["proposal"]["Levels"]["exclude"] == (
-        "a rater failed it, or nobody rated it and its verdict is exclude"
+        "a rater failed it, or nobody rated it and its verdict is exclude; with --multi-run first "
+        "or best-qc also: another run of the scan is to be used"
     )

@@ -430,9 +430,10 @@ def test_a_new_head_starts_from_the_structures_that_its_own_are_part_of(
 
 def test_a_start_of_another_body_is_refused(heads, recipe, tmp_path):
     first = train(recipe, heads, tmp_path, _quiet)
-    wide = replace(recipe, network={**recipe.network, "features": [6, 8]}, start=str(first))
+    features = [n // 2 for n in recipe.network["features"]]
+    narrow = replace(recipe, network={**recipe.network, "features": features}, start=str(first))
     with pytest.raises(DataError, match=r"has the shape .* in the start.*network of its start"):
-        train(wide, heads, tmp_path / "wide", _quiet)
+        train(narrow, heads, tmp_path / "narrow", _quiet)
 
 
 def test_a_protocol_of_too_many_structures_is_refused():

@@ -104,7 +104,8 @@ def adopt(network: nn.Module, recipe: Recipe, start: dict[str, Any]) -> None:
                 raise DataError(
                     f"'{key}' has the shape {tuple(there.shape)} in the start and "
                     f"{tuple(value.shape)} in the recipe's network",
-                    recipe.start or recipe.name, "give the recipe the network of its start",
+                    recipe.start or recipe.name,
+                    "give the recipe the network of its start, or wider levels",
                 )  # fmt: skip
             value.copy_(there)
 

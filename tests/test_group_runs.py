@@ -43,7 +43,6 @@ def repeated(*qualities: dict[str, object], **more: str) -> list[Person]:
         (({**dice(0.90), **MOVED}, dice(0.70)), 2),
         (({**dice(0.90), "Flags": ["The scan ends early."]}, dice(0.70)), 2),
         (({"QualityControl": {}}, dice(0.70)), 2),
-        (({**dice(0.70), **MOVED}, {**dice(0.80), **MOVED}), 2),
     ],
 )
 def test_the_run_of_best_quality_is_to_be_used(tmp_path, caplog, qualities, best) -> None:
@@ -55,12 +54,28 @@ def test_the_run_of_best_quality_is_to_be_used(tmp_path, caplog, qualities, best
     first = found.loc[other, "reasons"].split("; ")[0]
     assert first == f"use {stems[best - 1]} instead (--multi-run best-qc)"
     assert "instead" not in str(found.loc[stems[best - 1], "reasons"])
-    both_moved = all("Verdict" in quality for quality in qualities)
-    assert (found.loc[stems[best - 1], "proposal"] == "exclude") == both_moved
+    assert found.loc[stems[best - 1], "proposal"] != "exclude"
     assert (
-        "--multi-run best-qc: 1 scan with several runs, of each of which one is to be used; "
-        "1 other to be left out (group_exclusion.tsv)"
+        "--multi-run best-qc: 1 scan with several runs; one run of 1 is to be used, 1 other to be "
+        "left out (group_exclusion.tsv)"
     ) in caplog.text
+
+
+@pytest.mark.parametrize("which", ["first", "best-qc"])
+def test_a_scan_none_of_whose_runs_is_fit_is_told(tmp_path, caplog, which) -> None:
+    people = repeated({**dice(0.70), **MOVED}, {**dice(0.80), **MOVED})
+    found = group(tmp_path, people, "--multi-run", which)
+    assert set(found["proposal"]) == {"exclude"}
+    assert not found["reasons"].str.contains("instead").any()
+    assert f"all runs are to be excluded of {people[0].stem}" in caplog.text
+    assert "one run of 0 is to be used, 0 others to be left out" in caplog.text
+
+
+def test_first_passes_over_a_run_to_exclude(tmp_path) -> None:
+    people = repeated({**dice(0.90), **MOVED}, dice(0.70), dice(0.80))
+    found = group(tmp_path, people, "--multi-run", "first")
+    assert list(found["proposal"]) == ["exclude", "use", "exclude"]
+    assert found.loc[people[0].stem, "reasons"].startswith(f"use {people[1].stem} instead")
 
 
 def test_a_rater_outweighs_the_expected_dice(tmp_path) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tlseg_bids.errors import amount
+from tlseg_bids.errors import amount, listed
 from tlseg_bids.group.exclusion import Proposal
 from tlseg_bids.group.study import Row, number
 
@@ -25,9 +25,10 @@ def one_of_each(
     proposals : sequence of Proposal
         Of each row, made without regard to its other runs.
     which : str
-        ``each``: nothing is changed. ``first``: the run with the lowest number stays. ``best-qc``:
-        one that is proposed for ``use`` before one to ``look`` at before one to ``exclude``; of
-        several, the one whose labels are expected to have the highest Dice, then the first.
+        ``each``: nothing is changed. Of the runs that are not to be excluded anyway, one stays:
+        with ``first`` that with the lowest number, with ``best-qc`` one to ``use`` before one to
+        ``look`` at; of several, the one whose labels are expected to have the highest Dice, then
+        the first.
 
     Returns
     -------
@@ -44,20 +45,27 @@ def one_of_each(
     repeated = [runs for runs in scans.values() if len(runs) > 1]
     if not repeated:
         return list(proposals), [f"--multi-run {which}: no scan was repeated"]
-    found = list(proposals)
+    found, others, none = list(proposals), 0, []
     for runs in repeated:
-        ranks = {n: _rank(rows[n], proposals[n], which) for n in runs}
-        kept = min(ranks, key=ranks.__getitem__)
+        fit = [n for n in runs if proposals[n].proposal != "exclude"]
+        if not fit:
+            none.append(rows[runs[0]].stem)
+            continue
+        kept = min(fit, key=lambda n: _rank(rows[n], proposals[n], which))
         for n in runs:
             if n != kept:
                 why = f"use {rows[kept].stem} instead (--multi-run {which})"
                 reasons = (why, *proposals[n].reasons)
                 found[n] = replace(proposals[n], proposal="exclude", reasons=reasons)
-    others = sum(map(len, repeated)) - len(repeated)
-    return found, [
-        f"--multi-run {which}: {amount(len(repeated), 'scan')} with several runs, of each of which "
-        f"one is to be used; {amount(others, 'other')} to be left out (group_exclusion.tsv)"
+                others += 1
+    said = [
+        f"--multi-run {which}: {amount(len(repeated), 'scan')} with several runs; "
+        f"one run of {len(repeated) - len(none)} is to be used, {amount(others, 'other')} to be "
+        "left out (group_exclusion.tsv)"
     ]
+    if none:
+        said.append(f"--multi-run {which}: all runs are to be excluded of {listed(none)}")
+    return found, said
 
 
 def _all_but_run(row: Row) -> tuple[object, ...]:

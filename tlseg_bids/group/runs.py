@@ -9,8 +9,8 @@ from dataclasses import replace
 from tlseg_bids.errors import amount, listed
 from tlseg_bids.group.exclusion import Proposal
 from tlseg_bids.group.study import Row, number
+from tlseg_bids.report.derivatives import SAME
 
-ORDER = ("use", "look", "exclude")
 DICE = ("qc", "qc_predicted_dice")
 
 
@@ -39,7 +39,7 @@ def one_of_each(
     """
     if which == "each":
         return list(proposals), []
-    scans: dict[tuple[object, ...], list[int]] = {}
+    scans: dict[tuple[str, ...], list[int]] = {}
     for place, row in enumerate(rows):
         scans.setdefault(_all_but_run(row), []).append(place)
     repeated = [runs for runs in scans.values() if len(runs) > 1]
@@ -68,9 +68,9 @@ def one_of_each(
     return found, said
 
 
-def _all_but_run(row: Row) -> tuple[object, ...]:
-    entities = sorted(item for item in row.entities.items() if item[0] != "run")
-    return row.suffix, row.protocol, *entities
+def _all_but_run(row: Row) -> tuple[str, ...]:
+    same = (row.entities.get(name, "") for name in SAME)
+    return row.participant, row.session, row.stratum, *same
 
 
 def _rank(row: Row, proposal: Proposal, which: str) -> tuple[float, ...]:
@@ -80,4 +80,4 @@ def _rank(row: Row, proposal: Proposal, which: str) -> tuple[float, ...]:
     if which == "first":
         return (order,)
     dice = number(row.facts.get(DICE, "n/a"))
-    return (float(ORDER.index(proposal.proposal)), math.inf if math.isnan(dice) else -dice, order)
+    return (float(proposal.proposal != "use"), math.inf if math.isnan(dice) else -dice, order)
